@@ -1,0 +1,53 @@
+# Every target sets up what it needs; `make help` lists them.
+VENV ?= .venv
+ARGS ?=
+EXPERIMENT ?= quickstart
+BIN := $(VENV)/bin
+# The first interpreter that runs and is of a supported version.
+PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
+	$$each -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& echo $$each && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint typecheck format bench pretrain clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## create .venv and install the package with its pinned dependencies (once)
+
+# The stamp is written last, after the imports that a mismatched torch and torchvision would break.
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one or give PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (several GB; a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "import timm, torch, torchvision; torchvision.ops.nms; print('torch', torch.__version__, '| torchvision', torchvision.__version__, '| timm', timm.__version__, '| CUDA', torch.cuda.is_available())"
+	@touch $@
+
+run: setup ## run an experiment: make run [EXPERIMENT=quickstart] [ARGS="rounds=5"]
+	@$(BIN)/fedprompt run $(EXPERIMENT) $(ARGS)
+
+test: setup ## run the whole test suite: make test [ARGS="-k name"]
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+typecheck: setup ## check types
+	@$(BIN)/mypy
+
+format: setup ## format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## measure the quickstart over three seeds and the state hashes (about 15 minutes)
+	@$(BIN)/python benchmarks/quickstart.py $(ARGS)
+
+pretrain: setup ## train the embedded backbone again (about an hour): make pretrain [ARGS="--help"]
+	@$(BIN)/fedprompt pretrain $(ARGS)
+
+clean: ## remove the environment and everything that tools left behind; runs/ stays
+	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

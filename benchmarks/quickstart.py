@@ -1,0 +1,128 @@
+"""The quickstart over several seeds, and its state hash under every runtime.
+
+    python benchmarks/quickstart.py [--seeds 3] [--experiment quickstart] [--skip-hashes]
+
+For each seed the whole quickstart is run as a user runs it (`fedprompt run quickstart seed=S`, a
+fresh process, Ray start included) and its wall-clock time taken. A seed changes the partition, the
+cohorts, the initial weights and the batches; the split of the digits stays. Reported per method:
+test accuracy of the last round, mean and 95 % interval (Student's t over seeds), and the paired
+difference to FedAvg-PT. Then the first three rounds of seed 0 are run under `serial` and under Ray
+with 1, 2 and 4 actors; all must end in the same state, or the benchmark fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fedprompt.records import RunDirectory, manifest
+
+BASELINES = ("fedavg_pt_plus", "fedavg_pt")  # the first that the experiment compares with
+RUNTIMES = {
+    "serial": ["runtime=serial"],
+    "ray, 1 actor": ["runtime=ray", "runtime.actors=1"],
+    "ray, 2 actors": ["runtime=ray", "runtime.actors=2"],
+    "ray, 4 actors": ["runtime=ray", "runtime.actors=4"],
+}
+
+
+def fedprompt_run(
+    experiment: str, folder: Path, overrides: Sequence[str]
+) -> tuple[float, dict[str, Any]]:
+    """Run an experiment in a process of its own: wall-clock seconds and its summary."""
+    command = [sys.executable, "-m", "fedprompt", "run", experiment, f"run_dir={folder}"]
+    started = time.perf_counter()
+    subprocess.run([*command, *overrides], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started, RunDirectory.open(folder).read_summary()
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and half-width of the 95 % interval."""
+    half = float("nan")
+    if len(values) > 1:
+        spread = np.std(values, ddof=1) / np.sqrt(len(values))
+        half = float(stats.t.ppf(0.975, len(values) - 1) * spread)
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "half_width_95": round(half, 4),
+        "values": [round(value, 4) for value in values],
+    }
+
+
+def measure_seeds(experiment: str, folder: Path, seeds: int) -> dict[str, Any]:
+    accuracy: dict[str, list[float]] = {}
+    prompts: dict[str, list[int]] = {}
+    seconds, hashes = [], []
+    for seed in range(seeds):
+        elapsed, summary = fedprompt_run(experiment, folder / f"seed{seed}", [f"seed={seed}"])
+        seconds.append(round(elapsed, 1))
+        hashes.append(summary["state_sha256"])
+        for name, row in {
+            summary["method"]: summary,
+            **{row["name"]: row for row in summary["comparison"]},
+        }.items():
+            accuracy.setdefault(name, []).append(row["accuracy"])
+            prompts.setdefault(name, []).append(row["prompts"])
+        print(
+            f"seed {seed}: {elapsed:.0f} s, { ({k: v[-1] for k, v in accuracy.items()}) }",
+            flush=True,
+        )
+    baseline = next(name for name in BASELINES if name in accuracy)
+    base = np.array(accuracy[baseline])
+    return {
+        "seconds_whole_command": seconds,
+        "state_sha256": hashes,
+        "methods": {
+            name: {
+                "test_accuracy": interval(values),
+                f"difference_to_{baseline}": interval((np.array(values) - base).tolist()),
+                "prompts_kept": prompts[name],
+            }
+            for name, values in accuracy.items()
+        },
+    }
+
+
+def measure_hashes(experiment: str, folder: Path) -> dict[str, Any]:
+    rows = {}
+    for number, (name, overrides) in enumerate(RUNTIMES.items()):
+        more = ["rounds=3", "compare=[]", *overrides]
+        elapsed, summary = fedprompt_run(experiment, folder / f"runtime{number}", more)
+        rows[name] = {"seconds": round(elapsed, 1), "state_sha256": summary["state_sha256"]}
+        print(name, rows[name], flush=True)
+    if len({row["state_sha256"] for row in rows.values()}) != 1:
+        raise SystemExit(f"the runtimes disagree: {rows}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--experiment", default="quickstart", help="any experiment that compares")
+    parser.add_argument("--skip-hashes", action="store_true")
+    arguments = parser.parse_args()
+    experiment = arguments.experiment
+    result: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/quickstart.py", *sys.argv[1:]]),
+        "machine": manifest(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        result[experiment] = measure_seeds(experiment, Path(folder), arguments.seeds)
+        if not arguments.skip_hashes:
+            result["same_bits"] = measure_hashes(experiment, Path(folder))
+    output = Path(__file__).parent / "results" / f"{experiment}.json"
+    output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

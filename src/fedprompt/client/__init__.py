@@ -1,0 +1,1 @@
+"""The client's half of a round: a LightningModule, and the only place that drives it."""

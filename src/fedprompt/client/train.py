@@ -1,0 +1,213 @@
+"""One client's work in one round: build its module, fit it, collect the update. The only place that
+drives Lightning.
+
+A `ClientWorker` is what an actor (or the serial runtime) holds: one frozen backbone and the data of
+all clients, and no client's state, so that any worker can do any job and the result depends on the
+job alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from fedprompt.client.module import Batch, ClientModule
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.data.cache import FeatureTable
+from fedprompt.errors import ClientError
+from fedprompt.models.backbone import Backbone, load_backbone
+from fedprompt.seeding import torch_generator
+from fedprompt.types import ClientJob, ClientUpdate
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientData:
+    """The training data of all clients; goes to every worker once."""
+
+    table: FeatureTable
+    parts: tuple[NDArray[np.int64], ...]
+    """Rows of the table that each client owns."""
+    class_mask: NDArray[np.bool_]
+    """(groups, classes)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is built from."""
+
+    backbone: str
+    """Name or path, for `load_backbone`."""
+    data: ClientData
+    device: str
+    threads: int
+    verbose: bool = False
+    """Let Lightning speak."""
+
+    def build(self) -> ClientWorker:
+        """A worker in this process."""
+        return ClientWorker(self)
+
+
+class ClientBatches(IterableDataset[Batch]):
+    """Batches of one client's data; every epoch is a new permutation from the job's generator."""
+
+    def __init__(
+        self,
+        data: ClientData,
+        client_id: int,
+        batch_size: int,
+        use_tokens: bool,
+        generator: torch.Generator,
+    ) -> None:
+        table = data.table
+        # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
+        index = data.parts[client_id]
+        self.inputs = torch.from_numpy((table.tokens if use_tokens else table.features)[index])
+        self.queries = torch.from_numpy(table.queries[index])
+        self.labels = torch.from_numpy(table.labels[index])
+        self.groups = torch.from_numpy(table.groups[index])
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        for rows in torch.split(order, self.batch_size):
+            yield self.inputs[rows], self.queries[rows], self.labels[rows], self.groups[rows]
+
+
+class ClientWorker:
+    """Trains any client of a federation; holds no client's state.
+
+    Args:
+        setup: backbone, data and device.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.device = torch.device(setup.device)
+        self.backbone: Backbone = load_backbone(setup.backbone).to(self.device)
+        self.data = setup.data
+        self.verbose = setup.verbose
+
+    def train(self, recipe: LocalRecipe, job: ClientJob) -> ClientUpdate:
+        """Do one client's local work.
+
+        Args:
+            recipe: how clients train.
+            job: which client, from which prompts, with which seed.
+
+        Returns:
+            The update: detached CPU copies that share no memory with the job.
+
+        Raises:
+            ClientError: the work raised; the error names client, round, stage and cause.
+        """
+        started = time.perf_counter()
+        stage = "build"
+        try:
+            module = ClientModule(recipe, self.backbone, job, self.data.class_mask)
+            batches = ClientBatches(
+                self.data,
+                job.client_id,
+                recipe.training.batch_size,
+                use_tokens=recipe.prompts.count > 0,
+                generator=torch_generator(job.seed, "batches"),
+            )
+            stage = "fit"
+            with contextlib.nullcontext() if self.verbose else quiet_lightning():
+                fit(module, batches, recipe.training.epochs, self.device, job.seed)
+            stage = "collect"
+            return collect(module, batches, job, time.perf_counter() - started)
+        except Exception as error:
+            first = str(error).splitlines()[0] if str(error) else "no message"
+            cause = f"{type(error).__name__}: {first}"
+            raise ClientError(job.client_id, job.round_index, stage, cause) from error
+
+
+def fit(
+    module: pl.LightningModule,
+    batches: IterableDataset[Batch],
+    epochs: int,
+    device: torch.device,
+    seed: int,
+) -> None:
+    """Train a module with a Lightning Trainer that has no logger, checkpoint or bar."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,  # the data set yields whole batches
+        # Given only so that the loader does not draw its base seed from the global generator.
+        generator=torch_generator(seed, "loader"),
+    )
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cuda" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        # No cluster is to be detected from the environment: one client trains in one process.
+        plugins=[LightningEnvironment()],
+        barebones=True,
+    )
+    trainer.fit(module, loader)
+    module.to(device)
+
+
+def collect(
+    module: ClientModule, batches: ClientBatches, job: ClientJob, seconds: float
+) -> ClientUpdate:
+    """The update of a fitted module.
+
+    A client returns the prompts that it used, each with the client's mean query as its address.
+    """
+    counts = module.use_counts.cpu()
+    rows = torch.nonzero(counts).flatten()
+    tuned = {name: _copy(parameter) for name, parameter in module.trainable()}
+    key = batches.queries.mean(dim=0)
+    return ClientUpdate(
+        client_id=job.client_id,
+        num_examples=len(batches.labels),
+        prompts=_copy(module.prompts)[rows].clone(),
+        keys=key.expand(len(rows), -1).clone(),
+        origins=rows.clone(),
+        use_counts=counts[rows].clone(),
+        shared={name: tensor for name, tensor in tuned.items() if name != "prompts"},
+        state={},
+        metrics={
+            **module.metrics(),
+            "steps": float(len(batches) * module.recipe.training.epochs),
+            "seconds": seconds,
+        },
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's banners, tips and warnings."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.filterwarnings("ignore", module="lightning_fabric")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        logger.setLevel(level)

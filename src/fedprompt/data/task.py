@@ -1,0 +1,100 @@
+"""A task: labelled images in fixed splits, the same for every client, method and runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprompt.errors import InputError
+from fedprompt.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images with labels; `groups` names the visual domain that each image belongs to."""
+
+    images: NDArray[np.uint8]
+    """(N, H, W, 3) RGB."""
+    labels: NDArray[np.int64]
+    """(N,)"""
+    groups: NDArray[np.int64]
+    """(N,) index into `Task.group_names`."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a registered data set returns.
+
+    `public` holds labelled images that nobody's privacy depends on (for a frozen head); it shares
+    no image, nor any source picture, with the other splits. `class_mask[g, c]` says whether class c
+    exists in domain g; evaluation of an image of domain g chooses among those classes only.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    public: Split | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes over all domains."""
+        return len(self.class_names)
+
+    @property
+    def class_mask(self) -> NDArray[np.bool_]:
+        """(domains, classes): which classes occur in which domain of the training split."""
+        mask = np.zeros((len(self.group_names), self.num_classes), dtype=bool)
+        mask[self.train.groups, self.train.labels] = True
+        return mask
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test", "public"):
+            split = getattr(self, name)
+            if split is None:
+                continue
+            count = len(split.labels)
+            if split.images.dtype != np.uint8 or split.images.shape[:1] + split.images.shape[
+                3:
+            ] != (count, 3):
+                raise InputError(
+                    f"{self.name}, split {name}: expected ({count}, H, W, 3) uint8 images, "
+                    f"got {split.images.shape} {split.images.dtype}"
+                )
+            if len(split.groups) != count:
+                raise InputError(
+                    f"{self.name}, split {name}: {count} labels but {len(split.groups)} groups"
+                )
+            for what, values, names in (
+                ("labels", split.labels, self.class_names),
+                ("groups", split.groups, self.group_names),
+            ):
+                if count and not (values.min() >= 0 and values.max() < len(names)):
+                    raise InputError(
+                        f"{self.name}, split {name}: {what} must lie in 0..{len(names) - 1}, "
+                        f"got {values.min()}..{values.max()}"
+                    )
+
+        for name in ("validation", "test"):
+            self._check_classes(name, getattr(self, name))
+
+    def _check_classes(self, name: str, split: Split) -> None:
+        """Every class of a domain that is tested must be trained: it is masked otherwise."""
+        unknown = ~self.class_mask[split.groups, split.labels]
+        if unknown.any():
+            first = int(unknown.argmax())
+            raise InputError(
+                f"{self.name}, split {name}: class '{self.class_names[split.labels[first]]}' of "
+                f"domain '{self.group_names[split.groups[first]]}' does not occur in the training "
+                "split; expected every class there"
+            )
+
+
+datasets: Registry[Task] = Registry("data set", "fedprompt.data")

@@ -1,0 +1,277 @@
+"""What happens on the driver: prepare the federation, run the rounds, write the files.
+
+`drive` is the whole of it, a generator of events. It runs where the runtime puts it: in the calling
+process (`serial`) or inside a `DriverActor` (`ray`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedprompt.aggregation import aggregators
+from fedprompt.checkpoint import load_latest, save_state
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.client.train import ClientData, ClientWorker, WorkerSetup
+from fedprompt.config import ExperimentConfig
+from fedprompt.data.cache import FeatureTable, compute_table
+from fedprompt.data.partition import class_counts, partitioners, split_by_group
+from fedprompt.data.task import Task, datasets
+from fedprompt.errors import CheckpointError
+from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
+from fedprompt.models.backbone import Backbone, load_backbone
+from fedprompt.models.head import build_head
+from fedprompt.records import RunDirectory, manifest
+from fedprompt.report import comparison_table, make_html
+from fedprompt.runtime import Runtime
+from fedprompt.seeding import torch_generator
+from fedprompt.server.evaluate import Evaluation, evaluate
+from fedprompt.server.round import RoundSettings, make_job, run_round
+from fedprompt.types import Broadcast, ClientUpdate, ServerState
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """What all methods of an experiment share: task, backbone, features and partition."""
+
+    task: Task
+    backbone: Backbone
+    validation: FeatureTable
+    test: FeatureTable
+    setup: WorkerSetup
+
+    @property
+    def data(self) -> ClientData:
+        """The clients' data."""
+        return self.setup.data
+
+
+def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
+    """Do the whole experiment and yield events.
+
+    Nothing is written before the data have been read and partitioned, so that a wrong request
+    leaves no trace.
+    """
+    config = plan.config
+    try:
+        runtime.warm_up()
+        federation = prepare(config, plan.verbose)
+        if plan.resume:
+            directory = RunDirectory.open(plan.run_dir)
+            check_unchanged(directory, federation)
+        else:
+            directory = RunDirectory.create(plan.run_dir, plan.overwrite)
+            write_header(directory, config, federation)
+        yield Prepared(describe(federation, config))
+        runtime.open(federation.setup)
+        yield from run_methods(runtime, config, federation, directory)
+    finally:
+        runtime.close()
+    finish(directory, config)
+
+
+def run_methods(
+    runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
+) -> Iterator[Any]:
+    """The experiment's own method, then those it is compared with; finished ones are skipped."""
+    yield from run_method(runtime, config, federation, directory)
+    for method in config.compare:
+        variant = config.with_method(method)
+        comparison = directory.comparison(method)
+        if comparison.is_finished():
+            yield PhaseStarted(variant.label, variant.rounds, variant.rounds)
+            continue
+        if not comparison.has_header():
+            RunDirectory.create(comparison.path, overwrite=True)
+            write_header(comparison, variant, federation)
+        yield from run_method(runtime, variant, federation, comparison)
+        finish(comparison, variant)
+
+
+def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
+    """Read the data, compute the frozen prefix once, and partition.
+
+    Raises:
+        ConfigError: the data cannot be read or partitioned as asked.
+    """
+    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    device = torch.device(config.runtime.torch_device)
+    partition = partitioners.create(
+        config.partition.name, **dataclasses.asdict(config.partition.options)
+    )
+    parts = split_by_group(
+        partition, task.train.labels, task.train.groups, config.clients.count, config.seed
+    )
+    backbone = load_backbone(config.model.backbone).to(device)
+    train, validation, test = (
+        compute_table(backbone, split, config.prompts.query, device)
+        for split in (task.train, task.validation, task.test)
+    )
+    data = ClientData(train, tuple(parts), task.class_mask)
+    setup = WorkerSetup(config.model.backbone, data, device.type, config.runtime.threads, verbose)
+    return Federation(task, backbone, validation, test, setup)
+
+
+def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
+    """The state before the first round: drawn prompts, drawn unit keys, an untrained head.
+
+    The head is drawn before and apart from the prompts, so that all methods of a seed start from
+    the same one.
+    """
+    prompts, width = config.prompts, federation.backbone.embed_dim
+    recipe = config.recipe(federation.task.num_classes)
+    head = build_head(
+        recipe.head, width, recipe.num_classes, torch_generator(config.seed, "initial head")
+    )
+    shared = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
+    query_dim = federation.data.table.queries.shape[1]
+    if prompts.selection == "l2p" and prompts.count:
+        shared["query_projection"] = torch.eye(width, query_dim)
+    generator = torch_generator(config.seed, "initial prompts")
+    values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
+    keys = F.normalize(torch.randn(prompts.pool_size, query_dim, generator=generator), dim=1)
+    return ServerState(0, values, keys, shared)
+
+
+def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettings:
+    """What stays the same in all rounds of a method."""
+    recipe = config.recipe(federation.task.num_classes)
+    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe)
+
+
+def latest_state(
+    config: ExperimentConfig, federation: Federation, directory: RunDirectory
+) -> tuple[ServerState, list[str]]:
+    """The state of the last good checkpoint, or the initial one; and what was wrong with others."""
+    if directory.last_round() is None:
+        return initial_state(config, federation), []
+    loaded = load_latest(directory.state_folder)
+    return loaded.state, loaded.warnings
+
+
+def run_method(
+    runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
+) -> Iterator[Any]:
+    """All rounds of one method, from the start or from its last checkpoint."""
+    settings = settings_of(config, federation)
+    evaluate_state = evaluator(settings.recipe, federation)
+    aggregator = aggregators.create(
+        config.aggregator.name, **dataclasses.asdict(config.aggregator.options)
+    )
+    state, warnings = latest_state(config, federation, directory)
+    for warning in warnings:
+        yield Note(warning)
+    directory.truncate_rounds(state.round_index)
+    yield PhaseStarted(config.label, config.rounds, state.round_index)
+    while state.round_index < config.rounds:
+        started = time.perf_counter()
+        state, report = run_round(state, settings, runtime, aggregator, evaluate_state)
+        # The record first: a resume drops records that are newer than its checkpoint.
+        directory.append_round(report)
+        save_state(directory.state_folder, state)
+        directory.write_status(
+            {"state": "running", "round": state.round_index, "rounds": config.rounds}
+        )
+        for refused in report.quarantined:
+            yield Note(
+                f"round {report.round}: the update of client {refused['client']} was left out: "
+                f"{refused['reason']}"
+            )
+        yield RoundFinished(report, time.perf_counter() - started)
+
+
+def evaluator(
+    recipe: LocalRecipe, federation: Federation
+) -> Callable[[ServerState], tuple[Evaluation, Evaluation]]:
+    """A function that measures a state on the test and the validation split."""
+    device = torch.device(federation.setup.device)
+
+    def measure(state: ServerState) -> tuple[Evaluation, Evaluation]:
+        test, validation = (
+            evaluate(state, recipe, federation.backbone, table, federation.data.class_mask, device)
+            for table in (federation.test, federation.validation)
+        )
+        return test, validation
+
+    return measure
+
+
+def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:
+    """What a run directory holds before the first round."""
+    task, parts = federation.task, list(federation.data.parts)
+    directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml()}")
+    directory.write_manifest({**manifest(), "backbone_sha256": federation.backbone.checksum()})
+    directory.write_partition(
+        parts, class_counts(parts, task.train.labels, task.num_classes), task.class_names
+    )
+
+
+def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
+    """Refuse to continue a run on other weights or another partition than it began with.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    expected = directory.read_manifest().get("backbone_sha256")
+    if expected != federation.backbone.checksum():
+        raise CheckpointError(
+            f"{directory.path}: the backbone's weights differ from those the run began with "
+            f"(expected sha256 {str(expected)[:12]}, got {federation.backbone.checksum()[:12]}); "
+            "put the old file back or start a new run"
+        )
+    before, now = directory.read_indices(), federation.data.parts
+    if len(before) != len(now) or not all(map(np.array_equal, before, now)):
+        raise CheckpointError(
+            f"{directory.path}: data or partition differ from those the run began with; "
+            "use the version of manifest.json or start a new run"
+        )
+
+
+def finish(directory: RunDirectory, config: ExperimentConfig) -> None:
+    """Write the summary, the figures and the report of a run whose rounds are all done."""
+    state = load_latest(directory.state_folder).state
+    own, *others = comparison_table([directory.path])
+    directory.write_summary(
+        {
+            **own,
+            "name": config.name,
+            "method": config.label,
+            "seed": config.seed,
+            "rounds": state.round_index,
+            "state_sha256": state.sha256(),
+            "comparison": others,
+        }
+    )
+    directory.write_status(
+        {"state": "finished", "round": state.round_index, "rounds": config.rounds}
+    )
+    make_html(directory.path)
+
+
+def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) -> ClientUpdate:
+    """One client's work of the round after the last checkpoint, in this process."""
+    federation = prepare(config)
+    state, _ = latest_state(config, federation, directory)
+    settings = settings_of(config, federation)
+    broadcast = Broadcast(state.prompts, state.keys, state.shared)
+    job = make_job(state, settings, client_id, broadcast)
+    return ClientWorker(federation.setup).train(settings.recipe, job)
+
+
+def describe(federation: Federation, config: ExperimentConfig) -> str:
+    """One line about data and clients."""
+    sizes = np.array([len(part) for part in federation.data.parts])
+    task = federation.task
+    return (
+        f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
+        f"{len(task.test)} test images of {task.num_classes} classes; "
+        f"{len(sizes)} clients ({config.partition.name}) with "
+        f"{sizes.min()}-{sizes.max()} images, {config.clients.per_round} a round; "
+        f"frozen backbone {config.model.backbone}"
+    )

@@ -1,0 +1,237 @@
+"""Run an experiment, continue one, or do one client's work again.
+
+The rounds themselves are in `driver.py`, which runs where the runtime puts it. Nothing here imports
+Lightning or timm before the runtime does: a wrong call is refused within a second or two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedprompt.checkpoint import load_latest
+from fedprompt.config import ExperimentConfig, compose
+from fedprompt.errors import CheckpointError, ClientError, ConfigError, WorkerError
+from fedprompt.events import PhaseStarted, Plan, Prepared
+from fedprompt.records import RunDirectory
+from fedprompt.report import make_html
+from fedprompt.runtime import Runtime, runtimes
+from fedprompt.runtime.base import limited_threads
+from fedprompt.types import ClientUpdate, ServerState
+
+RESUMABLE = ("runtime", "runtime.name", "runtime.actors", "runtime.cpus")
+"""What may differ when a run is continued: nothing of this changes a bit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    state: ServerState
+    reports: list[dict[str, Any]]
+    """The lines of `rounds.jsonl`."""
+    summary: dict[str, Any]
+    run_dir: Path
+
+
+def run(
+    config: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    on_event: Callable[[Any], None] | None = None,
+    verbose: bool = False,
+) -> RunResult:
+    """Run an experiment.
+
+    Args:
+        config: name of a file in `conf/experiment/`, path of a YAML file, or a mapping.
+        overrides: `key=value` strings.
+        overwrite: replace the run that `run_dir` holds.
+        on_event: called with each event as it comes.
+        verbose: let Ray and Lightning speak.
+
+    Raises:
+        ConfigError: the config is wrong; nothing was written.
+        FedpromptError: the run failed; its last finished round is on disk.
+    """
+    plan = plan_run(compose(config, overrides), overwrite)
+    return execute(dataclasses.replace(plan, verbose=verbose), on_event)
+
+
+def resume(
+    run_dir: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    on_event: Callable[[Any], None] | None = None,
+    verbose: bool = False,
+) -> RunResult:
+    """Continue a run where its last finished round ended; a finished run is returned as it is.
+
+    Args:
+        run_dir: directory of the run.
+        overrides: runtime and its number of actors and CPUs only; nothing else leaves the bits.
+        on_event: called with each event as it comes.
+        verbose: let Ray and Lightning speak.
+    """
+    return execute(dataclasses.replace(plan_resume(run_dir, overrides), verbose=verbose), on_event)
+
+
+def plan_run(config: ExperimentConfig, overwrite: bool) -> Plan:
+    """Settle the run directory; nothing is written yet.
+
+    Raises:
+        ConfigError: the directory cannot take the run.
+    """
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    run_dir = Path(config.run_dir or Path("runs") / f"{Path(config.name).name}-{now}")
+    RunDirectory.check_new(run_dir, overwrite)
+    # Settled now, so that the run can be continued from another folder and on another machine.
+    model = config.model
+    if model.backbone.endswith(".safetensors"):
+        model = dataclasses.replace(model, backbone=str(Path(model.backbone).resolve()))
+    runtime = dataclasses.replace(config.runtime, device=config.runtime.torch_device)
+    settled = dataclasses.replace(config, model=model, runtime=runtime)
+    return Plan(settled, str(run_dir.resolve()), overwrite=overwrite)
+
+
+def plan_resume(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
+    """The plan that continues a run.
+
+    Raises:
+        ConfigError: the folder is no run, or an override would change the experiment.
+    """
+    directory = RunDirectory.open(run_dir)
+    for override in overrides:
+        if override.partition("=")[0] not in RESUMABLE:
+            raise ConfigError(
+                f"--resume: only {', '.join(RESUMABLE)} can be changed, got '{override}'; "
+                "start a new run to change it"
+            )
+    if not directory.read_config():
+        raise ConfigError(
+            f"{directory.path}: the run was stopped before it began, so there is nothing to "
+            "resume; start it again with --overwrite"
+        )
+    config = compose(directory.path / "config.yaml", overrides)
+    return Plan(config, str(directory.path.resolve()), resume=True)
+
+
+def execute(plan: Plan, on_event: Callable[[Any], None] | None = None) -> RunResult:
+    """Run a plan to its end and read the result from its directory.
+
+    Raises:
+        FedpromptError: the run failed; `status.json` says why.
+    """
+    directory = RunDirectory(plan.run_dir)
+    if not (plan.resume and directory.is_finished()):
+        runtime: Runtime = runtimes.create(
+            plan.config.runtime.name, **dataclasses.asdict(plan.config.runtime)
+        )
+        # A resume that is refused, say for damaged checkpoints, leaves the run as it is.
+        first = PhaseStarted if plan.resume else Prepared
+        begun = False
+        try:
+            for event in runtime.launch(drive, plan, verbose=plan.verbose):
+                begun = begun or isinstance(event, first)
+                if on_event is not None:
+                    on_event(event)
+        except Exception as error:
+            if begun:
+                mark_failed(directory, error)
+            if isinstance(error, OSError):
+                raise WorkerError(
+                    f"{error.strerror or error} ({error.filename or plan.run_dir})"
+                ) from error
+            raise
+    if not directory.report_path.is_file():  # the run was killed while its figures were drawn
+        make_html(directory.path)
+    result = RunResult(
+        state=load_latest(directory.state_folder).state,
+        reports=directory.read_rounds(),
+        summary=directory.read_summary(),
+        run_dir=directory.path,
+    )
+    if result.state.sha256() != result.summary["state_sha256"]:
+        raise CheckpointError(
+            f"{directory.state_folder}: expected the state of summary.json "
+            f"({result.summary['state_sha256'][:12]}), got {result.state.sha256()[:12]}; "
+            "the last checkpoint is damaged"
+        )
+    return result
+
+
+def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
+    """The driver's generator, imported where it runs."""
+    from fedprompt import driver
+
+    yield from driver.drive(runtime, plan)
+
+
+def mark_failed(directory: RunDirectory, error: Exception) -> None:
+    """Say in `status.json` of the run, and of the comparison it was at, what ended it."""
+    details: dict[str, Any] = {"message": " ".join(str(error).split()) or type(error).__name__}
+    if isinstance(error, ClientError):
+        details.update(client=error.client_id, stage=error.stage, failed_round=error.round_index)
+    with contextlib.suppress(OSError):  # the disk may be what failed
+        for run in unfinished(directory):
+            run.write_status({**run.read_status(), "state": "failed", **details})
+
+
+def unfinished(directory: RunDirectory) -> list[RunDirectory]:
+    """The run and its comparisons, as far as they are begun and not finished."""
+    runs = [directory, *directory.comparisons()]
+    return [run for run in runs if run.is_run() and not run.is_finished()]
+
+
+def mark_interrupted(plan: Plan) -> int:
+    """Note in `status.json` that the run was stopped.
+
+    Returns:
+        Finished rounds over all methods.
+    """
+    directory = RunDirectory(plan.run_dir)
+    for run in unfinished(directory):
+        status = {**run.read_status(), "state": "interrupted", "message": "stopped by a signal"}
+        run.write_status(status)
+    return sum(run.last_round() or 0 for run in (directory, *directory.comparisons()))
+
+
+def failed_method(plan: Plan) -> str | None:
+    """The comparison run that failed; None if it was the main run."""
+    for run in RunDirectory(plan.run_dir).comparisons():
+        if run.read_status().get("state") == "failed":
+            return run.path.name
+    return None
+
+
+def replay_client(
+    run_dir: str | os.PathLike[str], client_id: int, method: str | None = None
+) -> ClientUpdate:
+    """Do one client's work of the round after the last checkpoint again, alone and in this process.
+
+    Args:
+        run_dir: directory of a run.
+        client_id: which client; it need not have been sampled.
+        method: a comparison run of the experiment; the main run if None.
+
+    Raises:
+        ClientError: the client fails again; the original exception is its `__cause__`.
+    """
+    directory = RunDirectory.open(run_dir)
+    if method is not None:
+        directory = RunDirectory.open(directory.comparison(method).path)
+    config = compose(directory.path / "config.yaml", ["runtime=serial"])
+    if not 0 <= client_id < config.clients.count:
+        raise ConfigError(
+            f"--client: expected a client from 0 to {config.clients.count - 1}, got {client_id}"
+        )
+    with limited_threads(config.runtime.threads):
+        from fedprompt.driver import replay
+
+        return replay(config, directory, client_id)

@@ -1,0 +1,92 @@
+"""Classification heads on the CLS feature: `linear`, and `released` (the head of PFPT's released
+code).
+
+Weights and dropout masks are drawn from a generator that the caller seeds, never from torch's
+global one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fedprompt.errors import ConfigError, suggest
+
+HEADS = ("linear", "released")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """What stands on the backbone and how it is trained."""
+
+    name: str = "released"
+    hidden: int = 512
+    """Width between the two linear layers of `released`."""
+    dropout: float = 0.5
+    """Between the two linear layers of `released`."""
+    lr: float = 3e-3
+    """Adam's learning rate for the head."""
+
+    def __post_init__(self) -> None:
+        if self.name not in HEADS:
+            raise ConfigError(
+                f"unknown head '{self.name}': expected one of {', '.join(HEADS)}"
+                f"{suggest(self.name, HEADS)}"
+            )
+        if self.hidden < 1:
+            raise ConfigError(f"head.hidden: expected an integer >= 1, got {self.hidden}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"head.dropout: expected a number in [0, 1), got {self.dropout}")
+        if not self.lr >= 0 or math.isinf(self.lr):
+            raise ConfigError(f"head.lr: expected a finite number >= 0, got {self.lr}")
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose masks come from its own generator and so depend on the job's seed alone."""
+
+    def __init__(self, rate: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In training, zero with probability `rate` and scale the rest by 1 / (1 - rate)."""
+        if not self.training or self.rate == 0:
+            return x
+        # Drawn on the CPU, so that the masks are the same on every device.
+        keep = torch.rand(x.shape, generator=self.generator) >= self.rate
+        return x * keep.to(x.device, x.dtype) / (1 - self.rate)
+
+
+def build_head(
+    options: HeadOptions, embed_dim: int, num_classes: int, generator: torch.Generator
+) -> nn.Sequential:
+    """A head from (B, embed_dim) features to (B, num_classes) logits.
+
+    Args:
+        options: which head.
+        embed_dim: width of the features.
+        num_classes: number of classes.
+        generator: draws the initial weights, and the dropout masks afterwards.
+    """
+    if options.name == "linear":
+        return nn.Sequential(_linear(embed_dim, num_classes, generator))
+    # The released head has no activation between its layers.
+    return nn.Sequential(
+        _linear(embed_dim, options.hidden, generator),
+        SeededDropout(options.dropout, generator),
+        _linear(options.hidden, num_classes, generator),
+    )
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """`nn.Linear` with torch's default U(-1/sqrt(inputs), 1/sqrt(inputs)), from `generator`."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    bound = 1 / math.sqrt(inputs)
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer

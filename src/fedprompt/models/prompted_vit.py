@@ -1,0 +1,152 @@
+"""Which prompts an image gets (PFPT.md sections 5b and 6): selection from the pool of summarizing
+prompts.
+
+Every rule returns row numbers of the pool in ascending order, one set for a whole batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedprompt.errors import ConfigError, suggest
+
+SELECTIONS = ("keyed", "l2p", "all")
+QUERIES = ("style", "cls")
+PLACEMENTS = ("input",)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """How many prompts there are, how they are chosen and how they are trained."""
+
+    count: int = 5
+    """Tokens prepended to an image (top-k of the selection); 0 trains the head alone."""
+    pool: int | None = None
+    """Prompts that the server starts with; null means `count`."""
+    placement: str = "input"
+    """Where prompts enter: `input` is after CLS, below the first block."""
+    selection: str = "keyed"
+    """`keyed`: nearest keys to the batch's mean query; `l2p`: majority vote of cosines; `all`."""
+    query: str = "style"
+    """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
+    similarity_weight: float = 0.01
+    """Lambda of the `l2p` similarity term of the loss (released: +0.01; L2P's sign is negative)."""
+    eval_batch: int = 16
+    """Test images of one domain that share a selection in evaluation; 1 selects for each alone."""
+    init_std: float = 0.02
+    """Standard deviation of the initial prompts."""
+    lr: float = 1e-2
+    """Adam's learning rate for the prompts."""
+
+    def __post_init__(self) -> None:
+        for field, names in (
+            ("selection", SELECTIONS),
+            ("query", QUERIES),
+            ("placement", PLACEMENTS),
+        ):
+            value = getattr(self, field)
+            if value not in names:
+                raise ConfigError(
+                    f"prompts.{field}: expected one of {', '.join(names)}, "
+                    f"got '{value}'{suggest(value, names)}"
+                )
+        if self.count < 0:
+            raise ConfigError(f"prompts.count: expected an integer >= 0, got {self.count}")
+        if self.pool is not None and self.pool < self.count:
+            raise ConfigError(
+                f"prompts.count: {self.count} prompts cannot be selected from a pool of "
+                f"{self.pool}; expected prompts.count <= prompts.pool; "
+                f"set prompts.pool={self.count} or lower prompts.count"
+            )
+        if self.selection == "all" and self.pool_size != self.count:
+            raise ConfigError(
+                f"prompts.pool: selection=all prepends the whole pool, so expected {self.count} "
+                f"(prompts.count), got {self.pool}; leave prompts.pool out"
+            )
+        if self.eval_batch < 1:
+            raise ConfigError(
+                f"prompts.eval_batch: expected an integer >= 1, got {self.eval_batch}"
+            )
+        for field in ("init_std", "lr"):
+            value = getattr(self, field)
+            if not value >= 0 or math.isinf(value):
+                raise ConfigError(f"prompts.{field}: expected a finite number >= 0, got {value}")
+        if not math.isfinite(self.similarity_weight):
+            raise ConfigError(
+                f"prompts.similarity_weight: expected a finite number, got {self.similarity_weight}"
+            )
+
+    @property
+    def pool_size(self) -> int:
+        """Prompts that the server starts with."""
+        return self.count if self.pool is None else self.pool
+
+
+def nearest_keys(query: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Rows of the `count` keys nearest to a query (Euclidean), ascending; equal distances go to the
+    lower row.
+
+    Args:
+        query: (q,) mean query of a batch.
+        keys: (n, q), n >= count.
+        count: rows to take; all rows if there are fewer.
+
+    >>> keys = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.9, 0.0]])
+    >>> nearest_keys(torch.tensor([1.0, 0.0]), keys, 2)
+    tensor([1, 2])
+    """
+    distances = (keys - query).square().sum(dim=1)
+    return torch.sort(distances, stable=True).indices[:count].sort().values
+
+
+def majority_vote(similarity: Tensor, count: int) -> Tensor:
+    """Rows with the most votes when every image votes for its `count` most similar prompts (L2P's
+    batch rule).
+
+    Args:
+        similarity: (B, n) cosine similarities.
+        count: rows to take, and votes of each image.
+
+    >>> majority_vote(torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.9], [0.8, 0.0, 0.1]]), 1)
+    tensor([0])
+    """
+    votes = similarity.topk(min(count, similarity.shape[1]), dim=1).indices.flatten()
+    tally = torch.bincount(votes, minlength=similarity.shape[1])
+    return torch.sort(tally, descending=True, stable=True).indices[:count].sort().values
+
+
+def select_rows(
+    options: PromptOptions,
+    queries: Tensor,
+    prompts: Tensor,
+    keys: Tensor,
+    projection: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The prompts of one batch.
+
+    Args:
+        options: the rule and its count.
+        queries: (B, q) of the batch.
+        prompts: (n, d) the pool.
+        keys: (n, q) its addresses.
+        projection: (d, q) trainable query projection of `l2p`; None for the other rules.
+
+    Returns:
+        Row numbers (k,) ascending, k = min(count, n); and for `l2p` the similarity term, a scalar
+        that is differentiable in prompts and projection: the sum of cosines of the selected rows
+        divided by B.
+    """
+    if options.selection == "all" or options.count == 0:
+        return torch.arange(prompts.shape[0] if options.count else 0, device=prompts.device), None
+    if options.selection == "keyed":
+        return nearest_keys(queries.mean(dim=0), keys, options.count), None
+    if projection is None:
+        raise ConfigError("prompts.selection=l2p needs the shared tensor 'query_projection'")
+    similarity = F.normalize(queries @ projection.T, dim=-1) @ F.normalize(prompts, dim=-1).T
+    rows = majority_vote(similarity.detach(), options.count)
+    return rows, similarity[:, rows].sum() / queries.shape[0]

@@ -1,0 +1,43 @@
+"""`proximal`: FedProx.
+
+Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, Eq. 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedprompt.errors import ConfigError
+from fedprompt.objectives.base import objectives
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximalOptions:
+    """Options of FedProx."""
+
+    mu: float = 1e-3
+    """Weight of the squared distance to the broadcast tensors; 0 is FedAvg."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mu) and self.mu >= 0):
+            raise ConfigError(f"objective.mu: expected a finite number >= 0, got {self.mu}")
+
+
+@objectives.register("proximal", ProximalOptions)
+class Proximal:
+    """Adds (mu / 2) * ||w - w_broadcast||^2 over all trainable tensors."""
+
+    def __init__(self, options: ProximalOptions) -> None:
+        self.options = options
+
+    def penalty(self, current: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor | None:
+        """The proximal term, or None when mu is 0."""
+        if self.options.mu == 0:
+            return None
+        distances = [(current[name] - start[name]).square().sum() for name in current]
+        return self.options.mu / 2 * torch.stack(distances).sum()

@@ -1,0 +1,136 @@
+"""Where clients' work is done: one contract, several executions, the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.errors import ConfigError, suggest
+from fedprompt.registry import Registry
+from fedprompt.types import ClientJob, ClientUpdate
+
+if TYPE_CHECKING:  # imports Lightning and timm
+    from fedprompt.client.train import WorkerSetup
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def available_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeOptions:
+    """The `runtime` section. Only `threads` and `device` can change a result's bits."""
+
+    name: str = "ray"
+    actors: int | None = None
+    """Client actors of the Ray runtime; null means cpus / threads."""
+    threads: int = 1
+    """Torch threads of each worker. Sums are split by thread, so this changes bits."""
+    cpus: int | None = None
+    """Cores to use; null means all that this process may use."""
+    device: str = "auto"
+    """`auto` takes CUDA when present."""
+
+    def __post_init__(self) -> None:
+        runtimes.entry(self.name)
+        for field in ("actors", "threads", "cpus"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ConfigError(f"runtime.{field}: expected an integer >= 1, got {value}")
+        if self.device not in DEVICES:
+            raise ConfigError(
+                f"runtime.device: expected one of {', '.join(DEVICES)}, got '{self.device}'"
+                f"{suggest(self.device, DEVICES)}"
+            )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "runtime.device=cuda: no CUDA device was found; use runtime.device=auto or cpu"
+            )
+        # On an existing cluster Ray knows the resources, not this process.
+        if "RAY_ADDRESS" not in os.environ:
+            if self.num_cpus > available_cpus():
+                raise ConfigError(
+                    f"runtime.cpus: {self.num_cpus} CPUs were asked for, but this machine has "
+                    f"{available_cpus()}; set runtime.cpus={available_cpus()} or leave it out"
+                )
+            if self.threads > self.num_cpus:
+                raise ConfigError(
+                    f"runtime.threads: {self.threads} threads per worker do not fit in "
+                    f"{self.num_cpus} CPUs; expected runtime.threads <= {self.num_cpus}"
+                )
+
+    @property
+    def num_cpus(self) -> int:
+        """Cores to use."""
+        return available_cpus() if self.cpus is None else self.cpus
+
+    @property
+    def num_actors(self) -> int:
+        """Client actors; more than the cores is allowed, they then share them."""
+        return max(1, self.num_cpus // self.threads) if self.actors is None else self.actors
+
+    @property
+    def torch_device(self) -> str:
+        """The device that `device` stands for on this machine."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+
+Drive = Callable[..., Iterator[Any]]
+"""A generator function that gets a runtime as its first argument and yields events."""
+
+
+class Runtime(Protocol):
+    """Does the work of clients, in any order and anywhere."""
+
+    options: RuntimeOptions
+
+    def launch(self, drive: Drive, *args: Any, verbose: bool = False) -> Iterator[Any]:
+        """Run `drive(runtime, *args)` where this runtime has its driver; yield its events."""
+        ...
+
+    def warm_up(self) -> None:
+        """Begin to start the workers, whose imports take seconds, before the data are ready.
+
+        Raises:
+            ConfigError: the machine or cluster cannot hold them.
+        """
+        ...
+
+    def open(self, setup: WorkerSetup) -> None:
+        """Finish starting the workers: each gets the backbone and the data of all clients, once."""
+        ...
+
+    def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+        """Do the jobs and yield their updates as they finish."""
+        ...
+
+    def close(self) -> None:
+        """Stop the workers."""
+        ...
+
+
+runtimes: Registry[Runtime] = Registry("runtime", "fedprompt.runtime")
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """Hold torch and BLAS to a number of threads, so that bits do not depend on the process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,48 @@
+"""`serial`: everything in this process, client after client, without Ray.
+
+For debugging and for small machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, runtimes
+from fedprompt.types import ClientJob, ClientUpdate
+
+if TYPE_CHECKING:  # imports Lightning and timm
+    from fedprompt.client.train import ClientWorker, WorkerSetup
+
+
+@runtimes.register("serial", RuntimeOptions)
+class SerialRuntime:
+    """One worker in this process."""
+
+    def __init__(self, options: RuntimeOptions) -> None:
+        self.options = options
+        self._worker: ClientWorker | None = None
+
+    def launch(self, drive: Drive, *args: Any, verbose: bool = False) -> Iterator[Any]:
+        """Run the driver in this process."""
+        with limited_threads(self.options.threads):
+            yield from drive(self, *args)
+
+    def warm_up(self) -> None:
+        """Nothing to start."""
+
+    def open(self, setup: WorkerSetup) -> None:
+        """Build the worker."""
+        self._worker = setup.build()
+
+    def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+        """One job after the other."""
+        if self._worker is None:
+            raise RuntimeError("SerialRuntime.map was called before open")
+        for job in jobs:
+            yield self._worker.train(recipe, job)
+
+    def close(self) -> None:
+        """Forget the worker."""
+        self._worker = None

@@ -1,0 +1,291 @@
+"""One communication round, from top to bottom (PFPT, arXiv 2502.19752, Algorithm 1; PFPT.md section
+6).
+
+1. sample the cohort                      `sample_cohort`
+2. make the jobs                          `make_jobs`
+3. clients train                          `runtime.map`
+4. sort by client, so that finishing order does not matter
+5. check every update, quarantine bad ones `quarantine`
+6. weighted mean of the shared tensors    `merge_shared`
+7. aggregate the prompt sets              `aggregator.aggregate`
+8. next state, in fresh memory            `next_state`
+9. evaluate and report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedprompt.aggregation import Aggregation, Aggregator
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.errors import RoundError
+from fedprompt.seeding import derive_seed, torch_generator
+from fedprompt.server.evaluate import Evaluation
+from fedprompt.server.sampling import sample_cohort
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate, RoundReport, ServerState, Tensors
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[ServerState], tuple[Evaluation, Evaluation]]
+"""state -> figures of the test and of the validation split"""
+
+
+class ClientMap(Protocol):
+    """What a round needs of a runtime."""
+
+    def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+        """Do the jobs and yield their updates in any order."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundSettings:
+    """What stays the same in all rounds of a run."""
+
+    seed: int
+    rounds: int
+    eval_every: int
+    recipe: LocalRecipe
+
+
+def run_round(
+    state: ServerState,
+    settings: RoundSettings,
+    runtime: ClientMap,
+    aggregator: Aggregator,
+    evaluate: Evaluate,
+) -> tuple[ServerState, RoundReport]:
+    """From one server state to the next.
+
+    Args:
+        state: after `state.round_index` finished rounds; it is not changed.
+        settings: seed, schedule and recipe.
+        runtime: does the clients' work.
+        aggregator: merges the prompt sets.
+        evaluate: measures a state.
+
+    Returns:
+        The next state, which shares no memory with `state` or any update, and the round's report.
+
+    Raises:
+        ClientError: a client's work raised.
+        RoundError: no update could be used.
+    """
+    round_index = state.round_index + 1
+    started = time.perf_counter()
+    jobs = make_jobs(state, settings)
+    updates = sorted(runtime.map(settings.recipe, jobs), key=lambda update: update.client_id)
+    trained = time.perf_counter()
+
+    good, refused = quarantine(updates, jobs[0].broadcast)
+    if not good:
+        raise RoundError(
+            f"round {round_index}: all {len(updates)} updates were refused "
+            f"(client {refused[0]['client']}: {refused[0]['reason']}); "
+            "lower the learning rates or check the data"
+        )
+    shared = merge_shared(good)
+    merged = aggregate_prompts(good, state, settings, aggregator, round_index)
+    state = next_state(state, merged, shared, good, round_index)
+    aggregated = time.perf_counter()
+
+    due = round_index % settings.eval_every == 0 or round_index == settings.rounds
+    nothing = Evaluation(float("nan"), float("nan"))
+    test, validation = evaluate(state) if due else (nothing, nothing)
+    seconds = {
+        "train": trained - started,
+        "aggregate": aggregated - trained,
+        "evaluate": time.perf_counter() - aggregated,
+    }
+    return state, report(state, jobs, updates, good, refused, merged, test, validation, seconds)
+
+
+def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
+    """One job for each client of the next round's cohort; all share one broadcast."""
+    training = settings.recipe.training
+    cohort = sample_cohort(settings.seed, state.round_index + 1, training.count, training.per_round)
+    broadcast = Broadcast(state.prompts, state.keys, state.shared)
+    return [make_job(state, settings, client_id, broadcast) for client_id in cohort]
+
+
+def make_job(
+    state: ServerState, settings: RoundSettings, client_id: int, broadcast: Broadcast
+) -> ClientJob:
+    """What one client gets for the round after `state`."""
+    round_index = state.round_index + 1
+    return ClientJob(
+        client_id=client_id,
+        round_index=round_index,
+        seed=derive_seed(settings.seed, "client", round_index, client_id),
+        broadcast=broadcast,
+        state=state.clients.get(client_id, {}),
+    )
+
+
+def quarantine(
+    updates: Sequence[ClientUpdate], broadcast: Broadcast
+) -> tuple[list[ClientUpdate], list[dict[str, Any]]]:
+    """Part the updates into usable ones and refused ones (client and reason)."""
+    good: list[ClientUpdate] = []
+    refused: list[dict[str, Any]] = []
+    for update in updates:
+        reason = fault(update, broadcast)
+        if reason is None:
+            good.append(update)
+        else:
+            logger.warning("update of client %d is left out: %s", update.client_id, reason)
+            refused.append({"client": update.client_id, "reason": reason})
+    return good, refused
+
+
+def fault(update: ClientUpdate, broadcast: Broadcast) -> str | None:
+    """Why an update must not reach an aggregator, or None if nothing is wrong with it."""
+    if update.num_examples < 1:
+        return f"expected num_examples >= 1, got {update.num_examples}"
+    if "loss" not in update.metrics:
+        return f"expected the metric 'loss', got {sorted(update.metrics)}"
+    rows = len(update.prompts)
+    expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
+        ("prompts", update.prompts, (rows, broadcast.prompts.shape[1]), broadcast.prompts.dtype),
+        ("keys", update.keys, (rows, broadcast.keys.shape[1]), broadcast.keys.dtype),
+        ("origins", update.origins, (rows,), torch.int64),
+        ("use_counts", update.use_counts, (rows,), torch.int64),
+    ]
+    if set(update.shared) != set(broadcast.shared):
+        return f"expected shared tensors {sorted(broadcast.shared)}, got {sorted(update.shared)}"
+    expected += [
+        (name, update.shared[name], tuple(tensor.shape), tensor.dtype)
+        for name, tensor in broadcast.shared.items()
+    ]
+    for name, tensor, shape, dtype in expected:
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            return f"{name}: expected {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}"
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            return f"{name}: {bad} of {tensor.numel()} values are not finite"
+    if rows and not (
+        int(update.origins.min()) >= 0 and int(update.origins.max()) < len(broadcast.prompts)
+    ):
+        return f"origins: expected rows 0..{len(broadcast.prompts) - 1}"
+    return None
+
+
+def merge_shared(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    """Mean of the shared tensors weighted by sample counts (FedAvg), accumulated in float64."""
+    total = float(sum(update.num_examples for update in updates))
+    merged: dict[str, Tensor] = {}
+    for name, like in updates[0].shared.items():
+        weighted = torch.zeros_like(like, dtype=torch.float64)
+        for update in updates:
+            weighted += update.shared[name].to(torch.float64) * (update.num_examples / total)
+        merged[name] = weighted.to(like.dtype)
+    return merged
+
+
+def aggregate_prompts(
+    updates: Sequence[ClientUpdate],
+    state: ServerState,
+    settings: RoundSettings,
+    aggregator: Aggregator,
+    round_index: int,
+) -> Aggregation | None:
+    """Merge the prompt sets; None when the experiment has no prompts."""
+    if settings.recipe.prompts.count == 0:
+        return None
+    return aggregator.aggregate(
+        [update.prompts for update in updates],
+        weights=torch.tensor([float(update.num_examples) for update in updates]),
+        origins=[update.origins for update in updates],
+        previous=state.prompts,
+        keys=[update.keys for update in updates],
+        previous_keys=state.keys,
+        state=state.aggregator,
+        generator=torch_generator(settings.seed, "aggregate", round_index),
+    )
+
+
+def next_state(
+    state: ServerState,
+    merged: Aggregation | None,
+    shared: Tensors,
+    updates: Sequence[ClientUpdate],
+    round_index: int,
+) -> ServerState:
+    """The state after the round; every tensor is a fresh copy that nobody else holds."""
+    keys = state.keys if merged is None or merged.keys is None else merged.keys
+    own = {update.client_id: update.state for update in updates if update.state}
+    return ServerState(
+        round_index=round_index,
+        prompts=(state.prompts if merged is None else merged.prompts).clone(),
+        keys=keys.clone(),
+        shared=_clone(shared),
+        aggregator={} if merged is None else _clone(merged.state),
+        clients={
+            client_id: _clone(tensors) for client_id, tensors in {**state.clients, **own}.items()
+        },
+    )
+
+
+def report(
+    state: ServerState,
+    jobs: Sequence[ClientJob],
+    updates: Sequence[ClientUpdate],
+    good: Sequence[ClientUpdate],
+    refused: Sequence[dict[str, Any]],
+    merged: Aggregation | None,
+    test: Evaluation,
+    validation: Evaluation,
+    seconds: dict[str, float],
+) -> RoundReport:
+    """What the round tells; see `RoundReport`."""
+    total = sum(update.num_examples for update in good)
+    clients = tuple(
+        {
+            "client": update.client_id,
+            "num_examples": update.num_examples,
+            "num_prompts": len(update.prompts),
+            **update.metrics,
+        }
+        for update in updates
+    )
+    return RoundReport(
+        round=state.round_index,
+        accuracy=test.accuracy,
+        loss=test.loss,
+        validation_accuracy=validation.accuracy,
+        train_loss=sum(update.metrics["loss"] * update.num_examples for update in good) / total,
+        num_prompts=len(state.prompts),
+        bytes_up=sum(upload_bytes(update) for update in updates),
+        bytes_down=sum(download_bytes(job) for job in jobs),
+        seconds=seconds,
+        clients=clients,
+        quarantined=tuple(refused),
+        diagnostics={} if merged is None else merged.diagnostics,
+    )
+
+
+def upload_bytes(update: ClientUpdate) -> int:
+    """Bytes of the tensors that a client sends; its own state would not travel in reality."""
+    sets = [update.prompts, update.keys, update.origins, update.use_counts]
+    return _bytes(sets + list(update.shared.values()))
+
+
+def download_bytes(job: ClientJob) -> int:
+    """Bytes of the tensors that one client receives."""
+    broadcast = job.broadcast
+    return _bytes([broadcast.prompts, broadcast.keys, *broadcast.shared.values()])
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _clone(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

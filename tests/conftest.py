@@ -1,0 +1,59 @@
+"""Shared fixtures: a backbone with random weights, and the smallest whole experiment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before anything starts worker processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of nano weights that were never trained."""
+    from safetensors.torch import save_file
+
+    from fedprompt.models import nano
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = nano.build()
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_file({f"vit.{key}": value.half() for key, value in vit.state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.fixture
+def tiny(random_backbone: str, tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides that make `quickstart` tiny; more can be added: `tiny("seed=1")`."""
+
+    def overrides(*more: str) -> list[str]:
+        return [
+            "rounds=2",
+            "compare=[]",
+            "clients.count=6",
+            "clients.per_round=3",
+            "clients.epochs=1",
+            "clients.batch_size=64",
+            "prompts.count=2",
+            "prompts.pool=null",
+            "runtime=serial",
+            f"model.backbone={random_backbone}",
+            f"run_dir={tmp_path / 'run'}",
+            *more,
+        ]
+
+    return overrides

@@ -1,0 +1,154 @@
+"""A wheel built from the project carries all it needs and works outside the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedprompt
+
+ROOT = Path(__file__).parents[1]
+
+
+def project_files() -> list[Path]:
+    """What a clone of the working tree would hold, relative to its root."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        files = [Path(name) for name in listed.split("\0") if name]
+    else:
+        patterns = ("*.*", "LICENSE", "src/fedprompt/**/*", "conf/**/*")
+        files = [path.relative_to(ROOT) for each in patterns for path in ROOT.glob(each)]
+    return [path for path in files if (ROOT / path).is_file() and "__pycache__" not in path.parts]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, so that building leaves nothing in the checkout."""
+    folder = tmp_path_factory.mktemp("project")
+    for path in project_files():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    left_behind = [ROOT / "build", ROOT / "dist"]
+    before = [path.exists() for path in left_behind]
+    folder = tmp_path_factory.mktemp("dist")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "-w", str(folder), str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [path.exists() for path in left_behind] == before
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a fresh environment that holds the wheel and sees our dependencies."""
+    folder = tmp_path_factory.mktemp("fresh") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    # These come after the environment's own packages, and a .pth file inside them (that of an
+    # editable fedprompt, say) has no effect.
+    paths = sysconfig.get_paths()
+    outer = dict.fromkeys(
+        [paths["purelib"], paths["platlib"], str(Path(torch.__file__).parents[1])]
+    )
+    # `serial` is for machines without Ray: this one has none.
+    lines = [*outer, "import sys; sys.modules['ray'] = None"]
+    (packages / "dependencies.pth").write_text("".join(f"{line}\n" for line in lines))
+    return folder / "bin" / "python"
+
+
+def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.run(
+        [str(python), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**kept, "OMP_NUM_THREADS": "1"},
+        timeout=250,
+    )
+
+
+def test_the_wheel_holds_the_code_the_configs_and_the_weights(copy: Path, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = copy / "src" / "fedprompt"
+    shipped = [path for path in package.rglob("*") if path.suffix in (".py", ".safetensors")]
+    shipped += [package / "py.typed", *package.glob("models/weights/*.json")]
+    expected = {path.relative_to(copy / "src").as_posix() for path in shipped}
+    expected |= {f"fedprompt/{path.relative_to(copy)}" for path in copy.glob("conf/**/*.yaml")}
+    assert "fedprompt/conf/default.yaml" in expected
+    assert "fedprompt/conf/experiment/quickstart.yaml" in expected
+    assert names == expected
+
+
+def test_the_version_has_one_source(copy: Path, wheel: Path) -> None:
+    assert "version = attr: fedprompt.__version__" in (copy / "setup.cfg").read_text()
+    assert wheel.name.startswith(f"fedprompt-{fedprompt.__version__}-py3-none-any")
+
+
+def test_the_wheel_has_the_command_and_the_licence(copy: Path, wheel: Path) -> None:
+    information = f"fedprompt-{fedprompt.__version__}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        entry_points = archive.read(f"{information}/entry_points.txt").decode()
+        licences = [name for name in archive.namelist() if Path(name).name == "LICENSE"]
+    assert "fedprompt = fedprompt.cli:main" in entry_points
+    assert len(licences) == (copy / "LICENSE").is_file()
+
+
+def test_the_fresh_environment_uses_the_wheel(python: Path, tmp_path: Path) -> None:
+    code = "import fedprompt; print(fedprompt.__file__); print(fedprompt.__version__)"
+    result = run(python, tmp_path, "-c", code)
+    file, version = result.stdout.splitlines()
+    assert python.parents[1] in Path(file).parents
+    assert version == fedprompt.__version__
+
+
+def test_the_wheel_runs_in_an_empty_folder(
+    python: Path, copy: Path, tmp_path: Path, random_backbone: str
+) -> None:
+    weights = copy / "src/fedprompt/models/weights/nano.safetensors"
+    more = [] if weights.is_file() else [f"model.backbone={random_backbone}"]
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    result = run(
+        python,
+        folder,
+        *("-m", "fedprompt", "run", "quickstart", "rounds=2", "compare=[]", "clients.epochs=1"),
+        *("clients.per_round=2", "data.validation=0.05", "data.test=0.05", "runtime=serial"),
+        *more,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    (run_dir,) = (folder / "runs").iterdir()
+    lines = (run_dir / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1, 2]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert f"state sha256: {summary['state_sha256']}" in result.stdout
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["packages"]["fedprompt"] == fedprompt.__version__
+    expected = {"config.yaml", "status.json", "state", "figures", "report.html"}
+    assert expected <= {path.name for path in run_dir.iterdir()}

@@ -1,0 +1,253 @@
+"""Reports read run directories alone: numbers by hand, pictures that show something, safe text."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedprompt import report
+from fedprompt.errors import ConfigError
+from fedprompt.records import Partition, RunDirectory
+from fedprompt.types import RoundReport
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def write_run(
+    run: RunDirectory, method: str, accuracies: list[float], prompts: int = 10
+) -> RunDirectory:
+    """A finished run; validation accuracy is test accuracy, 1 MB up and 2 MB down a round."""
+    RunDirectory.create(run.path)
+    run.write_config(f"seed: 0\nmethod: {method}\n")
+    run.write_manifest({"date": "2024-12-10", "packages": {"fedprompt": "0.1.0"}})
+    for round_index, accuracy in enumerate(accuracies):
+        seconds = {"train": 2.0, "aggregate": 0.5, "evaluate": 0.25}
+        run.append_round(
+            RoundReport(
+                round_index, accuracy, 1.0, accuracy, 1.0, prompts, 1_000_000, 2_000_000, seconds
+            )
+        )
+    run.write_summary({"state_sha256": DIGEST})
+    run.write_status({"state": "finished", "round": len(accuracies) - 1})
+    return run
+
+
+def write_experiment(path: Path, method: str = "pfpt") -> Path:
+    run = write_run(RunDirectory(path), method, [0.1, 0.8, 0.9, math.nan])
+    write_run(run.comparison("mean"), "mean", [0.1, 0.7, 0.6])
+    write_run(run.comparison("head"), "head", [0.1, 0.5, 0.5], prompts=0)
+    counts = np.random.default_rng(0).integers(0, 30, (20, 10))
+    indices = [np.arange(total) for total in counts.sum(axis=1)]
+    run.write_partition(indices, counts, [str(digit) for digit in range(10)])
+    return path
+
+
+def assert_is_picture(data: bytes) -> None:
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = matplotlib.image.imread(io.BytesIO(data), format="png")
+    assert min(pixels.shape[:2]) >= 300
+    assert pixels[..., :3].std() > 0.02
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pictures, for tests that look at other things."""
+    monkeypatch.setattr(report, "DPI", 40)
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that elements nest, and collects what matters."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_comparison_table_by_hand(tmp_path: Path) -> None:
+    first, second, third = report.comparison_table([write_experiment(tmp_path / "run")])
+    assert [row["name"] for row in (first, second, third)] == ["pfpt", "head", "mean"]
+    assert first == {
+        "name": "pfpt",
+        "state": "finished",
+        "rounds": 3,
+        "accuracy": 0.9,  # round 2: round 3 was not evaluated
+        "best_round": 2,
+        "best_accuracy": 0.9,
+        "prompts": 10,
+        "mb_up": 4.0,
+        "mb_down": 8.0,
+        "seconds": 11.0,
+        "state_sha256": DIGEST,
+    }
+    assert (second["best_round"], second["prompts"]) == (1, 0)  # the earliest of equals
+    assert (third["accuracy"], third["best_round"], third["best_accuracy"]) == (0.6, 1, 0.7)
+
+
+def test_run_without_a_finished_round(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "fresh")
+    (row,) = report.comparison_table([run.path])
+    assert (row["name"], row["state"], row["accuracy"]) == ("fresh", "running", None)
+    assert report.make_figures(run.path) == []
+    assert "fresh" in Page(report.make_html(run.path).read_text()).text
+    Console(file=io.StringIO()).print(report.render_summary(run.path))
+
+
+@pytest.mark.usefixtures("coarse")
+@pytest.mark.parametrize("accuracies", [[0.5], [0.0, 0.0], [1.0, 1.0, 1.0], [math.nan, math.nan]])
+def test_figures_of_degenerate_runs(tmp_path: Path, accuracies: list[float]) -> None:
+    run = write_run(RunDirectory(tmp_path / "run"), "pfpt", accuracies, prompts=0)
+    paths = report.make_figures(run.path)
+    expected = ["prompts", "seconds"] if math.isnan(accuracies[0]) else None
+    assert [path.stem for path in paths] == (expected or ["accuracy", "prompts", "seconds"])
+
+
+def test_figures_are_pictures(tmp_path: Path) -> None:
+    paths = report.make_figures(write_experiment(tmp_path))
+    names = [path.relative_to(tmp_path).as_posix() for path in paths]
+    assert names == [
+        f"figures/{name}.png" for name in ("accuracy", "prompts", "clients", "seconds")
+    ]
+    for path in paths:
+        assert_is_picture(path.read_bytes())
+
+
+def test_accuracy_figure_shows_the_numbers_and_names(tmp_path: Path) -> None:
+    figure = report.accuracy_figure(report.read_runs([write_experiment(tmp_path)]))
+    (axes,) = figure.axes
+    solid = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert np.asarray(solid[-1].get_ydata()) == pytest.approx([10, 80, 90])
+    assert len(axes.lines) == 6
+    labels = {text.get_text() for text in axes.texts}
+    assert {"pfpt  90.0 %", "mean  60.0 %", "head  50.0 %"} <= labels
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "accuracy (%)")
+
+
+def test_seconds_figure_stacks_the_phases(tmp_path: Path) -> None:
+    figure = report.seconds_figure(report.read_runs([write_experiment(tmp_path)]))
+    assert len(figure.axes) == 3
+    tops = [patch.get_extents().y1 for patch in figure.axes[0].patches]
+    top = figure.axes[0].transData.inverted().transform((0, max(tops)))[1]
+    assert top == pytest.approx(2.75)
+    assert figure.axes[0].get_title(loc="left") == "pfpt  ·  11 s"
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(1, 1), (20, 37), (100, 100)])
+def test_heat_map_shows_every_client_and_class(clients: int, classes: int) -> None:
+    counts = np.zeros((clients, classes), dtype=np.int64)
+    counts[:, 0] = 5
+    counts[0, classes - 1] = 123
+    names = tuple(f"class {index} with a long name" for index in range(classes))
+    figure = report.clients_figure(Partition(names, counts))
+    axes = figure.axes[1]
+    assert np.asarray(axes.collections[0].get_array()).shape == (classes, clients)
+    shown = {text.get_text() for text in axes.texts}
+    assert shown == ({"5", "123"} - ({"5"} if classes == 1 else set()) if clients <= 30 else set())
+    assert len(axes.get_xticks()) <= 30
+    assert_is_picture(report._png(figure))
+
+
+@pytest.mark.usefixtures("coarse")
+def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+    path = report.make_html(write_experiment(tmp_path / "run"))
+    assert path == tmp_path / "run" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert len(page.sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    for shown in ("90.0 %", "70.0 % (1)", "4.00 MB", "11.0 s", "01234567", "method: pfpt"):
+        assert shown in page.text
+
+
+@pytest.mark.usefixtures("coarse")
+def test_page_escapes_names_and_texts(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script>$x^$'
+    run = write_run(RunDirectory(tmp_path / "<img src=x onerror=alert(1)>"), "pfpt", [0.1, 0.5])
+    run.write_partition([np.arange(3)], np.array([[1, 2]]), [evil, "$"])
+    run.write_config(f"note: {evil}\n")
+    run.write_summary({"method": evil, "state_sha256": f"<b>{DIGEST}"})
+    run.write_status({"state": "failed", "message": evil})
+    run.write_manifest({"date": evil, "packages": "<i>"})
+    page = Page(report.make_html(run.path).read_text(encoding="utf-8"))
+    assert "script" not in page.seen
+    assert page.seen.count("img") == 4
+    assert page.text.count(evil) >= 4
+    assert "<img src=x onerror=alert(1)>" in page.text
+    assert "The run failed" in page.text
+
+
+def test_summary_table_fits_a_terminal_and_keeps_brackets(tmp_path: Path) -> None:
+    directory = write_experiment(tmp_path)
+    RunDirectory.open(directory).write_summary({"method": "[red]pf", "state_sha256": DIGEST})
+    output = io.StringIO()
+    Console(file=output, width=80).print(report.render_summary(directory))
+    lines = output.getvalue().splitlines()
+    row = next(line for line in lines if "[red]pf" in line)
+    assert row.split() == [
+        *("[red]pf", "90.0", "%", "90.0", "%", "(2)", "10", "4.00", "8.00", "11.0", "01234567")
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.usefixtures("coarse")
+def test_several_runs_in_one_page(tmp_path: Path) -> None:
+    paths = [write_experiment(tmp_path / name / "run") for name in ("a", "b")]
+    names = [run.name for run in report.read_runs(paths)]
+    assert names == [
+        *("run/pfpt", "run/head", "run/mean"),
+        *("run/pfpt (2)", "run/head (2)", "run/mean (2)"),
+    ]
+    paths = [write_run(RunDirectory(tmp_path / name), "pfpt", [0.5]).path for name in ("c", "d")]
+    page = report.make_report(paths, tmp_path / "new" / "both.html")
+    assert page == tmp_path / "new" / "both.html"
+    text = Page(page.read_text(encoding="utf-8")).text
+    assert "c/pfpt" in text
+    assert "d/pfpt" in text
+    assert not (paths[0] / "figures").exists()
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one run directory"):
+        report.comparison_table([])
+    with pytest.raises(ConfigError, match="expected a run directory"):
+        report.make_figures(tmp_path)
+    directory = write_experiment(tmp_path / "run")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="expected a file that can be written"):
+        report.make_report([directory], tmp_path / "file" / "page.html")
+
+
+def test_neither_torch_nor_pyplot_is_imported_for_a_report(tmp_path: Path) -> None:
+    directory = write_run(RunDirectory(tmp_path / "run"), "pfpt", [0.1, 0.5]).path
+    code = (
+        "import pathlib, sys; from fedprompt import report; "
+        f"report.make_html(pathlib.Path({str(directory)!r})); "
+        "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

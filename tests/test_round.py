@@ -1,0 +1,336 @@
+"""One round: what clients train, what the server refuses, and what never shares memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from fedprompt import aggregation
+from fedprompt.client.module import ClientModule
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.client.train import ClientBatches, ClientWorker
+from fedprompt.config import ExperimentConfig, compose
+from fedprompt.driver import Federation, evaluator, initial_state, prepare
+from fedprompt.errors import ClientError, RoundError
+from fedprompt.seeding import torch_generator
+from fedprompt.server.round import (
+    RoundSettings,
+    download_bytes,
+    make_jobs,
+    merge_shared,
+    run_round,
+    upload_bytes,
+)
+from fedprompt.types import ClientJob, ClientUpdate, ServerState
+
+Overrides = Callable[..., list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """An experiment laid open."""
+
+    config: ExperimentConfig
+    federation: Federation
+    recipe: LocalRecipe
+    settings: RoundSettings
+    worker: ClientWorker
+    state: ServerState
+
+
+class Direct:
+    """A runtime that lets a test tamper with the updates."""
+
+    def __init__(
+        self,
+        worker: ClientWorker,
+        tamper: Callable[[ClientUpdate], ClientUpdate] = lambda update: update,
+    ) -> None:
+        self.worker, self.tamper = worker, tamper
+        self.updates: list[ClientUpdate] = []
+
+    def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+        for job in reversed(jobs):  # any order is allowed
+            self.updates.append(self.tamper(self.worker.train(recipe, job)))
+            yield self.updates[-1]
+
+
+FEDERATIONS: dict[tuple[object, ...], Federation] = {}
+
+
+@pytest.fixture
+def bench(tiny: Overrides) -> Callable[..., Bench]:
+    def make(*overrides: str) -> Bench:
+        config = compose("quickstart", tiny(*overrides))
+        # Data and partition do not depend on the method: prepared once for all tests.
+        key = (config.clients.count, config.partition.name)
+        if key not in FEDERATIONS:
+            FEDERATIONS[key] = prepare(config)
+        federation = FEDERATIONS[key]
+        recipe = config.recipe(federation.task.num_classes)
+        return Bench(
+            config,
+            federation,
+            recipe,
+            RoundSettings(config.seed, config.rounds, config.eval_every, recipe),
+            ClientWorker(federation.setup),
+            initial_state(config, federation),
+        )
+
+    return make
+
+
+def play(
+    bench: Bench, runtime: Direct | None = None, name: str = "mean"
+) -> tuple[ServerState, object]:
+    runtime = runtime or Direct(bench.worker)
+    return run_round(
+        bench.state,
+        bench.settings,
+        runtime,
+        aggregation.create(name),
+        evaluator(bench.recipe, bench.federation),
+    )
+
+
+def storages(tensors: dict[str, torch.Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel()}
+
+
+@pytest.mark.parametrize("name", ["mean", "pfpt"])
+def test_backbone_is_unchanged_and_nothing_shares_memory(
+    bench: Callable[..., Bench], name: str
+) -> None:
+    b = bench()
+    before = b.worker.backbone.checksum()
+    old = {key: value.clone() for key, value in b.state.tensors().items()}
+    runtime = Direct(b.worker)
+    state, _ = play(b, runtime, name)
+    assert b.worker.backbone.checksum() == before
+    assert b.federation.backbone.checksum() == before
+    assert all(torch.equal(old[key], value) for key, value in b.state.tensors().items())
+    assert state.round_index == 1
+    assert not storages(state.tensors()) & storages(b.state.tensors())
+    for update in runtime.updates:
+        sent = {"prompts": update.prompts, "keys": update.keys, **update.shared}
+        assert not storages(sent) & (storages(state.tensors()) | storages(b.state.tensors()))
+        assert not any(tensor.requires_grad for tensor in sent.values())
+
+
+@pytest.mark.parametrize("selection", ["keyed", "l2p", "all"])
+def test_only_prompts_head_and_declared_tensors_get_gradients(
+    bench: Callable[..., Bench], selection: str
+) -> None:
+    b = bench(f"prompts.selection={selection}", "prompts.pool=2")
+    job = make_jobs(b.state, b.settings)[0]
+    module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
+    batches = ClientBatches(
+        b.federation.data, job.client_id, 8, True, torch_generator(0, "batches")
+    )
+    module.training_step(next(iter(batches)), 0).backward()
+    with_gradient = {
+        name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    expected = {"prompts", "head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"}
+    if selection == "l2p":
+        expected.add("projection")
+    assert with_gradient == expected
+    assert {name for name, _ in module.trainable()} == {
+        name.replace("projection", "query_projection") for name in expected
+    }
+    assert all(p.grad is None for p in b.worker.backbone.parameters())
+
+
+def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Bench]) -> None:
+    """The whole stack against a bare PyTorch loop: same data, same order, same bits."""
+    b = bench(
+        "method=fedavg_pt",
+        "clients.count=1",
+        "clients.per_round=1",
+        "clients.epochs=2",
+        "head.dropout=0",
+        "partition=iid",
+    )
+    state, _ = play(b)
+
+    job = make_jobs(b.state, b.settings)[0]
+    prompts = b.state.prompts.clone().requires_grad_()
+    head = {
+        name: value.clone().requires_grad_()
+        for name, value in b.state.shared.items()
+        if name.startswith("head.")
+    }
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [prompts], "lr": b.recipe.prompts.lr},
+            {"params": list(head.values()), "lr": b.recipe.head.lr},
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+    table, rows = b.federation.data.table, b.federation.data.parts[0]
+    generator = torch_generator(job.seed, "batches")
+    for _ in range(2):
+        order = torch.randperm(len(rows), generator=generator)
+        for batch in order.split(64):
+            index = rows[batch.numpy()]
+            features = b.worker.backbone.encode(torch.from_numpy(table.tokens[index]), prompts)
+            hidden = F.linear(features, head["head.0.weight"], head["head.0.bias"])
+            logits = F.linear(hidden, head["head.2.weight"], head["head.2.bias"])
+            loss = F.cross_entropy(logits, torch.from_numpy(table.labels[index]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert torch.equal(state.prompts, prompts.detach())
+    for name, value in head.items():
+        assert torch.equal(state.shared[name], value.detach()), name
+
+
+def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    job = make_jobs(b.state, b.settings)[0]
+    update = b.worker.train(b.recipe, job)
+    module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
+    batches = ClientBatches(
+        b.federation.data, job.client_id, 64, True, torch_generator(job.seed, "batches")
+    )
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    pl.Trainer(
+        max_epochs=b.recipe.training.epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, loader)
+    assert torch.equal(module.prompts.detach()[update.origins], update.prompts)
+
+
+def test_a_job_depends_on_nothing_but_itself(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    jobs = make_jobs(b.state, b.settings)
+    first = b.worker.train(b.recipe, jobs[0])
+    torch.manual_seed(99)  # neither the global generator
+    np.random.seed(99)
+    b.worker.train(b.recipe, jobs[1])  # nor what the worker did before
+    again = b.worker.train(b.recipe, jobs[0])
+    assert torch.equal(first.prompts, again.prompts)
+    assert all(torch.equal(value, again.shared[name]) for name, value in first.shared.items())
+
+
+def test_global_generators_are_left_alone(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    play(b)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_order_of_finishing_does_not_matter(bench: Callable[..., Bench]) -> None:
+    b = bench()
+
+    class InOrder(Direct):
+        def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+            yield from (self.worker.train(recipe, job) for job in jobs)
+
+    assert play(b)[0].sha256() == play(b, InOrder(b.worker))[0].sha256()
+
+
+def spoil(field: str, value: object, client: int) -> Callable[[ClientUpdate], ClientUpdate]:
+    def tamper(update: ClientUpdate) -> ClientUpdate:
+        if update.client_id != client:
+            return update
+        return dataclasses.replace(update, **{field: value})
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("prompts", torch.full((2, 128), torch.nan), "prompts: 256 of 256 values are not finite"),
+        ("prompts", torch.zeros(2, 7), r"prompts: expected \(2, 128\)"),
+        ("prompts", torch.zeros(2, 128, dtype=torch.float64), "float64"),
+        ("keys", torch.full((2, 128), torch.inf), "keys: 256 of 256"),
+        ("origins", torch.tensor([0, 9]), r"origins: expected rows 0\.\.1"),
+        ("num_examples", 0, "expected num_examples >= 1, got 0"),
+        ("shared", {}, "expected shared tensors"),
+    ],
+)
+def test_a_bad_update_is_quarantined_and_named(
+    bench: Callable[..., Bench], field: str, value: object, reason: str
+) -> None:
+    b = bench()
+    cohort = [job.client_id for job in make_jobs(b.state, b.settings)]
+    state, report = play(b, Direct(b.worker, spoil(field, value, cohort[1])))
+    assert [refused["client"] for refused in report.quarantined] == [cohort[1]]
+    import re
+
+    assert re.search(reason, report.quarantined[0]["reason"])
+    assert all(torch.isfinite(tensor).all() for tensor in state.tensors().values())
+    # Exactly what the two good clients alone give.
+    good = Direct(b.worker)
+    list(good.map(b.recipe, make_jobs(b.state, b.settings)))
+    rest = [update for update in good.updates if update.client_id != cohort[1]]
+    expected = merge_shared(sorted(rest, key=lambda update: update.client_id))
+    assert all(torch.equal(state.shared[name], expected[name]) for name in expected)
+
+
+def test_a_round_without_a_usable_update_ends_the_run(bench: Callable[..., Bench]) -> None:
+    b = bench("clients.lr=1e30")
+    with pytest.raises(RoundError, match="all 3 updates were refused"):
+        play(b)
+
+
+def test_a_raising_client_is_named(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench()
+    job = make_jobs(b.state, b.settings)[0]
+
+    def burst(*_: object) -> None:
+        raise RuntimeError("the loss burst\nsecond line")
+
+    monkeypatch.setattr(ClientModule, "training_step", burst)
+    with pytest.raises(ClientError) as caught:
+        b.worker.train(b.recipe, job)
+    assert str(caught.value) == (
+        f"client {job.client_id} failed in round 1 while it was in stage 'fit': "
+        "RuntimeError: the loss burst"
+    )
+
+
+def test_bytes_are_the_sum_of_tensor_sizes(bench: Callable[..., Bench]) -> None:
+    b = bench("head=linear")
+    job = make_jobs(b.state, b.settings)[0]
+    update = b.worker.train(b.recipe, job)
+    head = 4 * (128 * 10 + 10)
+    prompts_and_keys = 2 * 4 * 2 * 128
+    assert download_bytes(job) == head + prompts_and_keys
+    assert upload_bytes(update) == head + prompts_and_keys + 2 * (8 + 8)
+
+
+def test_proximal_with_zero_weight_is_plain_and_pulls_otherwise(
+    bench: Callable[..., Bench],
+) -> None:
+    plain, _ = play(bench("method=fedavg_pt"))
+    zero, _ = play(bench("method=fedavg_pt", "objective=proximal", "objective.mu=0"))
+    strong = bench("method=fedavg_pt", "objective=proximal", "objective.mu=100")
+    pulled, _ = play(strong)
+    assert plain.sha256() == zero.sha256()
+    start = strong.state.prompts
+    assert (pulled.prompts - start).norm() < 0.5 * (plain.prompts - start).norm()
+
+
+def test_head_only_uses_cached_features(bench: Callable[..., Bench]) -> None:
+    b = bench("method=head_only", "prompts.count=0")
+    state, report = play(b)
+    assert len(state.prompts) == 0
+    assert report.num_prompts == 0
+    assert not torch.equal(state.shared["head.0.weight"], b.state.shared["head.0.weight"])
