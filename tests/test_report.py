@@ -149,6 +149,60 @@ def test_accuracy_figure_shows_the_numbers_and_names(tmp_path: Path) -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "accuracy (%)")
 
 
+FIGURES = ("kept", "born", "merged", "pruned", "matched_distance", "inclusion_entropy")
+
+
+def write_diagnosed(run: RunDirectory, *rounds: tuple[float, ...]) -> RunDirectory:
+    """A run whose aggregator tells `FIGURES`, one tuple a round; the empty tuple tells nothing."""
+    RunDirectory.create(run.path)
+    for index, values in enumerate(rounds, start=1):
+        figures = dict(zip(FIGURES, values, strict=True)) if values else {"num_prompts": 5.0}
+        report_of = RoundReport(index, 0.5, 1.0, 0.5, 1.0, 5, 1, 1, {}, diagnostics=figures)
+        run.append_round(report_of)
+    return run
+
+
+def test_aggregation_figure_stacks_kept_and_born_and_hangs_the_pruned(tmp_path: Path) -> None:
+    run = write_diagnosed(
+        RunDirectory(tmp_path / "run"),
+        (0, 5, 2, 0, 1.1, 0.3),
+        (),  # told nothing in round 2: left out
+        (4, 2, 0, 1, math.nan, 0.2),
+    )
+    write_diagnosed(run.comparison("mean"), ())
+    runs = report.read_runs([run.path])
+    assert [each.diagnostics()[0] for each in runs] == [[1, 3], []]
+    figure = report.aggregation_figure(runs)
+    counts, distance, entropy = figure.axes
+    bars = [
+        [(bar.get_y(), bar.get_height()) for bar in group.patches]  # type: ignore[attr-defined]
+        for group in counts.containers
+    ]
+    assert bars == [[(0, 0), (0, 4)], [(0, 5), (4, 2)], [(0, 0), (-1, 1)]]
+    points = next(line for line in counts.lines if line.get_label() == "merged")
+    assert np.asarray(points.get_xydata()).tolist() == [[1, 2]]
+    [line] = distance.lines
+    assert np.asarray(line.get_xydata()) == pytest.approx(
+        np.array([[1, 1.1], [3, math.nan]]), nan_ok=True
+    )
+    assert np.asarray(entropy.lines[0].get_ydata()).tolist() == [0.3, 0.2]
+    assert counts.get_title(loc="left") == "run"
+    assert_is_picture(report._png(figure))
+
+
+@pytest.mark.usefixtures("coarse")
+def test_aggregation_figure_is_on_the_page_only_if_something_was_told(tmp_path: Path) -> None:
+    told = write_diagnosed(RunDirectory(tmp_path / "told"), (4, 1, 0, 0, 1.0, 0.1))
+    page = Page(report.make_html(told.path).read_text(encoding="utf-8"))
+    assert (told.figures_folder / "aggregation.png").is_file()
+    assert "figcaption" in page.seen
+    assert "a matched distance near 1 is what the noise explains" in page.text
+    silent = write_diagnosed(RunDirectory(tmp_path / "silent"), (), ())
+    page = Page(report.make_html(silent.path).read_text(encoding="utf-8"))
+    assert not (silent.figures_folder / "aggregation.png").exists()
+    assert "figcaption" not in page.seen
+
+
 def test_seconds_figure_stacks_the_phases(tmp_path: Path) -> None:
     figure = report.seconds_figure(report.read_runs([write_experiment(tmp_path)]))
     assert len(figure.axes) == 3

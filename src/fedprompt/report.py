@@ -35,6 +35,12 @@ INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e7eb"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 PHASE_COLOURS = {"train": "#0072B2", "aggregate": "#D55E00", "evaluate": "#8CC5E3"}
 PHASES = tuple(PHASE_COLOURS)
+FATE_COLOURS = {"kept": "#0072B2", "born": "#009E73", "pruned": "#D55E00", "merged": "#000000"}
+"""What became of summarizing prompts in a round, as the matching aggregators report it."""
+MATCH_FIGURES = {
+    "matched_distance": "matched distance (noise)",
+    "inclusion_entropy": "inclusion entropy (nats)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,17 @@ class Run:
     def seconds(self, phase: str) -> list[float]:
         """Seconds that each round spent in `phase`."""
         return [float(r.get("seconds", {}).get(phase) or 0.0) for r in self.records]
+
+    def diagnostics(self) -> tuple[list[int], dict[str, list[float]]]:
+        """Rounds in which the aggregator said how it matched, and each figure; NaN where null."""
+        names = (*FATE_COLOURS, *MATCH_FIGURES)
+        told = [(r["round"], r.get("diagnostics") or {}) for r in self.records]
+        told = [(index, figures) for index, figures in told if set(names) <= set(figures)]
+        values = {
+            name: [float("nan" if figures[name] is None else figures[name]) for _, figures in told]
+            for name in names
+        }
+        return [index for index, _ in told], values
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
@@ -209,6 +226,8 @@ def _figures(runs: Sequence[Run]) -> dict[str, Figure]:
         drawn["accuracy"] = accuracy_figure(runs)
     if any(run.series("num_prompts")[0] for run in runs):
         drawn["prompts"] = prompts_figure(runs)
+    if any(run.diagnostics()[0] for run in runs):
+        drawn["aggregation"] = aggregation_figure(runs)
     partition = next(filter(None, (run.directory.read_partition() for run in runs)), None)
     if partition is not None and partition.class_counts.size:
         drawn["clients"] = clients_figure(partition)
@@ -357,6 +376,86 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
         labelcolor=INK,
     )
     return figure
+
+
+def aggregation_figure(runs: Sequence[Run]) -> Figure:
+    """What the aggregator did in each round: one row of panels a run whose diagnostics tell it.
+
+    Left: stacked bars of the prompts that go on (kept, born), below zero those pruned, and points
+    for the merges. Middle and right: `MATCH_FIGURES`.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [run for run in runs if run.diagnostics()[0]][:MOST_DASHED]
+    size = (11.5, 1.0 + 2.7 * len(shown))
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    panels = figure.subplots(
+        len(shown), 1 + len(MATCH_FIGURES), squeeze=False, width_ratios=(1.5, 1, 1)
+    )
+    for (counts, *others), run in zip(panels, shown, strict=True):
+        rounds, values = run.diagnostics()
+        _draw_fates(counts, rounds, values)
+        counts.set_title(_shorten(run.name, 30), fontsize=9.5, loc="left", color=INK)
+        for axes, (name, label) in zip(others, MATCH_FIGURES.items(), strict=True):
+            _plot_line(axes, rounds, values[name], 0)
+            axes.set_title(label, fontsize=9.5, loc="left", color=INK)
+            # Entropy on the whole scale: a change far below log 2 is none.
+            top = max(np.nan_to_num(values[name]).max(), math.log(2))
+            axes.set_ylim(-0.03 * top, 1.1 * top)
+        for axes in (counts, *others):
+            _style_rounds(axes, rounds)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    in_order = [handles[names.index(name)] for name in FATE_COLOURS]
+    figure.suptitle(
+        "What the aggregation did", x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK
+    )
+    figure.legend(
+        in_order,
+        list(FATE_COLOURS),
+        loc="outside upper right",
+        ncols=len(FATE_COLOURS),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def _draw_fates(axes: Axes, rounds: Sequence[int], values: Mapping[str, list[float]]) -> None:
+    """Bars of what became of the prompts; merges are points, for they are no prompts that exist."""
+    from matplotlib.ticker import MaxNLocator
+
+    width = 0.8 if len(rounds) <= 40 else 1.0
+    counts = {name: np.nan_to_num(values[name]) for name in FATE_COLOURS}
+    bases = {"kept": 0.0 * counts["kept"], "born": counts["kept"], "pruned": -counts["pruned"]}
+    for name, base in bases.items():
+        colour = FATE_COLOURS[name]
+        axes.bar(rounds, counts[name], width, bottom=base, color=colour, label=name, linewidth=0)
+    some = counts["merged"] > 0
+    axes.plot(
+        *(np.array(rounds)[some], counts["merged"][some], "o"),
+        color=FATE_COLOURS["merged"],
+        markersize=4.5 if len(rounds) <= 40 else 2.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        label="merged",
+        zorder=4,
+    )
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.05 * (high - low))
+    axes.set_ylabel("prompts", color=INK)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _style_rounds(axes: Axes, rounds: Sequence[int]) -> None:
+    """A panel over rounds, wide enough for bars at both ends."""
+    from matplotlib.ticker import MaxNLocator
+
+    _style(axes)
+    axes.set_xlim(min(rounds) - 0.6, max(rounds) + 0.6)
+    axes.set_xlabel("round", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def _canvas(title: str, subtitle: str) -> tuple[Figure, Axes]:
@@ -536,6 +635,7 @@ h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .8rem; font-size: 1.1
 .card { padding: .8rem 1rem; } .card b { display: block; font-size: 1.45rem; }
 .card span { color: var(--muted); font-size: .85rem; }
 figure { margin: 0 0 1rem; padding: 1rem; } img { display: block; max-width: 100%; margin: 0 auto; }
+figcaption { margin-top: .8rem; color: var(--muted); font-size: .85rem; }
 .table { overflow-x: auto; } table { width: 100%; border-collapse: collapse; }
 th, td { padding: .5rem .9rem; text-align: right; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; }
@@ -553,8 +653,14 @@ pre { margin: .6rem 0 0; font: 13px/1.45 ui-monospace, monospace; overflow-x: au
 _CAPTIONS = {
     "accuracy": "Accuracy of the global model over rounds, by method.",
     "prompts": "Number of summarizing prompts that the server holds, by method.",
+    "aggregation": "What the aggregation did with the prompts in each round.",
     "clients": "Training samples of each class that each client holds.",
     "seconds": "Seconds that each round spends in training, aggregation and evaluation.",
+}
+_HOW_TO_READ = {
+    "aggregation": "Kept and born prompts are what the server holds next, pruned ones (below zero) "
+    "are gone, merges happened on the way; a matched distance near 1 is what the noise explains, "
+    "an inclusion entropy near 0 means that nearly all clients or nearly none use a prompt.",
 }
 
 
@@ -684,7 +790,9 @@ def _table_html(heads: Sequence[str], rows: Iterable[Sequence[object]], lead: bo
 def _picture_html(name: str, data: bytes) -> str:
     encoded = base64.b64encode(data).decode("ascii")
     caption = _escape(_CAPTIONS.get(name, name))
-    return f'<figure><img alt="{caption}" src="data:image/png;base64,{encoded}"></figure>'
+    reading = _HOW_TO_READ.get(name)
+    below = f"<figcaption>{_escape(reading)}</figcaption>" if reading else ""
+    return f'<figure><img alt="{caption}" src="data:image/png;base64,{encoded}">{below}</figure>'
 
 
 def _details_html(run: Run) -> str:

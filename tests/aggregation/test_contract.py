@@ -257,7 +257,7 @@ def test_malformed_inputs_are_refused(aggregator: Aggregator) -> None:
 
 def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
-        aggregation.create("means")
+        aggregation.create("meann")
     with pytest.raises(ConfigError, match=r"unknown option 'patiance'.*did you mean 'patience'"):
         aggregation.create("pfpt", patiance=2)
 

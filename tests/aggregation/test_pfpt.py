@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -19,8 +20,23 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation.base import Aggregation
-from fedprompt.aggregation.matching import Columns, ascend, hungarian, peer_distance, search
-from fedprompt.aggregation.pfpt import BetaBernoulliModel, Block
+from fedprompt.aggregation.beta_bernoulli import (
+    BetaBernoulliModel,
+    Block,
+    Inclusion,
+    KeyBlock,
+    fit_inclusion,
+    fit_noise,
+)
+from fedprompt.aggregation.matching import (
+    Columns,
+    ascend,
+    climb,
+    hungarian,
+    in_order,
+    peer_distance,
+    search,
+)
 from fedprompt.errors import ConfigError, InputError
 
 PFPT = aggregation.create("pfpt")
@@ -104,8 +120,16 @@ def test_permuted_clients_and_rows_give_the_same_bits() -> None:
 # The model: scores and objective against slow loops written from the equations.
 
 
+BUFFET = Inclusion.indian_buffet(1.3)
+FITTED = Inclusion(0.7, 2.1, math.log(4.0), 1.3)
+
+
 def random_columns(
-    rng: np.random.Generator, sizes: list[int], d: int, remembered: int
+    rng: np.random.Generator,
+    sizes: list[int],
+    d: int,
+    remembered: int,
+    inclusion: Inclusion = BUFFET,
 ) -> tuple[Columns, BetaBernoulliModel, list[slice]]:
     """Clients of the given sizes, placed at random; prompt block of d, key block of 2."""
     total, width = sum(sizes), d + 2
@@ -113,11 +137,10 @@ def random_columns(
     owner = np.repeat(np.arange(len(sizes)), sizes).astype(np.int64)
     strength = rng.uniform(0.3, 3.0, size=remembered)
     means = rng.normal(size=(remembered, width))
-    blocks = (
-        Block(slice(0, d), 4.0, 1.0, means[:, :d]),
-        Block(slice(d, width), 9.0, 2.5, means[:, d:]),
-    )
-    model = BetaBernoulliModel(blocks, gamma=1.3, num_clients=len(sizes) + 3.0)
+    aligned = rng.integers(-1, remembered, size=total)
+    prompts = Block(slice(0, d), 0.8, 3.2, 0.7, means[:, :d], strength, total=4.0)
+    keys = KeyBlock(slice(d, width), 0.4, rng.normal(size=(3, 2)), means[:, d:])
+    model = BetaBernoulliModel(prompts, keys, inclusion, len(sizes), aligned, math.log(3.0))
     columns = Columns(points, owner, strength)
     ends = np.cumsum(sizes)
     spans = [slice(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
@@ -130,89 +153,198 @@ def random_columns(
 def slow_evidence(columns: Columns, model: BetaBernoulliModel, column: int) -> float:
     """Log density of a column's members as one joint Gaussian, by scipy."""
     members = np.flatnonzero(columns.assignment == column)
-    value = 0.0
-    for block in model.blocks:
-        precision, mean = 1 / block.spread, np.zeros(block.part.stop - block.part.start)
-        if column < columns.num_remembered:
-            precision += columns.strength[column]
-            mean = columns.strength[column] * block.prior_mean[column] / precision
-        covariance = np.eye(len(members)) + 1 / precision
-        for axis, centre in enumerate(mean):
-            values = columns.points[members, block.part][:, axis]
-            if len(members):
-                normal = stats.multivariate_normal(np.full(len(members), centre), covariance)
-                value += block.power * float(normal.logpdf(values))
-    return value
+    value, block = 0.0, model.prompts
+    precision, mean = 1 / block.base, np.zeros(block.part.stop - block.part.start)
+    if column < columns.num_remembered:
+        weight = block.strength[column] / block.noise
+        precision += weight
+        mean = weight * block.prior_mean[column] / precision
+    covariance = block.noise * np.eye(len(members)) + 1 / precision
+    for axis, centre in enumerate(mean):
+        values = columns.points[members, block.part][:, axis]
+        if len(members):
+            normal = stats.multivariate_normal(np.full(len(members), centre), covariance)
+            value += block.power * float(normal.logpdf(values))
+    return value + (
+        slow_key_evidence(columns, model.keys, column) if model.keys and len(members) else 0.0
+    )
 
 
-def slow_objective(columns: Columns, model: BetaBernoulliModel) -> float:
-    m, users_of, value = model.num_clients, {}, 0.0
-    for column in set(columns.assignment.tolist()):
+def slow_key_evidence(columns: Columns, block: KeyBlock, column: int) -> float:
+    """Unit normals around one key, but for their constant."""
+
+    def density(key: Array) -> float:
+        members = columns.points[columns.assignment == column, block.part]
+        logs = stats.norm(key, 1).logpdf(members) + 0.5 * math.log(2 * math.pi)
+        return block.power * float(logs.sum())
+
+    if column < columns.num_remembered:
+        return density(block.remembered[column])
+    return max(density(key) for key in block.centres) - math.log(len(block.centres))
+
+
+def slow_prior(columns: Columns, model: BetaBernoulliModel) -> float:
+    """Log prior of the columns: Beta-Bernoulli, and K_h! of columns with the same clients."""
+    m, (a, b), users_of, value = model.num_clients, beta_of(model), {}, 0.0
+    most = float(columns.strength.max(initial=0.0))
+    for column in columns.live().tolist():
         members = np.flatnonzero(columns.assignment == column)
-        value += slow_evidence(columns, model, column)
-        old = columns.strength[column]
-        c = len(members) + old
-        value += math.lgamma(c) + math.lgamma(m - c + 1) - math.lgamma(m + 1)
+        c, old = len(members), columns.strength[column]
         if old:
-            value -= math.lgamma(old) + math.lgamma(m - old + 1) - math.lgamma(m + 1)
+            value += log_beta(old + c + a, most - old + m - c + b)
+            value -= log_beta(old + a, most - old + b)
         else:
-            value += math.log(model.gamma)
+            value += model.inclusion.log_price + log_beta(c + a, m - c + b)
             users = frozenset(columns.owner[members].tolist())
             users_of[users] = users_of.get(users, 0) + 1
     return value - sum(math.lgamma(count + 1) for count in users_of.values())
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_objective_equals_a_slow_loop(seed: int) -> None:
-    columns, model, _ = random_columns(np.random.default_rng(seed), [3, 2, 4], 3, 2)
-    assert model.objective(columns) == pytest.approx(slow_objective(columns, model), rel=1e-10)
+def beta_of(model: BetaBernoulliModel) -> tuple[float, float]:
+    return model.inclusion.a, model.inclusion.b
+
+
+def log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def slow_objective(columns: Columns, model: BetaBernoulliModel) -> float:
+    """Up to the constants of the inclusion prior."""
+    value = slow_prior(columns, model)
+    for column in set(columns.assignment.tolist()) - {-1}:
+        value += slow_evidence(columns, model, column)
+    kept = (model.aligned == columns.assignment) & (columns.assignment >= 0)
+    return value + model.log_aligned * int(kept.sum())
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_equal_a_slow_loop_and_the_increments_of_the_objective(seed: int) -> None:
-    columns, model, spans = random_columns(np.random.default_rng(seed), [3, 2, 4], 3, 2)
+@pytest.mark.parametrize("inclusion", [BUFFET, FITTED])
+def test_objective_equals_a_slow_loop(seed: int, inclusion: Inclusion) -> None:
+    rng = np.random.default_rng(seed)
+    columns, model, _ = random_columns(rng, [3, 2, 4], 3, 2, inclusion)
+    expected = slow_objective(columns, model) + inclusion.log_rest(3)
+    assert model.objective(columns) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 7])
+def test_the_inclusion_prior_sums_to_one(clients: int) -> None:
+    # Columns with c users of m: C(m, c) times the weight of one such column is the Poisson mean.
+    for inclusion in (BUFFET, FITTED):
+        users = np.arange(1, clients + 1)
+        choices = np.array([math.comb(clients, int(c)) for c in users])
+        mean = float((choices * np.exp(inclusion.log_born(users, clients))).sum())
+        size = inclusion.a + inclusion.b
+        hyper = 0.0 if inclusion.a == 0 else 0.125 * math.log(size / 4) ** 2
+        expected = inclusion.gamma * math.log(mean) - mean
+        assert inclusion.log_rest(clients) + hyper - (
+            0.125 * math.log(1 / 4) ** 2 - 0.125 * math.log(1 / 4) ** 2
+        ) == pytest.approx(expected, abs=0.3 if inclusion.a == 0 else 1e-9)
+    # The Bernoulli term given the users of the others, by scipy: Beta posterior mean.
+    odds = float(FITTED.log_odds(np.array([2.0]), np.array([6.0]))[0])
+    mean = stats.beta(0.7 + 2, 2.1 + 4).mean()
+    assert odds == pytest.approx(stats.bernoulli.logpmf(1, mean) - stats.bernoulli.logpmf(0, mean))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("inclusion", [BUFFET, FITTED])
+def test_scores_equal_a_slow_loop_and_the_increments_of_the_objective(
+    seed: int, inclusion: Inclusion
+) -> None:
+    rng = np.random.default_rng(seed)
+    columns, model, spans = random_columns(rng, [3, 2, 4], 3, 2, inclusion)
     columns.remove(spans[1])
     live = columns.live()
     existing = model.existing_scores(columns, spans[1], live)
     new = model.new_scores(columns, spans[1])
-    base = slow_objective_placed(columns, model)
+    base = slow_objective(columns, model)
+    most = float(columns.strength.max())
+    a, b = beta_of(model)
     for k, row in enumerate(range(spans[1].start, spans[1].stop)):
         for i, column in enumerate(live):
-            expected = math.log(
-                (columns.counts[column] + columns.strength[column])
-                / (model.num_clients - columns.counts[column] - columns.strength[column])
-            )
-            columns.assignment[row] = -1
-            before = slow_evidence(columns, model, int(column))
+            users = columns.counts[column] + columns.strength[column]
+            clients = 3 + (most if column < columns.num_remembered else 0.0)
+            expected = math.log((users + a) / (clients - 1 - users + b))
+            expected += model.log_aligned * (model.aligned[row] == column)
+            key = model.keys.keys(columns, np.array([column]))[0]
+            point = columns.points[row, model.keys.part]
+            expected -= 0.5 * model.keys.power * float(((point - key) ** 2).sum())
+            keyless = dataclasses.replace(model, keys=None)
+            before = slow_evidence(columns, keyless, int(column))
             columns.assignment[row] = column
-            expected += slow_evidence(columns, model, int(column)) - before
+            expected += slow_evidence(columns, keyless, int(column)) - before
             assert existing[k, i] == pytest.approx(expected, rel=1e-9)
             columns.assignment[row] = -1
             if column < columns.num_remembered:  # no history factorial: the exact increment
                 columns.place(slice(row, row + 1), np.array([column]))
-                gain = slow_objective_placed(columns, model) - base
+                gain = slow_objective(columns, model) - base
                 assert existing[k, i] == pytest.approx(gain, rel=1e-9)
                 columns.remove(slice(row, row + 1))
         for j in range(2):
-            expected = math.log(model.gamma / model.num_clients) - math.log(j + 1)
-            for block in model.blocks:
-                point = columns.points[row, block.part]
-                density = stats.norm(0, math.sqrt(1 + block.spread)).logpdf(point)
-                expected += block.power * float(density.sum())
+            price = inclusion.log_price + log_beta(1 + a, 2 + b)
+            expected = price - math.log(j + 1)
+            block, key_block = model.prompts, model.keys
+            point = columns.points[row, block.part]
+            density = stats.norm(0, math.sqrt(block.noise + block.base)).logpdf(point)
+            expected += block.power * float(density.sum()) - math.log(3)
+            distances = ((columns.points[row, key_block.part] - key_block.centres) ** 2).sum(axis=1)
+            expected -= 0.5 * key_block.power * float(distances.min())
             assert new[k, j] == pytest.approx(expected, rel=1e-9)
+    # Section 5 of the design: an Indian buffet's first new column costs log(gamma / m).
+    assert BUFFET.log_born(np.ones(1), 3)[0] == pytest.approx(math.log(1.3 / 3))
 
 
-def slow_objective_placed(columns: Columns, model: BetaBernoulliModel) -> float:
-    """The slow objective of the points that have a column."""
-    placed = columns.assignment >= 0
-    part = Columns(columns.points[placed], columns.owner[placed], columns.strength[:2])
-    size = len(part.strength)
-    part.assignment = columns.assignment[placed]
-    part.strength = np.concatenate([part.strength, np.zeros(len(columns.strength) - size)])
-    return slow_objective(part, model)
+@pytest.mark.parametrize("seed", range(3))
+def test_merge_gains_are_the_increments_of_the_objective(seed: int) -> None:
+    columns, model, _ = random_columns(np.random.default_rng(seed), [1, 2, 1, 2, 1], 3, 2, FITTED)
+    model = dataclasses.replace(model, log_aligned=0.0)
+    sources, targets = columns.born(), columns.live()
+    gains = model.merge_gains(columns, sources, targets)
+    checked = 0
+    for i, source in enumerate(sources):
+        for j, target in enumerate(targets):
+            rows = np.flatnonzero(columns.assignment == source)
+            others = columns.owner[columns.assignment == target]
+            if source == target or np.isin(columns.owner[rows], others).any():
+                continue
+            joined = columns.copy()
+            for row in rows:
+                joined.remove(slice(row, row + 1))
+                joined.place(slice(row, row + 1), np.array([target]))
+            gain = without_repeats(joined, model) - without_repeats(columns, model)
+            assert gains[i, j] == pytest.approx(gain, rel=1e-8, abs=1e-8)
+            checked += 1
+    assert checked > 0
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def without_repeats(columns: Columns, model: BetaBernoulliModel) -> float:
+    """The objective without its K_h!."""
+    users_of: dict[frozenset[int], int] = {}
+    for column in columns.born().tolist():
+        users = frozenset(columns.owner[columns.assignment == column].tolist())
+        users_of[users] = users_of.get(users, 0) + 1
+    repeats = sum(math.lgamma(count + 1) for count in users_of.values())
+    return slow_objective(columns, model) + repeats
+
+
+def test_fits_find_the_maximum_of_a_grid() -> None:
+    columns, model, _ = random_columns(np.random.default_rng(0), [6, 6, 6, 6], 3, 2)
+    block = fit_noise(model.prompts, columns)
+    assert block.noise + block.base == pytest.approx(4.0)
+
+    def value(noise: float) -> float:
+        candidate = dataclasses.replace(block, noise=noise, base=4.0 - noise)
+        return slow_objective(columns, dataclasses.replace(model, prompts=candidate))
+
+    best = max(value(noise) for noise in np.linspace(0.2, 3.2, 61))
+    assert value(block.noise) >= best - 1e-3
+    # Eight columns that all of ten clients use, none remembered: the inclusion is near 1.
+    sure = fit_inclusion(np.full(8, 10.0), 10, np.empty(0), np.empty(0), 0.0, 1.0)
+    rare = fit_inclusion(np.full(8, 1.0), 10, np.empty(0), np.empty(0), 0.0, 1.0)
+    assert sure.a / (sure.a + sure.b) > 0.95
+    assert rare.a / (rare.a + rare.b) < 0.15
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
 def test_hungarian_equals_brute_force(n: int) -> None:
     rng = np.random.default_rng(n)
     for _ in range(20):
@@ -237,27 +369,30 @@ def test_two_clients_of_two_prompts_find_the_best_of_all_assignments() -> None:
             trial.place(spans[0], np.array([0, 1]))
             trial.place(spans[1], np.array(targets))
             values.append(model.objective(trial))
-        found = search(columns.points, columns.owner, spans, np.zeros(0), model, [], 50)
+        start = in_order(Columns(columns.points, columns.owner, np.zeros(0)), model, spans)
+        found = ascend(start, spans, model, 50)
         # The scores ignore the K_h! of columns that others share, here 2! for each of two sets h.
-        assert found.objective_after >= max(values) - math.log(4) - 1e-9
-        exact += found.objective_after >= max(values) - 1e-9
+        assert found.objective >= max(values) - math.log(4) - 1e-9
+        exact += found.objective >= max(values) - 1e-9
     assert exact >= 15
 
 
 def test_by_hand() -> None:
-    # Two clients, two prompts, d = 1, noise 1 and base variance 4 in noise units, gamma 1, m = 2.
+    # Two clients, two prompts, d = 1, noise 1 and base variance 4, gamma 1, m = 2.
     # Column {0, 0}: its posterior after the first 0 has precision 1/4 + 1, so variance 0.8;
     # joining scores log N(0 | 0, 1.8) + log(1 / (2 - 1)) = -0.5 log(2 pi 1.8) = -1.2128;
     # a new column scores log N(0 | 0, 5) + log(1 / 2) = -1.7237 - 0.6931 = -2.4168.
     points = np.array([[0.0], [10.0], [0.0], [10.0]])
     owner = np.array([0, 0, 1, 1])
-    model = BetaBernoulliModel((Block(slice(0, 1), 4.0, 1.0, np.zeros((0, 1))),), 1.0, 2.0)
+    block = Block(slice(0, 1), 1.0, 4.0, 1.0, np.zeros((0, 1)), np.zeros(0))
+    model = BetaBernoulliModel(block, None, Inclusion.indian_buffet(1.0), 2)
     columns = Columns(points, owner, np.zeros(0))
     columns.place(slice(0, 2), np.array([0, 1]))
     existing = model.existing_scores(columns, slice(2, 4), columns.live())
     assert existing[0, 0] == pytest.approx(-1.2128, abs=1e-4)
     assert model.new_scores(columns, slice(2, 4))[0, 0] == pytest.approx(-2.4168, abs=1e-4)
-    found = search(points, owner, [slice(0, 2), slice(2, 4)], np.zeros(0), model, [], 50)
+    spans = [slice(0, 2), slice(2, 4)]
+    found = search(Columns(points, owner, np.zeros(0)), spans, [model], [], 50, 0)
     assert found.columns.assignment[0] == found.columns.assignment[2]
     assert found.columns.assignment[1] == found.columns.assignment[3]
 
@@ -270,22 +405,25 @@ def test_averages_by_hand() -> None:
     result = PFPT.aggregate(sets, origins=rows, previous=previous)
     assert result.prompts.tolist() == [[0.0], [100.0]]
     assert [rows.tolist() for rows in result.assignment] == [[0, 1], [0, 1]]
-    assert result.state["strength"].tolist() == pytest.approx([0.9 * 2, 0.9 * 2])
-    # Next round: strength 1.8 at the previous value, one client at 3.8: 3.8 / (1.8 + 1).
+    # Two users are worth 1 / (1 / 2 + 1 / 3) = 1.2 a round later.
+    assert result.state["strength"].tolist() == pytest.approx([1.2, 1.2])
+    # Next round: strength 1.2 at the previous value, one client at 3.8: 3.8 / (1.2 + 1).
     again = PFPT.aggregate(
         [torch.tensor([[3.8], [103.8]])], origins=rows[:1], previous=previous, state=result.state
     )
-    torch.testing.assert_close(again.prompts, torch.tensor([[3.8 / 2.8], [100 + 3.8 / 2.8]]))
+    torch.testing.assert_close(again.prompts, torch.tensor([[3.8 / 2.2], [100 + 3.8 / 2.2]]))
     # Sample counts 3 and 1 count 1.5 and 0.5: (1.5 * 1 - 0.5 * 1) / 2.
     weighted = aggregation.create("pfpt", use_weights=True).aggregate(
         sets, weights=torch.tensor([3.0, 1.0]), origins=rows, previous=previous
     )
     assert weighted.prompts.tolist() == [[0.5], [100.5]]
-    # Total variance 2501, so base variance 2500 and 2 / (2 + 1 / 2500) of the mean remain.
+    # Of the total variance 2501 the scatter within columns, (1 + 1) / (2 - 1), is fitted as noise,
+    # and 2 / (2 + 2 / 2499) of the mean remain.
     shrunk = aggregation.create("pfpt", shrink=True).aggregate(
         sets, origins=rows, previous=previous
     )
-    torch.testing.assert_close(shrunk.prompts[0, 0], torch.tensor(50 * (1 - 2 / 2.0004)))
+    expected = 50 * (1 - 2 / (2 + 2 / 2499))
+    assert float(shrunk.prompts[0, 0]) == pytest.approx(expected, rel=1e-2)
 
 
 @settings(max_examples=40, deadline=None)
@@ -297,16 +435,36 @@ def test_averages_by_hand() -> None:
 def test_objective_never_falls(seed: int, sizes: list[int], remembered: int) -> None:
     rng = np.random.default_rng(seed)
     columns, model, spans = random_columns(rng, sizes, 2, remembered)
-    result = ascend(columns, spans, model, 50)
-    assert result.sweeps < 50
-    assert all(b > a for a, b in itertools.pairwise(result.history))
-    assert result.objective_after >= result.objective_before
+    result = climb(columns, spans, model, 50)
+    assert all(b >= a for a, b in itertools.pairwise(result.history))
+    assert result.objective == pytest.approx(result.model.objective(result.columns))
     fresh = Columns(columns.points, columns.owner, columns.strength[:remembered])
     for span in spans:  # bookkeeping: sums and counts are those of the final assignment
         fresh.place(span, result.columns.assignment[span])
     np.testing.assert_allclose(fresh.sums, result.columns.sums, atol=1e-9)
     np.testing.assert_array_equal(fresh.counts, result.columns.counts)
+    np.testing.assert_array_equal(fresh.signatures, result.columns.signatures)
     assert result.columns.membership(result.columns.live()).sum() == sum(sizes)  # injective
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.lists(st.integers(1, 5), min_size=3, max_size=6),
+    remembered=st.integers(0, 3),
+)
+def test_objective_never_falls_over_starts_and_regroupings(
+    seed: int, sizes: list[int], remembered: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    columns, model, spans = random_columns(rng, sizes, 2, remembered)
+    empty = Columns(columns.points, columns.owner, columns.strength[:remembered])
+    one = climb(in_order(empty, model, spans), spans, model, 50)
+    found = search(empty, spans, [model], [columns.assignment], 50, 3)
+    assert all(b >= a for a, b in itertools.pairwise(found.history))
+    assert found.objective >= one.objective
+    assert found.objective == pytest.approx(found.model.objective(found.columns))
+    assert (empty.assignment == -1).all()
 
 
 def test_diagnostics_report_a_rise() -> None:
@@ -487,11 +645,15 @@ def test_the_state_stands_in_for_previous() -> None:
         ({"key_weight": -1}, "aggregator.key_weight: expected a finite number >= 0, got -1"),
         ({"gamma": 0}, "aggregator.gamma: expected a finite number > 0, got 0"),
         (
-            {"noise_scale": math.nan},
-            "aggregator.noise_scale: expected a finite number > 0, got nan",
+            {"origin_odds": math.nan},
+            "aggregator.origin_odds: expected a finite number > 0, got nan",
         ),
+        (
+            {"variant": "mapp"},
+            "aggregator.variant: expected one of map, paper, released, got 'mapp'; did you mean",
+        ),
+        ({"loops": 0}, "aggregator.loops: expected an integer >= 1, got 0"),
         ({"memory": "x"}, "aggregator.memory: expected a finite number >= 0, got 'x'"),
-        ({"memory_decay": 1.1}, "aggregator.memory_decay: expected a number from 0 to 1, got 1.1"),
         ({"shrink": 1}, "aggregator.shrink: expected true or false, got 1"),
     ],
 )

@@ -4,14 +4,17 @@ The N local prompts of all clients are points; a *column* is a set of points, at
 client, that are taken for noisy copies of one summarizing prompt. This file moves points between
 columns and knows nothing of the probability model, which it asks for scores (`MatchingModel`).
 
-Every accepted move raises one objective, so the search ends; it is coordinate ascent (PFPT,
-Algorithm 2) from several starts, with one additional move that joins two whole columns.
+Every accepted move raises one objective, so the search ends. It is coordinate ascent (PFPT,
+Algorithm 2) with three more moves: two whole columns are joined; a few neighbouring columns are
+dissolved and dealt anew; the model's own parameters are fitted to the columns. Where the first
+two starts agree the problem is easy and the search is over; where they do not it goes on from
+other starts. Random draws come from a fixed seed: they only order the work.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +26,12 @@ Indices = NDArray[np.int64]
 
 NOWHERE = -1
 """Column of a point that is not placed yet."""
+FITS = 10
+"""Bound on how often the model's parameters are fitted in one climb; two or three suffice."""
+JOINED_AT_ONCE = 512
+"""Columns that are compared for joining, the smallest first; bounds the table of gains."""
+WORK = 4e8
+"""Multiplications that the further starts may cost, at eight sweeps each."""
 
 
 class Columns:
@@ -47,21 +56,29 @@ class Columns:
         self.assignment = np.full(len(points), NOWHERE, dtype=np.int64)
         self.counts = np.zeros(size)
         self.sums = np.zeros((size, points.shape[1]))
+        # Random words, one per client: the exclusive or of its members' words names the set of
+        # clients that a column has.
+        words = np.random.default_rng(0).integers(
+            1, 2**63, size=int(owner.max(initial=-1)) + 1, dtype=np.uint64
+        )
+        self._words = words[owner]
+        self.signatures = np.zeros(size, dtype=np.uint64)
 
     def place(self, rows: slice, targets: Indices) -> None:
-        """Put the rows of one client into distinct columns."""
+        """Put rows of one client into distinct columns."""
         self.assignment[rows] = targets
         self.counts[targets] += 1
         self.sums[targets] += self.points[rows]
+        self.signatures[targets] ^= self._words[rows]
 
     def remove(self, rows: slice) -> Indices:
-        """Take the rows of one client out, and say where they were."""
+        """Take placed rows of one client out, and say where they were."""
         before = self.assignment[rows].copy()
-        placed = before >= 0
         self.assignment[rows] = NOWHERE
-        self.counts[before[placed]] -= 1
-        self.sums[before[placed]] -= self.points[rows][placed]
-        self.sums[before[placed][self.counts[before[placed]] == 0]] = 0.0
+        self.counts[before] -= 1
+        self.sums[before] -= self.points[rows]
+        self.signatures[before] ^= self._words[rows]
+        self.sums[before[self.counts[before] == 0]] = 0.0  # no rounding is left behind
         return before
 
     def live(self) -> Indices:
@@ -78,25 +95,34 @@ class Columns:
         """Columns with members that stand for no remembered prompt."""
         return self.num_remembered + np.flatnonzero(self.counts[self.num_remembered :] > 0)
 
-    def scatter(self, part: slice) -> float:
-        """Variance of a coordinate within columns (unbiased); 0 if no column has two members."""
-        used = np.flatnonzero(self.counts)
-        means = np.zeros((len(self.counts), part.stop - part.start))
-        means[used] = self.sums[used, part] / self.counts[used, None]
-        residual = self.points[:, part] - means[self.assignment]
-        freedom = len(self.points) - len(used)
-        return (
-            float((residual**2).sum(axis=1).sum() / (freedom * residual.shape[1]))
-            if freedom
-            else 0.0
-        )
-
     def membership(self, columns: Indices) -> NDArray[np.bool_]:
         """(m, L) whether a client has a point in a column."""
-        table = np.zeros((int(self.owner.max(initial=-1)) + 1, len(self.counts)), dtype=bool)
-        placed = self.assignment >= 0
-        table[self.owner[placed], self.assignment[placed]] = True
-        return table[:, columns]
+        position = np.full(len(self.counts) + 1, -1)  # the last entry is for NOWHERE
+        position[columns] = np.arange(len(columns))
+        place = position[self.assignment]
+        inside = place >= 0
+        table = np.zeros((int(self.owner.max(initial=-1)) + 1, len(columns)), dtype=bool)
+        table[self.owner[inside], place[inside]] = True
+        return table
+
+    def copy(self) -> Columns:
+        """The same points in the same columns, to be changed on its own."""
+        twin = object.__new__(Columns)
+        twin.__dict__.update(self.__dict__)
+        for name in ("assignment", "counts", "sums", "signatures"):
+            setattr(twin, name, getattr(self, name).copy())
+        return twin
+
+    def same_partition(self, other: Columns) -> bool:
+        """Whether the same points are together, and with the same remembered prompts."""
+        return np.array_equal(self._canonical(), other._canonical())
+
+    def _canonical(self) -> Indices:
+        """(N,) the remembered column of each point, or else the first point of its column."""
+        first = np.full(len(self.counts), len(self.points))
+        np.minimum.at(first, self.assignment, np.arange(len(self.points)))
+        born = self.assignment >= self.num_remembered
+        return np.where(born, self.num_remembered + first[self.assignment], self.assignment)
 
 
 class MatchingModel(Protocol):
@@ -110,26 +136,35 @@ class MatchingModel(Protocol):
         """(k, k) gain if a row becomes the client's 1st, 2nd, ... k-th new column."""
         ...
 
-    def merge_gains(self, columns: Columns, live: Indices) -> Array:
-        """(L, L) gain if two columns become one."""
+    def merge_gains(self, columns: Columns, sources: Indices, targets: Indices) -> Array:
+        """(S, T) gain if a source column is poured into a target column."""
         ...
 
     def objective(self, columns: Columns) -> float:
-        """Log joint probability of points and columns, up to a constant."""
+        """Log joint probability of all points, their columns and the model's parameters."""
+        ...
+
+    def fitted(self, columns: Columns) -> MatchingModel:
+        """With parameters whose objective for these columns is higher, or itself."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Where the search ended."""
+    """Where a search ended."""
 
     columns: Columns
-    objective_before: float
-    """At the start from which the best end was reached."""
-    objective_after: float
-    sweeps: int
+    model: MatchingModel
     history: tuple[float, ...]
-    """The objective after every accepted move."""
+    """The objective at the start and after every accepted move; it never falls."""
+    sweeps: int
+    joins: int = 0
+    """Whole columns that were poured into others."""
+
+    @property
+    def objective(self) -> float:
+        """At the end."""
+        return self.history[-1]
 
 
 def hungarian(scores: Array) -> Indices:
@@ -155,70 +190,173 @@ def match_client(columns: Columns, model: MatchingModel, rows: slice) -> Indices
 
 
 def search(
-    points: Array,
-    owner: Indices,
+    columns: Columns,
     spans: Sequence[slice],
-    strength: Array,
-    model: MatchingModel,
+    models: Sequence[MatchingModel],
     starts: Sequence[Indices],
     max_sweeps: int,
+    restarts: int,
 ) -> Search:
-    """Coordinate ascent from a sequential start and from each given one; the best end wins.
+    """The best end of several climbs.
 
     Args:
-        points: (N, D)
-        owner: (N,)
-        spans: rows of each client; the sequential start matches clients in this order.
-        strength: (n,)
-        model: gives the scores and the objective.
-        starts: (N,) assignments, injective within each client.
-        max_sweeps: bound on the sweeps of one ascent.
+        columns: without any placed point.
+        spans: rows of each client that has some; the first start matches clients in this order.
+        models: give the scores and the objective; they differ in what a climb fits, and there is
+            a climb from each.
+        starts: (N,) assignments to begin with besides, injective within each client.
+        max_sweeps: bound on the sweeps between two fits of one climb.
+        restarts: further starts, and as many dozens of regroupings, where the first disagree.
     """
-    columns = Columns(points, owner, strength)
-    for rows in spans:
-        columns.place(rows, match_client(columns, model, rows))
-    best = ascend(columns, spans, model, max_sweeps)
+    ends = [climb(in_order(columns, model, spans), spans, model, max_sweeps) for model in models]
     for start in starts:
-        columns = Columns(points, owner, strength)
-        for rows in spans:
-            columns.place(rows, start[rows])
-        other = ascend(columns, spans, model, max_sweeps)
-        if _rises(best.objective_after, other.objective_after):
-            best = other
+        given = placed(columns, spans, start)
+        ends.append(climb(given, spans, models[0].fitted(given), max_sweeps))
+    best = highest(ends)
+    model = next((m for m, end in zip(models, ends, strict=False) if end is best), models[0])
+    sweep_cost = columns.points.size * max(len(best.columns.live()), 1)
+    restarts = min(restarts, int(WORK / (8 * sweep_cost)))
+    if restarts == 0:
+        return best
+    backwards = climb(in_order(columns, model, spans[::-1]), spans, model, max_sweeps)
+    dense = crowded(columns, model, spans)
+    ends = [best, backwards, climb(dense, spans, model.fitted(dense), max_sweeps)]
+    easy = backwards.columns.same_partition(best.columns)
+    best = highest(ends)
+    if easy:
+        return best
+    rng = np.random.default_rng(0)
+    for _ in range(restarts):
+        order = [spans[t] for t in rng.permutation(len(spans))]
+        end = climb(in_order(columns, model, order), spans, model, max_sweeps)
+        best = highest([best, end])
+    return regrouped(best, spans, max_sweeps, 12 * restarts, rng)
+
+
+def highest(ends: Sequence[Search]) -> Search:
+    """The end with the greatest objective, of nearly equal ones the first."""
+    best = ends[0]
+    for end in ends[1:]:
+        if rises(best.objective, end.objective):
+            best = end
     return best
+
+
+def in_order(columns: Columns, model: MatchingModel, order: Iterable[slice]) -> Columns:
+    """Match one client after another to those before it."""
+    columns = columns.copy()
+    for rows in order:
+        columns.place(rows, match_client(columns, model, rows))
+    return columns
+
+
+def crowded(columns: Columns, model: MatchingModel, spans: Iterable[slice]) -> Columns:
+    """Open a column only where a client has more prompts than there are columns.
+
+    In the order of `in_order` a single true prompt is not seen: its copies are the whole cloud.
+    """
+    columns = columns.copy()
+    for rows in spans:
+        live = columns.live()
+        number = rows.stop - rows.start
+        scores = model.existing_scores(columns, rows, live)
+        missing = max(number - len(live), 0)
+        scores = np.concatenate([scores, np.full((number, missing), scores.min(initial=0.0))], 1)
+        columns.place(rows, np.concatenate([live, columns.free(missing)])[hungarian(scores)])
+    return columns
+
+
+def placed(columns: Columns, spans: Sequence[slice], assignment: Indices) -> Columns:
+    """Place all points as given."""
+    columns = columns.copy()
+    for rows in spans:
+        columns.place(rows, assignment[rows])
+    return columns
+
+
+def climb(
+    columns: Columns, spans: Sequence[slice], model: MatchingModel, max_sweeps: int
+) -> Search:
+    """Ascend, fit the model's parameters to the columns, and again, until nothing rises."""
+    end = ascend(columns, spans, model, max_sweeps)
+    for _ in range(FITS):
+        model = end.model.fitted(end.columns)
+        if not rises(end.objective, model.objective(end.columns)):
+            break
+        end = continued(end, ascend(end.columns, spans, model, max_sweeps))
+    return end
+
+
+def continued(first: Search, second: Search) -> Search:
+    """Two searches, of which the second began where the first ended."""
+    return Search(
+        second.columns,
+        second.model,
+        first.history + second.history,
+        first.sweeps + second.sweeps,
+        first.joins + second.joins,
+    )
 
 
 def ascend(
     columns: Columns, spans: Sequence[slice], model: MatchingModel, max_sweeps: int
 ) -> Search:
-    """Sweep over clients, then join columns, until neither raises the objective."""
+    """Sweep over clients, then join columns, until neither raises the objective; in place."""
     history = [model.objective(columns)]
-    sweeps = 0
+    sweeps = joins = 0
     for sweep in range(1, max_sweeps + 1):
         moves = len(history)
         for rows in spans:
             _rematch(columns, model, rows, history)
         while _join(columns, model, history):
-            pass
+            joins += 1
         sweeps = sweep
         if len(history) == moves:
             break
-    return Search(columns, history[0], history[-1], sweeps, tuple(history))
+    return Search(columns, model, tuple(history), sweeps, joins)
+
+
+def regrouped(
+    best: Search, spans: Sequence[slice], max_sweeps: int, attempts: int, rng: np.random.Generator
+) -> Search:
+    """Deal a few neighbouring columns anew, again and again; keep what raises the objective.
+
+    This mends what sweeps cannot: two columns that each hold halves of the same two prompts.
+    """
+    for _ in range(attempts):
+        columns = best.columns.copy()
+        live = columns.live()
+        if len(live) < 2:
+            break
+        anchor = rng.integers(len(live))
+        gains = best.model.merge_gains(columns, live[[anchor]], live)[0]
+        gains[anchor] = np.inf
+        number = int(rng.integers(2, min(5, len(live) + 1)))
+        chosen = live[np.argsort(-gains, kind="stable")[:number]]
+        affected = [rows for rows in spans if np.isin(columns.assignment[rows], chosen).any()]
+        for rows in affected:
+            columns.remove(rows)
+        for t in rng.permutation(len(affected)):
+            columns.place(affected[t], match_client(columns, best.model, affected[t]))
+        end = ascend(columns, affected, best.model, 3)
+        if rises(best.objective, end.objective):
+            best = continued(best, climb(end.columns, spans, best.model, max_sweeps))
+    return best
 
 
 def _rematch(columns: Columns, model: MatchingModel, rows: slice, history: list[float]) -> None:
     """Match one client anew; undo unless the objective rises."""
     before = columns.remove(rows)
-    live = columns.live()
     after = match_client(columns, model, rows)
-    stays = np.where(np.isin(after, live), after, NOWHERE)
-    stayed = np.where(np.isin(before, live), before, NOWHERE)
-    if np.array_equal(stays, stayed):
+    exists = columns.counts + columns.strength > 0
+    if np.array_equal(
+        np.where(exists[after], after, NOWHERE), np.where(exists[before], before, NOWHERE)
+    ):
         columns.place(rows, before)
         return
     columns.place(rows, after)
     value = model.objective(columns)
-    if _rises(history[-1], value):
+    if rises(history[-1], value):
         history.append(value)
     else:
         columns.remove(rows)
@@ -226,35 +364,45 @@ def _rematch(columns: Columns, model: MatchingModel, rows: slice, history: list[
 
 
 def _join(columns: Columns, model: MatchingModel, history: list[float]) -> bool:
-    """Pour the newborn column with most gain into another; undo unless the objective rises."""
-    live = columns.live()
-    if len(live) < 2 or len(columns.born()) == 0:
+    """Pour the newborn column with most gain into another; undo unless the objective rises.
+
+    Remembered prompts receive, but are not poured.
+    """
+    live, sources = columns.live(), columns.born()
+    if len(live) < 2 or len(sources) == 0:
         return False
-    gains = model.merge_gains(columns, live)
-    members = columns.membership(live).astype(np.int64)
-    gains[(members.T @ members) > 0] = -np.inf  # a client's prompts are distinct
-    gains[
-        live < columns.num_remembered, :
-    ] = -np.inf  # remembered prompts receive, but are not poured
-    np.fill_diagonal(gains, -np.inf)
+    sources = sources[np.argsort(columns.counts[sources], kind="stable")[:JOINED_AT_ONCE]]
+    gains = join_gains(columns, model, sources, live)
     source, target = np.unravel_index(int(np.argmax(gains)), gains.shape)
     if not gains[source, target] > 0:
         return False
-    moved = np.flatnonzero(columns.assignment == live[source])
-    for row in moved:
-        columns.remove(slice(row, row + 1))
-        columns.place(slice(row, row + 1), live[[target]])
+    moved = np.flatnonzero(columns.assignment == sources[source])
+    pour(columns, moved, live[target])
     value = model.objective(columns)
-    if _rises(history[-1], value):
+    if rises(history[-1], value):
         history.append(value)
         return True
-    for row in moved:
-        columns.remove(slice(row, row + 1))
-        columns.place(slice(row, row + 1), live[[source]])
+    pour(columns, moved, sources[source])
     return False
 
 
-def _rises(before: float, after: float) -> bool:
+def join_gains(columns: Columns, model: MatchingModel, sources: Indices, targets: Indices) -> Array:
+    """(S, T) gain of pouring; -inf where a client would have two prompts in one column."""
+    gains = model.merge_gains(columns, sources, targets)
+    givers = columns.membership(sources).astype(np.float32)
+    takers = columns.membership(targets).astype(np.float32)
+    gains[(givers.T @ takers > 0) | (sources[:, None] == targets)] = -np.inf
+    return gains
+
+
+def pour(columns: Columns, rows: Indices, target: np.int64) -> None:
+    """Move rows of different clients into one column."""
+    for row in rows:
+        columns.remove(slice(row, row + 1))
+        columns.place(slice(row, row + 1), np.array([target]))
+
+
+def rises(before: float, after: float) -> bool:
     """Whether the gain is more than rounding."""
     return after > before + 1e-9 * max(1.0, abs(before))
 

@@ -1,22 +1,26 @@
 """PFPT: probabilistic matching of prompt sets.
 
 Weng et al., "Probabilistic Federated Prompt-Tuning with Non-IID and Imbalanced Data", NeurIPS
-2024, arXiv 2502.19752; the file follows its Section 3. Two parts are not the paper's. The base
-measure that a Beta-Bernoulli process has is put back, because without a price for a new
-summarizing prompt nothing merges (Yurochkin et al., ICML 2019 and NeurIPS 2019 have it). And
-prompts may carry keys, which are matched together with them.
+2024, arXiv 2502.19752; the file follows its Section 3: the generative model (3.1), the matching
+(3.2), the algorithm (3.3).
 
 | paper    | code                  | shape        | meaning                                      |
 |----------|-----------------------|--------------|----------------------------------------------|
 | phi_i    | `Aggregation.prompts` | (n, d)       | summarizing prompts; n changes every round   |
 | omega_tk | `cohort.prompts`      | (N, d)       | local prompts of all clients, stacked        |
 | z_tk^i   | `columns.assignment`  | (N,)         | summarizing prompt of each local prompt      |
-| alpha    | `Scales.noise`        | scalar       | variance of local around summarizing prompts |
-| sigma(g) | `inclusion_score`     | (L,)         | log odds that a client uses a column         |
-| m        | `num_clients`         | scalar       | clients of the round and those of the memory |
-| -        | `Scales.mu0`, `.base` | (d,), scalar | base measure phi ~ N(mu0, base I)            |
-| -        | `strength`            | (n,)         | clients that a remembered prompt counts for  |
-| -        | `key_scales`          | -            | the same for keys kappa_i, tau^2             |
+| alpha    | `Block.noise`         | scalar       | variance of local around summarizing prompts |
+| sigma(g) | `Inclusion`           | (L,)         | probability that a client uses a column      |
+| m        | `num_clients`         | scalar       | clients of the round                         |
+| -        | `Block.base`          | scalar       | base measure phi ~ N(mu0, base I)            |
+| -        | `Block.strength`      | (n,)         | clients that a remembered prompt counts for  |
+| kappa_i  | `Aggregation.keys`    | (n, q)       | keys, a second block with variances tau^2, s |
+
+Three variants. `map`, in this file, is well posed: it puts back the base measure that a
+Beta-Bernoulli process has, because without a price for a new summarizing prompt nothing merges
+(Yurochkin et al., ICML 2019 and NeurIPS 2019 have it), and it matches prompts together with their
+keys and with what earlier rounds left. `paper` and `released`, in `literal.py`, are the paper's
+equations and the authors' program taken at their word. docs/pfpt.md compares the three.
 """
 
 from __future__ import annotations
@@ -30,9 +34,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.special import gammaln
+from scipy.special import entr
 from torch import Tensor
 
+from fedprompt.aggregation import literal
 from fedprompt.aggregation.base import (
     Aggregation,
     Array,
@@ -43,45 +48,38 @@ from fedprompt.aggregation.base import (
     check_state,
     lexicographic,
 )
-from fedprompt.aggregation.matching import (
-    Columns,
-    Search,
-    peer_distance,
-    search,
-)
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Inclusion, KeyBlock
+from fedprompt.aggregation.matching import Columns, Search, join_gains, pour, search
+from fedprompt.aggregation.nets import PromptNets, state_shapes
+from fedprompt.aggregation.neural import refine
+from fedprompt.aggregation.scales import KeyScales, Scales, key_scales, prompt_scales
+from fedprompt.errors import ConfigError, InputError, suggest
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-LOG_2PI = math.log(2 * math.pi)
-NOISE_FLOOR = 1e-8
-"""Smallest noise variance in units of the total variance: identical prompts stay finite."""
-NOISE_UPDATES = 3
-"""How often noise that was read off peer distances is raised to the scatter within columns."""
-KEY_NOISE_DECAY = 0.8
-"""Share of earlier rounds in the running estimate of the key noise."""
-KEY_NOISE_FLOOR = 0.02
-"""Smallest key noise in units of the keys' mean square: neighbours in angle are one address."""
+VARIANTS = ("map", "paper", "released")
+PARAMETERISATIONS = ("empirical", "neural")
 
 
 @dataclasses.dataclass(frozen=True)
 class PfptOptions:
-    """Options of `pfpt`; docs/aggregation.md says how the defaults were found."""
+    """Options of `pfpt`; docs/pfpt.md says how the defaults were found."""
 
+    variant: str = "map"
+    """`map`: the well-posed model; `paper`, `released`: for comparison. Only `variance_floor`,
+    `loops`, `net_lr` and `net_hidden` concern the latter two, and the networks of `neural`."""
+    parameterisation: str = "empirical"
+    """`map`'s noise and inclusion: `empirical`, fitted numbers, or `neural`, the paper's nets."""
     gamma: float = 1.0
-    """Mass of the Beta process: log(gamma / m) is the prior price of a new summarizing prompt."""
-    noise_scale: float = 1.0
-    """Factor on the noise's standard deviation, which is read off the data; above 1 merges more."""
+    """Mass of the Beta process: log(gamma / m) is the first price of a new summarizing prompt."""
     key_weight: float = 8.0
     """How much keys count relative to prompts, both in noise units; 0 ignores keys."""
-    key_tolerance: float = 6.0
-    """Key noise over half the squared distance to the nearest peer; more makes fewer groups."""
-    memory: float = 3.0
+    memory: float = 10.0
     """The most clients that a remembered summarizing prompt counts for; 0 forgets everything."""
-    memory_decay: float = 0.9
-    """Factor on the remembered strength from round to round."""
     average_memory: bool = True
     """Whether the remembered prompt enters the new average; the remembered key always does."""
+    origin_odds: float = 1.0
+    """Prior odds that a prompt stays with the remembered prompt it started from; 1 for none."""
     shrink: bool = False
     """Whether the average is shrunk towards the base mean, as the posterior mean is."""
     use_weights: bool = False
@@ -89,31 +87,40 @@ class PfptOptions:
     patience: int = 10
     """Rounds without use after which a prompt is removed; 1 is the paper's immediate removal."""
     max_prompts: int = 0
-    """Upper bound on the number of summarizing prompts; 0 for none."""
+    """Upper bound on the number of summarizing prompts, kept by merging the closest; 0 for none."""
     max_sweeps: int = 50
     """Bound on the sweeps over clients; a few suffice."""
+    restarts: int = 8
+    """Further starts of the search where the first ones disagree."""
+    variance_floor: float = 1e-6
+    """Least variance of `paper` in units of the prompts' total variance."""
+    loops: int = 50
+    """Alternations of matching and gradient steps of `paper` and `released`."""
+    net_lr: float = 1e-3
+    """Adam's learning rate for the networks."""
+    net_hidden: int = 128
+    """Width of the networks' hidden layer."""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "noise_scale", "key_tolerance"):
-            self._require(
-                name,
-                "a finite number > 0",
-                _is_number(getattr(self, name)) and getattr(self, name) > 0,
-            )
+        for name, names in (("variant", VARIANTS), ("parameterisation", PARAMETERISATIONS)):
+            value = getattr(self, name)
+            if value not in names:
+                raise ConfigError(
+                    f"aggregator.{name}: expected one of {', '.join(names)}, "
+                    f"got '{value}'{suggest(str(value), names)}"
+                )
+        for name in ("gamma", "origin_odds"):
+            self._require(name, "a finite number > 0", _is_number(getattr(self, name), 0, True))
         for name in ("key_weight", "memory"):
-            self._require(
-                name,
-                "a finite number >= 0",
-                _is_number(getattr(self, name)) and getattr(self, name) >= 0,
-            )
-        decay = self.memory_decay
-        self._require("memory_decay", "a number from 0 to 1", _is_number(decay) and 0 <= decay <= 1)
+            self._require(name, "a finite number >= 0", _is_number(getattr(self, name), 0))
         for name in ("average_memory", "shrink", "use_weights"):
             self._require(name, "true or false", isinstance(getattr(self, name), bool))
-        for name, least in (("patience", 1), ("max_prompts", 0), ("max_sweeps", 1)):
+        least = {"patience": 1, "max_prompts": 0, "max_sweeps": 1, "restarts": 0}
+        for name, bound in least.items():
             value = getattr(self, name)
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            self._require(name, f"an integer >= {least}", fits)
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= bound
+            self._require(name, f"an integer >= {bound}", fits)
+        _ = self.literal  # checks the others
 
     def _require(self, name: str, expected: str, fits: bool) -> None:
         if not fits:
@@ -121,286 +128,24 @@ class PfptOptions:
                 f"aggregator.{name}: expected {expected}, got {getattr(self, name)!r}"
             )
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# The generative model (Eq. 4-8). Everything below is in noise units: points are centred at the
-# base mean and divided by the standard deviation of the noise, so that local ~ N(summarizing, I)
-# and summarizing ~ N(0, spread I).
+    @property
+    def literal(self) -> literal.LiteralOptions:
+        """The options of `paper` and `released`."""
+        return literal.LiteralOptions(self.loops, self.net_lr, self.net_hidden, self.variance_floor)
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """One part of a point (the prompt, or its key) with the Gaussian model of its own.
-
-    The log density of a block is multiplied by `power`: 1 for prompts, `key_weight * d / q` for
-    keys. A key's coordinate then counts `key_weight` times as much as a prompt's whatever d, q
-    and the units of either are.
-    """
-
-    part: slice
-    """Coordinates of the block within a point."""
-    spread: float
-    """Base variance over noise variance."""
-    power: float
-    prior_mean: Array
-    """(n, D) mean of each remembered column."""
-
-    def posterior(self, columns: Columns, which: Indices) -> tuple[Array, Array]:
-        """Mean (L, D) and variance (L,) of each column's summarizing vector, given its members."""
-        precision = self.prior_precision(columns, which) + columns.counts[which]
-        total = self.prior_sum(columns, which) + columns.sums[which, self.part]
-        return total / precision[:, None], 1 / precision
-
-    def prior_precision(self, columns: Columns, which: Indices) -> Array:
-        """(L,) base measure plus memory."""
-        precision: Array = 1 / self.spread + columns.strength[which]
-        return precision
-
-    def prior_sum(self, columns: Columns, which: Indices) -> Array:
-        """(L, D) what memory adds to the sum of the members; zero for newborn columns."""
-        result = np.zeros((len(which), self.part.stop - self.part.start))
-        old = which < columns.num_remembered
-        result[old] = columns.strength[which[old], None] * self.prior_mean[which[old]]
-        return result
-
-
-def log_normal(points: Array, means: Array, variances: Array) -> Array:
-    """(k, L) log N(point | mean, variance I); (k, D) points, (L, D) means, (L,) variances.
-
-    >>> log_normal(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1)).round(4)
-    array([[-1.8379]])
-    """
-    squares = (points**2).sum(axis=1)[:, None] + (means**2).sum(axis=1) - 2 * points @ means.T
-    dimension = points.shape[1]
-    result: Array = -0.5 * (
-        dimension * (LOG_2PI + np.log(variances)) + np.maximum(squares, 0) / variances
-    )
-    return result
-
-
-@dataclasses.dataclass(frozen=True)
-class BetaBernoulliModel:
-    """Beta-Bernoulli process with Gaussian base and noise; a `MatchingModel`."""
-
-    blocks: tuple[Block, ...]
-    gamma: float
-    num_clients: float
-    """Clients of the round plus the most that memory can count for."""
-
-    # The score of a match is linear in z (Lemmas 3.2 and 3.3).
-
-    def existing_scores(self, columns: Columns, rows: slice, live: Indices) -> Array:
-        """C_t[k, i] of Eq. 27, with the summarizing prompt integrated out."""
-        score = np.tile(self.inclusion_score(columns, live), (rows.stop - rows.start, 1))  # Eq. 10
-        for block in self.blocks:  # Eq. 9: log N(omega_tk | phi_i, alpha + s_i)
-            mean, variance = block.posterior(columns, live)
-            score += block.power * log_normal(columns.points[rows, block.part], mean, 1 + variance)
-        return score
-
-    def inclusion_score(self, columns: Columns, live: Indices) -> Array:
-        """(L,) logit of the inclusion probability of Eq. 10, here log n_i / (m - n_i)."""
-        users = columns.counts[live] + columns.strength[live]
-        result: Array = np.log(users / np.maximum(self.num_clients - users, 1.0))
-        return result
-
-    def new_scores(self, columns: Columns, rows: slice) -> Array:
-        """(k, k) log N(omega_tk | mu0, alpha + base) + log(gamma / m) - log j, j-th new column."""
-        number = rows.stop - rows.start
-        order = np.arange(1, number + 1)
-        score = np.tile(math.log(self.gamma / self.num_clients) - np.log(order), (number, 1))
-        for block in self.blocks:
-            points = columns.points[rows, block.part]
-            mean = np.zeros((1, points.shape[1]))
-            score += block.power * log_normal(points, mean, np.array([1 + block.spread]))
-        return score
-
-    # What the sweeps of Algorithm 2 maximise.
-
-    def objective(self, columns: Columns) -> float:
-        """Log joint probability of prompts and assignment, up to a constant.
-
-        Sum over columns of the Gaussian evidence of their members and of the Indian-buffet prior
-        gamma (c - 1)! (m - c)! / m! (Griffiths and Ghahramani, JMLR 2011), divided by
-        K_h! for every set of clients h that exactly shares K_h newborn columns.
-        """
-        live = columns.live()
-        value = float((self._prior(columns, live) + self._evidence(columns, live)).sum())
-        for block in self.blocks:
-            placed = columns.points[columns.assignment >= 0, block.part]
-            value -= 0.5 * block.power * float((placed**2).sum() + placed.size * LOG_2PI)
-        shared = columns.membership(columns.born())
-        if shared.size:
-            _, repeats = np.unique(np.packbits(shared, axis=0), axis=1, return_counts=True)
-            value -= float(gammaln(repeats + 1).sum())
-        return value
-
-    def merge_gains(self, columns: Columns, live: Indices) -> Array:
-        """(L, L) gain of evidence and prior if column i, newborn, is poured into column j."""
-        single = self._prior(columns, live) + self._evidence(columns, live)
-        gains: Array = -single[:, None] - single[None, :]
-        users = columns.counts[live][:, None] + columns.counts[live][None, :]
-        # Pairs of columns that share a client can have more members than there are clients; they
-        # are ruled out later.
-        users = np.minimum(users, self.num_clients - columns.strength[live])
-        gains += self._prior_of(users, columns.strength[live])
-        for block in self.blocks:
-            precision = block.prior_precision(columns, live)
-            prior = block.prior_sum(columns, live)
-            total = prior + columns.sums[live, block.part]
-            own = columns.sums[live, block.part]
-            squares = (total**2).sum(axis=1) + (own**2).sum(axis=1)[:, None] + 2 * own @ total.T
-            gains += block.power * self._evidence_of(block, precision, users, squares, prior)
-        return gains
-
-    def _prior(self, columns: Columns, live: Indices) -> Array:
-        return self._prior_of(columns.counts[live], columns.strength[live])
-
-    def _prior_of(self, users: Array, strength: Array) -> Array:
-        """Log prior of columns; 0 for remembered columns without users."""
-
-        def term(number: Array) -> Array:
-            total = gammaln(number) + gammaln(self.num_clients - number + 1)
-            return np.asarray(total - gammaln(self.num_clients + 1))
-
-        old = strength > 0
-        baseline = np.where(old, term(np.where(old, strength, 1.0)), -math.log(self.gamma))
-        result: Array = term(users + strength) - baseline
-        return result
-
-    def _evidence(self, columns: Columns, live: Indices) -> Array:
-        """(L,) log evidence of each column's members, up to what no assignment changes."""
-        result = np.zeros(len(live))
-        for block in self.blocks:
-            prior = block.prior_sum(columns, live)
-            squares = ((prior + columns.sums[live, block.part]) ** 2).sum(axis=1)
-            precision = block.prior_precision(columns, live)
-            result += block.power * self._evidence_of(
-                block, precision, columns.counts[live], squares, prior
-            )
-        return result
-
-    @staticmethod
-    def _evidence_of(
-        block: Block, precision: Array, counts: Array, squares: Array, prior: Array
-    ) -> Array:
-        """D/2 log(p / (p + c)) + |b + S|^2 / 2(p + c) - |b|^2 / 2p; p, b: prior precision, sum."""
-        dimension = block.part.stop - block.part.start
-        result: Array = 0.5 * (
-            dimension * np.log(precision / (precision + counts))
-            + squares / (precision + counts)
-            - (prior**2).sum(axis=1) / precision
-        )
-        return result
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """What the previous round left of the n broadcast prompts. Written and read by `Pfpt` alone."""
-
-    strength: Array
-    """(n,) how many clients each counts for; 0 if nothing is remembered of it."""
-    idle: Indices
-    """(n,) rounds since it was last used."""
-    key_noise: float = 0.0
-    """Noise variance of keys in earlier rounds; 0 if unknown."""
-
-
-# Scales from data: multiplying or shifting all prompts changes nothing.
-
-
-@dataclasses.dataclass(frozen=True)
-class Scales:
-    """Base measure N(mu0, base I) and noise variance of one block, in the units of the data."""
-
-    mu0: Array
-    noise: float
-    base: float
-    from_drift: bool = False
-    """Whether the noise is the clients' own drift, and not a distance between clients."""
-
-    def rescaled(self, factor: float) -> Scales:
-        """With the noise multiplied, the total variance as it was."""
-        noise = self.noise * factor
-        return dataclasses.replace(
-            self, noise=noise, base=max(self.noise + self.base - noise, noise)
-        )
-
-    def standardise(self, values: Array) -> Array:
-        """In noise units."""
-        result: Array = (values - self.mu0) / math.sqrt(self.noise)
-        return result
-
-
-def prompt_scales(cohort: Cohort, strength: Array, noise_scale: float) -> Scales:
-    """Noise: squared drift from the broadcast row, else half the squared distance to a peer.
-
-    Both are medians over prompts, per coordinate. The base variance is what the noise leaves of
-    the total variance, but never less than the noise.
-    """
-    points, owner = cohort.prompts, cohort.owner
-    if cohort.previous is not None:
-        remembered = cohort.previous[strength > 0]
-        points = np.concatenate([points, remembered])
-        owner = np.concatenate([owner, np.full(len(remembered), cohort.num_clients)])
-    mu0 = points.mean(axis=0)
-    total = float(((points - mu0) ** 2).mean())
-    noise = 0.0
-    if cohort.previous is not None and cohort.origins is not None:
-        drift = ((cohort.prompts - cohort.previous[cohort.origins]) ** 2).mean(axis=1)
-        noise = float(np.median(drift)) or float(drift.mean())
-    if noise == 0.0:
-        distance = peer_distance(points - mu0, owner)
-        noise = total if distance is None else distance / (2 * points.shape[1])
-        return _bounded(mu0, noise * noise_scale**2, total, NOISE_FLOOR * total)
-    scales = _bounded(mu0, noise * noise_scale**2, total, NOISE_FLOOR * total)
-    return dataclasses.replace(scales, from_drift=True)
-
-
-def key_scales(cohort: Cohort, memory: Memory, options: PfptOptions) -> Scales | None:
-    """The same for keys; None if they say nothing: all equal, absent, or of weight 0.
-
-    The noise is `key_tolerance` times half the squared distance to the nearest peer, averaged
-    with that of earlier rounds. The drift from a remembered key would be no measure of it: every
-    split of a column lowers the drift, hence the noise, and so causes the next split.
-    """
-    if options.key_weight == 0:
-        return None
-    if cohort.keys is None:
-        return None
-    points = cohort.keys
-    if cohort.previous_keys is not None:
-        points = np.concatenate([points, cohort.previous_keys[memory.strength > 0]])
-    mu0 = points.mean(axis=0)
-    total = float(((points - mu0) ** 2).mean())
-    mean_square = float((points**2).mean())
-    if total <= NOISE_FLOOR * mean_square:
-        return None
-    distance = peer_distance(cohort.keys - mu0, cohort.owner)
-    noise = memory.key_noise or total
-    if distance is not None:
-        noise = options.key_tolerance * distance / (2 * points.shape[1])
-        if memory.key_noise:
-            noise = KEY_NOISE_DECAY * memory.key_noise + (1 - KEY_NOISE_DECAY) * noise
-    return _bounded(mu0, noise, total, KEY_NOISE_FLOOR * mean_square)
-
-
-def _bounded(mu0: Array, noise: float, total: float, floor: float) -> Scales:
-    noise = max(noise, floor) or 1.0  # all prompts equal: any unit serves
-    return Scales(mu0, noise, base=max(total - noise, noise))
-
-
-# Algorithm 1: one aggregation.
+def _is_number(value: Any, least: float, above: bool = False) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return value > least if above else value >= least
 
 
 @aggregators.register("pfpt", PfptOptions)
 class Pfpt:
     """Probabilistic matching of prompt sets. See `Aggregator.aggregate`.
 
-    State: `strength` (n,) float64, `idle` (n,) int64, `key_noise` (1,) float64, `prompts` (n, d)
-    and, with keys, `keys` (n, q). `previous` and `previous_keys` default to the latter two.
+    State of `map`: see `Memory`, and `prompts` (n, d) and, with keys, `keys` (n, q), which stand in
+    for `previous` and `previous_keys`. State of the other variants: their networks.
     """
 
     def __init__(self, options: PfptOptions) -> None:
@@ -418,184 +163,266 @@ class Pfpt:
         previous_keys: Tensor | None = None,
     ) -> Aggregation:
         """Match local and remembered prompts; average what belongs together."""
-        if state and previous is None:
-            previous = state.get("prompts")
-        if state and previous_keys is None and previous is not None:
-            remembered = state.get("keys")
-            if remembered is not None and len(remembered) == len(previous):
-                previous_keys = remembered
+        previous, previous_keys = _from_state(previous, previous_keys, state)
         cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
-        self._check_bound(cohort)
-        memory = self._recall(cohort, state or {})
+        options = self.options
+        if options.variant == "paper":
+            return literal.aggregate_paper(cohort, options.literal, state, generator)
+        if options.variant == "released":
+            return literal.aggregate_released(cohort, options.literal, state, generator)
+        _check_bound(cohort, options)
+        memory = recall(cohort, state or {}, options)
         if len(cohort.prompts) == 0:
             return _nothing_returned(cohort, memory)
-        scales = prompt_scales(cohort, memory.strength, self.options.noise_scale)
-        key_scale = key_scales(cohort, memory, self.options)
-        model, found = self._search(cohort, memory, scales, key_scale)
-        for _ in range(NOISE_UPDATES):  # the nearest peer is nearer than a typical one
-            scatter = found.columns.scatter(model.blocks[0].part)
-            if scales.from_drift or scatter <= 1.01:
-                break
-            scales = scales.rescaled(scatter)
-            model, found = self._search(cohort, memory, scales, key_scale)
-        self._dissolve(found.columns, model)
+        scales = all_scales(cohort, memory, options)
+        models = generative_models(cohort, memory, scales, options)  # Section 3.1
+        found = match(cohort, memory, scales, models, options)  # Section 3.2, Algorithm 2
+        nets = _networks(cohort, state or {}, options, generator)
+        if nets is not None:  # alpha(phi; gamma) and g(phi; w)
+            found = refine(found, nets, options.loops, options.net_lr, options.max_sweeps)
+        found = merge_closest(found, options)
         labels = _label(found.columns, cohort, memory.strength)
-        key_noise = memory.key_noise if key_scale is None else key_scale.noise
-        return self._summarize(cohort, memory, scales, key_noise, found, labels)
+        result = summarize(cohort, memory, scales, found, labels, options)  # Algorithm 1
+        if nets is not None:
+            result.state.update(nets.to_state())
+        return result
 
-    def _search(
-        self, cohort: Cohort, memory: Memory, scales: Scales, key_scale: Scales | None
-    ) -> tuple[BetaBernoulliModel, Search]:
-        """Algorithm 2, in noise units."""
-        number, d = len(memory.strength), cohort.prompts.shape[1]
-        points = [scales.standardise(cohort.prompts)]
-        blocks = [_block(slice(0, d), scales, 1.0, cohort.previous, number)]
-        if cohort.keys is not None and key_scale is not None:
-            q = cohort.keys.shape[1]
-            points.append(key_scale.standardise(cohort.keys))
-            power = self.options.key_weight * d / q
-            blocks.append(_block(slice(d, d + q), key_scale, power, cohort.previous_keys, number))
-        num_clients = cohort.num_clients + self.options.memory
-        model = BetaBernoulliModel(tuple(blocks), self.options.gamma, num_clients)
-        found = search(
-            np.concatenate(points, axis=1),
-            cohort.owner,
-            [span for span in cohort.spans() if span.stop > span.start],
-            memory.strength,
-            model,
-            _origin_starts(cohort, memory.strength),
-            self.options.max_sweeps,
+
+def _networks(
+    cohort: Cohort,
+    state: Mapping[str, Tensor],
+    options: PfptOptions,
+    generator: torch.Generator | None,
+) -> PromptNets | None:
+    """The networks of `parameterisation=neural`, as the last round left them or new."""
+    if options.parameterisation == "empirical":
+        return None
+    d = cohort.prompts.shape[1]
+    if "variance_net.0.weight" in state:
+        check_state(state, state_shapes(d, options.net_hidden))
+        return PromptNets.from_state(state, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return PromptNets(d, options.net_hidden, generator, torch.float64)
+
+
+def _from_state(
+    previous: Tensor | None, previous_keys: Tensor | None, state: Mapping[str, Tensor] | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The broadcast prompts and keys; those of the state where none are passed."""
+    state = state or {}
+    if previous is None:
+        previous = state.get("prompts")
+    if previous_keys is None and previous is not None:
+        remembered = state.get("keys")
+        if remembered is not None and len(remembered) == len(previous):
+            previous_keys = remembered
+    return previous, previous_keys
+
+
+def _check_bound(cohort: Cohort, options: PfptOptions) -> None:
+    largest = max(span.stop - span.start for span in cohort.spans())
+    if 0 < options.max_prompts < largest:
+        raise InputError(
+            f"aggregator.max_prompts: expected at least {largest}, the prompts of one client, "
+            f"got {options.max_prompts}; raise it or let clients return fewer prompts"
         )
-        return model, found
 
-    def _check_bound(self, cohort: Cohort) -> None:
-        largest = max(span.stop - span.start for span in cohort.spans())
-        if 0 < self.options.max_prompts < largest:
-            raise InputError(
-                f"aggregator.max_prompts: expected at least {largest}, the prompts of one client, "
-                f"got {self.options.max_prompts}; raise it or let clients return fewer prompts"
+
+# What earlier rounds left: the posterior of each summarizing prompt, discounted.
+
+RATE_BEFORE = (5 / 3, 5.0)
+"""Discount rate before anything was seen: as if 5 clients had shown 1/3, so that a prompt that many
+clients used counts for at most three a round later."""
+RATE_DECAY = 0.9
+"""Weight of the earlier rounds' evidence about the discount rate, from round to round."""
+RATE_RANGE = (0.02, 10.0)
+"""A prompt counts for at most 50 clients and, were it lost at once, still for a tenth of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What earlier rounds left of the n broadcast prompts. Written and read by `map` alone.
+
+    A summarizing prompt moves from round to round as a random walk: phi' ~ N(phi, rate * noise I).
+    Its posterior after c users, of precision s + c in clients, is worth s' = 1 / (1 / (s + c) +
+    rate) clients a round later (the local-level model of Kalman filters). The rate is inferred: a
+    row's users have a mean at squared distance noise * (1 / c + 1 / s) from the row, on average.
+    """
+
+    strength: Array
+    """(n,) s of each prompt; 0 if nothing is remembered of it."""
+    key_strength: Array
+    """(n,) s of each key."""
+    idle: Indices
+    """(n,) rounds since it was last used."""
+    rate: Array
+    """(2,) weighted sum of the rates seen, and the weight."""
+    key_rate: Array
+    """(2,) the same for keys."""
+    keys: Array
+    """(M, q) some keys of earlier rounds, for the noise of keys."""
+
+    def state(self) -> dict[str, Tensor]:
+        """As tensors, each in storage of its own."""
+        return {
+            field.name if field.name != "keys" else "known_keys": torch.tensor(
+                getattr(self, field.name)
             )
+            for field in dataclasses.fields(self)
+        }
 
-    def _recall(self, cohort: Cohort, state: Mapping[str, Tensor]) -> Memory:
-        """Strength and idle rounds of every broadcast row; zeros if nothing is remembered."""
-        number = 0 if cohort.previous is None else len(cohort.previous)
-        if not state:
-            return Memory(np.zeros(number), np.zeros(number, dtype=np.int64))
-        check_state(state, {"strength": (number,), "idle": (number,), "key_noise": (1,)})
-        strength = np.array(state["strength"].detach().cpu().numpy(), dtype=np.float64)
+
+def recall(cohort: Cohort, state: Mapping[str, Tensor], options: PfptOptions) -> Memory:
+    """What is remembered of every broadcast row; zeros if nothing is."""
+    number = 0 if cohort.previous is None else len(cohort.previous)
+    q = 0 if cohort.keys is None else cohort.keys.shape[1]
+    unknown = np.empty((0, q))
+    if not state:
+        nothing, rate = np.zeros(number), np.array(RATE_BEFORE)
+        return Memory(nothing, nothing, np.zeros(number, dtype=np.int64), rate, rate, unknown)
+    shapes = {"strength": (number,), "key_strength": (number,), "idle": (number,)}
+    check_state(state, {**shapes, "rate": (2,), "key_rate": (2,)})
+    values = {
+        name: np.array(state[name].detach().cpu().numpy())
+        for name in (*shapes, "rate", "key_rate", "known_keys")
+        if name in state
+    }
+    known = values.pop("known_keys", unknown)
+    for name in ("strength", "key_strength"):
+        values[name] = np.minimum(values[name], options.memory)
         if cohort.keys is not None and cohort.previous_keys is None:
-            strength[:] = 0.0  # without their keys the remembered prompts cannot take part
-        idle = np.array(state["idle"].detach().cpu().numpy(), dtype=np.int64)
-        key_noise = float(state["key_noise"].item())
-        return Memory(np.minimum(strength, self.options.memory), idle, key_noise)
-
-    def _dissolve(self, columns: Columns, model: BetaBernoulliModel) -> None:
-        """Empty the column with least evidence until `max_prompts` are in use.
-
-        Each member moves to the best column that its client does not use yet; there is one,
-        because no client has more than `max_prompts` prompts.
-        """
-        bound = self.options.max_prompts
-        while bound and np.count_nonzero(columns.counts) > bound:
-            used = np.flatnonzero(columns.counts)
-            evidence = (columns.counts + columns.strength)[used]
-            weakest = used[len(used) - 1 - int(np.argmin(evidence[::-1]))]  # of equals the youngest
-            others = used[used != weakest]
-            for row in np.flatnonzero(columns.assignment == weakest):
-                one = slice(int(row), int(row) + 1)
-                columns.remove(one)
-                scores = model.existing_scores(columns, one, others)[0]
-                scores[columns.membership(others)[columns.owner[row]]] = -np.inf
-                columns.place(one, others[[int(np.argmax(scores))]])
-
-    def _summarize(
-        self,
-        cohort: Cohort,
-        memory: Memory,
-        scales: Scales,
-        key_noise: float,
-        found: Search,
-        labels: Indices,
-    ) -> Aggregation:
-        """The new prompts and keys in their final order, and what is remembered of them."""
-        number = len(memory.strength)
-        users = np.bincount(labels, minlength=number).astype(np.float64)
-        strength = _extended(memory.strength, len(users))
-        idle = np.where(users > 0, 0, _extended(memory.idle, len(users)) + 1)
-        prompts = self._average_prompts(cohort, strength, labels, scales)
-        keys = None
-        if cohort.keys is not None:
-            shares = self._shares(cohort)
-            keys = _average(cohort.keys, labels, shares, cohort.previous_keys, strength)
-        rows = self._surviving_rows(cohort, users, idle, prompts, keys)  # Algorithm 1, line 8
-        position = np.full(len(users), -1, dtype=np.int64)
-        position[rows] = np.arange(len(rows))
-        remembered = np.minimum((strength + users) * self.options.memory_decay, self.options.memory)
-        kept = int((rows < number).sum())
-        return _result(
-            cohort,
-            prompts[rows],
-            None if keys is None else keys[rows],
-            position[labels],
-            Memory(remembered[rows], idle[rows], key_noise),
-            {
-                "kept": kept,
-                "born": len(rows) - kept,
-                "pruned": number - kept,
-                "matched_distance": _matched_distance(
-                    cohort, labels, users + strength, prompts, scales
-                ),
-                "objective_before": found.objective_before,
-                "objective_after": found.objective_after,
-                "sweeps": found.sweeps,
-            },
-        )
-
-    def _shares(self, cohort: Cohort) -> Array:
-        """(N,) weight of each local prompt in an average, 1 on average over clients."""
-        if not self.options.use_weights:
-            return np.ones(len(cohort.owner))
-        shares: Array = (cohort.weights / cohort.weights.mean())[cohort.owner]
-        return shares
-
-    def _average_prompts(
-        self, cohort: Cohort, strength: Array, labels: Indices, scales: Scales
-    ) -> Array:
-        """Posterior mean of every summarizing prompt; with `shrink` the base measure counts too."""
-        if not self.options.average_memory:
-            strength = np.zeros_like(strength)
-        shares = self._shares(cohort)
-        means = _average(cohort.prompts, labels, shares, cohort.previous, strength)
-        if self.options.shrink:
-            mass = np.bincount(labels, weights=shares, minlength=len(means)) + strength
-            keep = (mass / (mass + scales.noise / scales.base))[:, None]
-            used = np.bincount(labels, minlength=len(means)) > 0
-            means[used] = (keep * means + (1 - keep) * scales.mu0)[used]
-        return means
-
-    def _surviving_rows(
-        self, cohort: Cohort, users: Array, idle: Indices, prompts: Array, keys: Array | None
-    ) -> Indices:
-        """Old rows in their order without those idle too long, then newborn ones by content."""
-        number = 0 if cohort.previous is None else len(cohort.previous)
-        old, unused = np.arange(len(users)) < number, users == 0
-        gone = unused & (idle >= self.options.patience)
-        if keys is not None and cohort.previous_keys is None:
-            gone |= unused  # nobody knows their address, so nobody could select them
-        surplus = int((~gone).sum()) - self.options.max_prompts
-        if self.options.max_prompts and surplus > 0:
-            spare = np.flatnonzero(unused & ~gone)
-            gone[spare[np.argsort(-idle[spare], kind="stable")][:surplus]] = True
-        born = np.flatnonzero(~old)
-        content = prompts if keys is None else np.concatenate([prompts, keys], axis=1)
-        return np.concatenate([np.flatnonzero(old & ~gone), born[lexicographic(content[born])]])
+            values[name][:] = 0.0  # without their keys the remembered prompts cannot take part
+    return Memory(**values, keys=known if known.ndim == 2 and known.shape[1] == q else unknown)
 
 
-def _block(part: slice, scales: Scales, power: float, previous: Array | None, number: int) -> Block:
-    mean = np.zeros((number, part.stop - part.start))
+def discount_rate(seen: Array) -> float:
+    """The rate that a weighted sum and its weight stand for.
+
+    >>> round(discount_rate(np.array(RATE_BEFORE)), 3)
+    0.333
+    """
+    return float(np.clip(seen[0] / seen[1], *RATE_RANGE))
+
+
+def discounted(strength: Array, users: Array, rate: float) -> Array:
+    """s' = 1 / (1 / (s + c) + rate): clients that each prompt counts for in the next round.
+
+    >>> discounted(np.array([0.0]), np.array([6.0]), 1 / 3)
+    array([2.])
+    """
+    now = strength + users
+    result: Array = now / (1 + rate * now)
+    return result
+
+
+def seen_rate(
+    seen: Array,
+    values: Array,
+    noise: float,
+    previous: Array | None,
+    labels: Indices,
+    strength: Array,
+) -> Array:
+    """Add what this round's matched prompts say about the discount rate.
+
+    Args:
+        seen: (2,) sum and weight before.
+        values: (N, D) of all local prompts.
+        noise: variance of a coordinate, in the units of the values.
+        previous: (n, D) remembered.
+        labels: (N,) row of each local prompt; newborn ones are n and above.
+        strength: (n,) of the remembered rows.
+    """
+    users = np.bincount(labels, minlength=len(strength))[: len(strength)]
+    used = np.flatnonzero((users > 0) & (strength > 0))
+    if previous is None or len(used) == 0:
+        return seen
+    means = _average(values, labels, np.ones(len(values)), None, np.zeros(int(labels.max()) + 1))
+    moved = ((means[used] - previous[used]) ** 2).mean(axis=1) / noise
+    posterior = 1 / strength[used] - discount_rate(seen)
+    rates = moved - 1 / users[used] - posterior
+    counts = users[used]
+    return np.array(
+        [RATE_DECAY * seen[0] + float(counts @ rates), RATE_DECAY * seen[1] + float(counts.sum())]
+    )
+
+
+# Section 3.1: the generative model, in units of each block's own spread.
+
+
+@dataclasses.dataclass(frozen=True)
+class AllScales:
+    """Scales of both blocks; no keys take part if theirs is None."""
+
+    prompts: Scales
+    keys: KeyScales | None
+
+
+def all_scales(cohort: Cohort, memory: Memory, options: PfptOptions) -> AllScales:
+    """Read off the data."""
+    prompts = prompt_scales(cohort, memory.strength)
+    return AllScales(prompts, key_scales(cohort, options.key_weight, prompts.power, memory.keys))
+
+
+def generative_models(
+    cohort: Cohort, memory: Memory, scales: AllScales, options: PfptOptions
+) -> list[BetaBernoulliModel]:
+    """Prompts and keys as two Gaussian blocks, and the inclusion of summarizing prompts.
+
+    One model for each first guess of the prompts' noise; they differ in nothing else.
+    """
+    d = cohort.prompts.shape[1]
+    keys = None
+    if scales.keys is not None:
+        k, part = scales.keys, slice(d, d + scales.keys.observed.shape[1])
+        keys = KeyBlock(part, k.power, k.centres, k.remembered)
+    aligned = None
+    if cohort.origins is not None and options.origin_odds != 1:
+        aligned = np.where(memory.strength[cohort.origins] > 0, cohort.origins, -1)
+    prompts = (
+        _block(slice(0, d), scales.prompts, guess, cohort.previous, memory.strength)
+        for guess in range(len(scales.prompts.noise))
+    )
+    inclusion, log_odds = Inclusion.indian_buffet(options.gamma), math.log(options.origin_odds)
+    return [
+        BetaBernoulliModel(block, keys, inclusion, cohort.num_clients, aligned, log_odds)
+        for block in prompts
+    ]
+
+
+def _block(
+    part: slice, scales: Scales, guess: int, previous: Array | None, strength: Array
+) -> Block:
+    mean = np.zeros((len(strength), part.stop - part.start))
     if previous is not None:
         mean = scales.standardise(previous)
-    return Block(part, scales.base / scales.noise, power, mean)
+    noise, fit = scales.noise[guess], scales.base is None
+    base = 1 - noise if scales.base is None else scales.base
+    return Block(part, noise, base, scales.power, mean, strength, 1.0 if fit else 0.0)
+
+
+# Section 3.2: matching.
+
+
+def match(
+    cohort: Cohort,
+    memory: Memory,
+    scales: AllScales,
+    models: Sequence[BetaBernoulliModel],
+    options: PfptOptions,
+) -> Search:
+    """Algorithm 2: Hungarian sweeps over the clients until nothing changes."""
+    points = scales.prompts.standardise(cohort.prompts)
+    if scales.keys is not None:
+        points = np.concatenate([points, scales.keys.observed], axis=1)
+    return search(
+        Columns(points, cohort.owner, memory.strength),
+        [span for span in cohort.spans() if span.stop > span.start],
+        models,
+        _origin_starts(cohort, memory.strength),
+        options.max_sweeps,
+        options.restarts,
+    )
 
 
 def _origin_starts(cohort: Cohort, strength: Array) -> list[Indices]:
@@ -611,6 +438,170 @@ def _origin_starts(cohort: Cohort, strength: Array) -> list[Indices]:
         if len(distinct) < span.stop - span.start:
             return []  # a client tuned two prompts from one row: origins are no matching
     return [start]
+
+
+def merge_closest(found: Search, options: PfptOptions) -> Search:
+    """Pour the column into another that costs least until `max_prompts` are in use.
+
+    Where no two columns can become one, because each two share a client, the column with fewest
+    users is dissolved: each member moves to the best column that its client does not use yet.
+    """
+    columns, model, merged = found.columns, found.model, 0
+    bound = options.max_prompts
+    while bound and np.count_nonzero(columns.counts) > bound:
+        used = np.flatnonzero(columns.counts)
+        gains = join_gains(columns, model, used, used)
+        source, target = np.unravel_index(int(np.argmax(gains)), gains.shape)
+        if gains[source, target] > -np.inf:
+            pour(columns, np.flatnonzero(columns.assignment == used[source]), used[target])
+        else:
+            users = (columns.counts + columns.strength)[used]
+            _dissolve(columns, model, used, len(used) - 1 - int(np.argmin(users[::-1])))
+        merged += 1
+    return dataclasses.replace(found, joins=found.joins + merged)
+
+
+def _dissolve(columns: Columns, model: Any, used: Indices, weakest: int) -> None:
+    """There is room: no client has more than `max_prompts` prompts."""
+    others = np.delete(used, weakest)
+    for row in np.flatnonzero(columns.assignment == used[weakest]):
+        one = slice(int(row), int(row) + 1)
+        columns.remove(one)
+        scores = model.existing_scores(columns, one, others)[0]
+        scores[columns.membership(others)[columns.owner[row]]] = -np.inf
+        columns.place(one, others[[int(np.argmax(scores))]])
+
+
+# Section 3.3, Algorithm 1: the summarizing prompts are posterior means; unused ones are removed.
+
+
+def summarize(
+    cohort: Cohort,
+    memory: Memory,
+    scales: AllScales,
+    found: Search,
+    labels: Indices,
+    options: PfptOptions,
+) -> Aggregation:
+    """The new prompts and keys in their final order, and what is remembered of them.
+
+    Args:
+        cohort: the inputs.
+        memory: what was remembered of the n broadcast rows.
+        scales: units of the model.
+        found: where the search ended.
+        labels: (N,) broadcast row of each local prompt, or n and above for the newborn.
+        options: see `PfptOptions`.
+    """
+    number = len(memory.strength)
+    users = np.bincount(labels, minlength=number).astype(np.float64)
+    strength = _extended(memory.strength, len(users))
+    key_strength = _extended(memory.key_strength, len(users))
+    idle = _extended(memory.idle, len(users))
+    idle = np.where(users > 0, 0, idle + 1)
+    model = cast(BetaBernoulliModel, found.model)
+    noise = model.prompts.noise * scales.prompts.unit**2
+    prompts = _average_prompts(cohort, strength, labels, scales, model, options)
+    rate = seen_rate(memory.rate, cohort.prompts, noise, cohort.previous, labels, memory.strength)
+    keys, key_rate, known = None, memory.key_rate, memory.keys
+    if cohort.keys is not None:
+        shares = _shares(cohort, options)
+        keys = _average(cohort.keys, labels, shares, cohort.previous_keys, key_strength)
+        if scales.keys is not None:
+            known = scales.keys.memory
+            key_rate = seen_rate(
+                memory.key_rate,
+                cohort.keys,
+                scales.keys.noise**2,
+                cohort.previous_keys,
+                labels,
+                memory.key_strength,
+            )
+    rows = _surviving_rows(cohort, users, idle, prompts, keys, options)  # Algorithm 1, line 8
+    position = np.full(len(users), -1, dtype=np.int64)
+    position[rows] = np.arange(len(rows))
+    left = Memory(
+        np.minimum(discounted(strength, users, discount_rate(rate)), options.memory)[rows],
+        np.minimum(discounted(key_strength, users, discount_rate(key_rate)), options.memory)[rows],
+        idle[rows],
+        rate,
+        key_rate,
+        known,
+    )
+    kept = int((rows < number).sum())
+    figures = {
+        "kept": kept,
+        "born": len(rows) - kept,
+        "merged": found.joins,
+        "pruned": number - kept,
+        "matched_distance": _matched_distance(cohort, labels, users + strength, prompts, noise),
+        "inclusion_entropy": _inclusion_entropy(found.columns, model),
+        "objective_before": found.history[0],
+        "objective_after": found.objective,
+        "sweeps": found.sweeps,
+        "noise": math.sqrt(noise),
+        "discount_rate": discount_rate(rate),
+    }
+    if scales.keys is not None:
+        figures["key_groups"] = len(scales.keys.centres)
+        figures["key_noise"] = scales.keys.noise
+        figures["key_discount_rate"] = discount_rate(key_rate)
+    return _result(
+        cohort, prompts[rows], None if keys is None else keys[rows], position[labels], left, figures
+    )
+
+
+def _shares(cohort: Cohort, options: PfptOptions) -> Array:
+    """(N,) weight of each local prompt in an average, 1 on average over clients."""
+    if not options.use_weights:
+        return np.ones(len(cohort.owner))
+    shares: Array = (cohort.weights / cohort.weights.mean())[cohort.owner]
+    return shares
+
+
+def _average_prompts(
+    cohort: Cohort,
+    strength: Array,
+    labels: Indices,
+    scales: AllScales,
+    model: BetaBernoulliModel,
+    options: PfptOptions,
+) -> Array:
+    """Posterior mean of every summarizing prompt; with `shrink` the base measure counts too."""
+    if not options.average_memory:
+        strength = np.zeros_like(strength)
+    shares = _shares(cohort, options)
+    means = _average(cohort.prompts, labels, shares, cohort.previous, strength)
+    if options.shrink:
+        ratio = model.prompts.noise / model.prompts.base
+        mass = np.bincount(labels, weights=shares, minlength=len(means)) + strength
+        keep = (mass / (mass + ratio))[:, None]
+        used = np.bincount(labels, minlength=len(means)) > 0
+        means[used] = (keep * means + (1 - keep) * scales.prompts.mu0)[used]
+    return means
+
+
+def _surviving_rows(
+    cohort: Cohort,
+    users: Array,
+    idle: Indices,
+    prompts: Array,
+    keys: Array | None,
+    options: PfptOptions,
+) -> Indices:
+    """Old rows in their order without those idle too long, then newborn ones by content."""
+    number = 0 if cohort.previous is None else len(cohort.previous)
+    old, unused = np.arange(len(users)) < number, users == 0
+    gone = unused & (idle >= options.patience)
+    if keys is not None and cohort.previous_keys is None:
+        gone |= unused  # nobody knows their address, so nobody could select them
+    surplus = int((~gone).sum()) - options.max_prompts
+    if options.max_prompts and surplus > 0:
+        spare = np.flatnonzero(unused & ~gone)
+        gone[spare[np.argsort(-idle[spare], kind="stable")][:surplus]] = True
+    born = np.flatnonzero(~old)
+    content = prompts if keys is None else np.concatenate([prompts, keys], axis=1)
+    return np.concatenate([np.flatnonzero(old & ~gone), born[lexicographic(content[born])]])
 
 
 def _label(columns: Columns, cohort: Cohort, strength: Array) -> Indices:
@@ -672,19 +663,34 @@ def _average(
 
 
 def _matched_distance(
-    cohort: Cohort, labels: Indices, evidence: Array, prompts: Array, scales: Scales
+    cohort: Cohort, labels: Indices, evidence: Array, prompts: Array, noise: float
 ) -> float:
     """Root mean square deviation of matched prompts from their summarizing prompt, in noise."""
-    matched = evidence[labels] > 1
-    if not matched.any():
+    matched = np.flatnonzero(evidence[labels] > 1)
+    if len(matched) == 0:
         return 0.0
-    residual = cohort.prompts[matched] - prompts[labels[matched]]
-    return math.sqrt(float((residual**2).mean()) / scales.noise)
+    residual = cohort.prompts[matched]
+    residual -= prompts[labels[matched]]
+    residual /= math.sqrt(noise)
+    return math.sqrt(float(np.einsum("nd,nd->", residual, residual)) / residual.size)
+
+
+def _inclusion_entropy(columns: Columns, model: BetaBernoulliModel) -> float:
+    """Mean entropy in nats of whether one more client would use each column."""
+    odds = np.exp(model.inclusion_score(columns, columns.live(), others=model.num_clients))
+    share = odds / (1 + odds)
+    return float((entr(share) + entr(1 - share)).mean())
 
 
 def _extended(values: NDArray[Scalar], length: int) -> NDArray[Scalar]:
     """Padded with zeros."""
     return np.concatenate([values, np.zeros(length - len(values), dtype=values.dtype)])
+
+
+FIGURES = (
+    *("born", "merged", "pruned", "matched_distance", "inclusion_entropy"),
+    *("objective_before", "objective_after", "sweeps"),
+)
 
 
 def _nothing_returned(cohort: Cohort, memory: Memory) -> Aggregation:
@@ -694,16 +700,13 @@ def _nothing_returned(cohort: Cohort, memory: Memory) -> Aggregation:
             "prompt_sets: expected at least one prompt from some client, got only empty sets; "
             "pass previous, so that there is something to keep"
         )
-    figures = dict.fromkeys(
-        ("born", "pruned", "matched_distance", "objective_before", "objective_after", "sweeps"), 0.0
-    )
     return _result(
         cohort,
         cohort.previous,
         cohort.previous_keys,
         np.empty(0, dtype=np.int64),
         memory,
-        {"kept": len(cohort.previous), **figures},
+        {"kept": len(cohort.previous), **dict.fromkeys(FIGURES, 0.0)},
     )
 
 
@@ -716,12 +719,7 @@ def _result(
     figures: Mapping[str, float],
 ) -> Aggregation:
     """As tensors, each in storage of its own."""
-    state = {
-        "strength": torch.tensor(memory.strength),
-        "idle": torch.tensor(memory.idle),
-        "key_noise": torch.tensor([memory.key_noise], dtype=torch.float64),
-        "prompts": torch.tensor(prompts, dtype=cohort.dtype),
-    }
+    state = {**memory.state(), "prompts": torch.tensor(prompts, dtype=cohort.dtype)}
     if keys is not None:
         state["keys"] = torch.tensor(keys, dtype=cohort.key_dtype)
     return Aggregation(

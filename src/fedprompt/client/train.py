@@ -29,6 +29,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.data.cache import FeatureTable
 from fedprompt.errors import ClientError
 from fedprompt.models.backbone import Backbone, load_backbone
+from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.seeding import torch_generator
 from fedprompt.types import ClientJob, ClientUpdate
 
@@ -62,21 +63,32 @@ class WorkerSetup:
 
 
 class ClientBatches(IterableDataset[Batch]):
-    """Batches of one client's data; every epoch is a new permutation from the job's generator."""
+    """Batches of one client's data; every epoch is a new permutation from the job's generator.
+
+    Args:
+        data: all clients' data.
+        client_id: whose.
+        batch_size: images of a batch.
+        prompts: whether tokens or, without prompts, features are needed, and by which queries
+            prompts are chosen.
+        generator: draws the permutations.
+    """
 
     def __init__(
         self,
         data: ClientData,
         client_id: int,
         batch_size: int,
-        use_tokens: bool,
+        prompts: PromptOptions,
         generator: torch.Generator,
     ) -> None:
         table = data.table
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
         index = data.parts[client_id]
-        self.inputs = torch.from_numpy((table.tokens if use_tokens else table.features)[index])
+        self.inputs = torch.from_numpy((table.tokens if prompts.count else table.features)[index])
         self.queries = torch.from_numpy(table.queries[index])
+        if prompts.selection == "keyed" and prompts.choose_by == "client":
+            self.queries = self.queries.mean(dim=0).expand(len(index), -1)
         self.labels = torch.from_numpy(table.labels[index])
         self.groups = torch.from_numpy(table.groups[index])
         self.batch_size = batch_size
@@ -125,7 +137,7 @@ class ClientWorker:
                 self.data,
                 job.client_id,
                 recipe.training.batch_size,
-                use_tokens=recipe.prompts.count > 0,
+                recipe.prompts,
                 generator=torch_generator(job.seed, "batches"),
             )
             stage = "fit"

@@ -18,6 +18,7 @@ from fedprompt.errors import ConfigError, suggest
 SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
 PLACEMENTS = ("input",)
+CHOICES = ("client", "batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,9 @@ class PromptOptions:
     """`keyed`: nearest keys to the batch's mean query; `l2p`: majority vote of cosines; `all`."""
     query: str = "style"
     """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
+    choose_by: str = "client"
+    """Keyed selection in training: once, by the mean query of the client's data, or anew for every
+    `batch`, which suits clients whose data mix domains."""
     similarity_weight: float = 0.01
     """Lambda of the `l2p` similarity term of the loss (released: +0.01; L2P's sign is negative)."""
     eval_batch: int = 16
@@ -48,6 +52,7 @@ class PromptOptions:
             ("selection", SELECTIONS),
             ("query", QUERIES),
             ("placement", PLACEMENTS),
+            ("choose_by", CHOICES),
         ):
             value = getattr(self, field)
             if value not in names:

@@ -1,0 +1,115 @@
+"""GMM-PT, a baseline of the PFPT paper (Section 4): Bayesian Gaussian mixture over all prompts.
+
+The mixture has a truncated Dirichlet process as prior (Blei and Jordan, "Variational Inference
+for Dirichlet Process Mixtures", Bayesian Analysis 2006), as scikit-learn implements it, so the
+number of components is bounded and not given. The rule that a client has at most one copy of each
+summarizing prompt is not used (see `clustering`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedprompt.aggregation.base import Aggregation, Array, Cohort, aggregators, check_inputs
+from fedprompt.aggregation.clustering import (
+    Fit,
+    aggregate_clusters,
+    is_integer,
+    largest_set,
+    require,
+)
+
+HEADROOM = 2
+"""Components per prompt of the largest set, if nothing was broadcast: clients may differ in what
+they use, so that there are more prompts than one of them has.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class GmmOptions:
+    """Options of `gmm`."""
+
+    max_components: int = 0
+    """Bound on the number of components; 0 for as many as prompts were broadcast, or twice as
+    many as the largest set has."""
+    covariance: str = "spherical"
+    """`spherical` or `diag`; a full one would have more entries than there are prompts."""
+    concentration: float = 0.0
+    """Concentration of the Dirichlet process; less makes fewer components; 0 for 1 / bound."""
+    mean_precision: float = 1.0
+    """How many prompts the prior mean counts for, towards which centroids are shrunk."""
+    restarts: int = 5
+    """Starts (k-means), of which the best end is kept."""
+    max_iterations: int = 100
+    """Bound on the iterations of one start."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_components", 0), ("restarts", 1), ("max_iterations", 1)):
+            fits = is_integer(getattr(self, name), least)
+            require(self, name, f"an integer >= {least}", fits)
+        known = self.covariance in ("spherical", "diag")
+        require(self, "covariance", "'spherical' or 'diag'", known)
+        fits = _is_number(self.concentration) and self.concentration >= 0
+        require(self, "concentration", "a finite number >= 0", fits)
+        fits = _is_number(self.mean_precision) and self.mean_precision > 0
+        require(self, "mean_precision", "a finite number > 0", fits)
+
+
+@aggregators.register("gmm", GmmOptions)
+class Gmm:
+    """Centroids of a Bayesian Gaussian mixture.
+
+    Does not respect the rule "one prompt per client and cluster". Components that are no prompt's
+    most probable one are dropped. Sample counts and origins are not used. Stateless.
+    """
+
+    def __init__(self, options: GmmOptions) -> None:
+        self.options = options
+
+    def aggregate(
+        self,
+        prompt_sets: Sequence[Tensor],
+        weights: Tensor | None = None,
+        origins: Sequence[Tensor] | None = None,
+        previous: Tensor | None = None,
+        keys: Sequence[Tensor] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        previous_keys: Tensor | None = None,
+    ) -> Aggregation:
+        """Fit the mixture to all local prompts; the components' means are the new prompts."""
+        cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
+        return aggregate_clusters(cohort, self._bound(cohort), self._fit, generator)
+
+    def _bound(self, cohort: Cohort) -> int:
+        number = self.options.max_components
+        if number == 0 and cohort.previous is not None:
+            number = len(cohort.previous)
+        elif number == 0:
+            number = HEADROOM * largest_set(cohort)
+        return max(number, 1)
+
+    def _fit(self, points: Array, bound: int, seed: int) -> Fit:
+        # Imported here: half a second that the other aggregators need not wait for.
+        from sklearn.mixture import BayesianGaussianMixture
+
+        model = BayesianGaussianMixture(
+            n_components=bound,
+            covariance_type=self.options.covariance,
+            weight_concentration_prior=self.options.concentration or None,
+            mean_precision_prior=self.options.mean_precision,
+            n_init=self.options.restarts,
+            max_iter=self.options.max_iterations,
+            random_state=seed,
+        ).fit(points)
+        figures = {"iterations": float(model.n_iter_), "converged": float(model.converged_)}
+        return Fit(model.predict(points).astype("int64"), model.means_, figures)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
