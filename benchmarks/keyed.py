@@ -11,7 +11,8 @@ the same in all rounds, as the mean query of fixed data does; the deviations lie
 1. a cohort is drawn; each client selects as many broadcast rows as its group has prompts, those
    with the nearest keys (without keys: those nearest to its group's prompts);
 2. each selected row moves `progress` of the way to one of the group's true prompts (the pairing of
-   least squared distance), and noise is added; the client returns it with its own key;
+   least squared distance), and noise is added; the client returns it with its own key. A client
+   that lacks some of its group's prompts (`rare`) returns one row for each prompt it has;
 3. the aggregator gets sets, keys, origins, the broadcast prompts and keys, and its state of the
    round before; what it returns is broadcast next.
 
@@ -98,6 +99,18 @@ class World:
     """Whether the aggregator and the clients see keys."""
     progress: float = 0.8
     """Share of the way to a true prompt that local training goes."""
+    rare: int = 0
+    """How many prompts of each group only some of its clients have, the same in all rounds."""
+    rare_share: float = 0.1
+    """Share of a group's clients that have a given rare prompt; at least one has it."""
+    count_spread: float = 0.0
+    """Standard deviation of the log of a client's sample count; the median count is 1."""
+    count_power: float = 0.5
+    """The noise of a client's prompts is divided by its sample count to this power."""
+
+    def __post_init__(self) -> None:
+        if self.rare >= self.prompts:
+            raise ValueError(f"all {self.prompts} prompts are rare: a client could have none")
 
 
 PARTS: dict[str, list[World]] = {
@@ -138,6 +151,22 @@ class Planted:
         """(clients,)"""
         directions = draw(size=(w.key_rank, w.key_dimension)) / math.sqrt(w.key_rank)
         self.deviations: Array = w.key_noise * draw(size=(w.clients, w.key_rank)) @ directions
+        self.has: NDArray[np.bool_] = np.ones((w.clients, w.prompts), dtype=bool)
+        """(clients, P) which of its group's prompts a client has"""
+        self.counts: Array = np.ones(w.clients)
+        """(clients,) sample counts"""
+        if w.rare:
+            self._choose_owners()
+        if w.count_spread:
+            self.counts = np.exp(w.count_spread * draw(size=w.clients))
+
+    def _choose_owners(self) -> None:
+        for group in range(self.world.groups):
+            members = np.flatnonzero(self.group == group)
+            number = max(1, round(self.world.rare_share * len(members)))
+            for prompt in range(self.world.prompts - self.world.rare, self.world.prompts):
+                self.has[members, prompt] = False
+                self.has[self.generator.choice(members, number, replace=False), prompt] = True
 
     def cohort(self) -> Indices:
         """The clients of a round."""
@@ -148,6 +177,10 @@ class Planted:
         """(q,) the client's key."""
         key: Array = self.keys[self.group[client]] + self.deviations[client]
         return key
+
+    def noise(self, client: int) -> float:
+        """Of the client's prompts."""
+        return self.world.prompt_noise / float(self.counts[client] ** self.world.count_power)
 
     def move(self) -> None:
         """One round of drift; the spread stays 1."""
@@ -181,7 +214,8 @@ def train_client(
 ) -> LocalResult:
     """Steps 1 and 2 of a round; (n, d) broadcast prompts and (n, q) keys."""
     world, group = planted.world, int(planted.group[client])
-    true = planted.prompts[group]
+    own = np.flatnonzero(planted.has[client])
+    true = planted.prompts[group, own]
     rows: Indices = np.arange(len(pool), dtype=np.int64)
     if pool_keys is not None:
         distance = ((pool_keys - planted.key(client)) ** 2).sum(axis=1)
@@ -189,11 +223,11 @@ def train_client(
     cost = ((pool[rows][:, None] - true[None]) ** 2).mean(axis=2)
     picked, targets = linear_sum_assignment(cost)
     start = pool[rows[picked]]
-    noise = world.prompt_noise * planted.generator.normal(size=start.shape)
+    noise = planted.noise(client) * planted.generator.normal(size=true.shape)[: len(start)]
     return LocalResult(
         prompts=start + world.progress * (true[targets] - start) + noise,
         origins=rows[picked],
-        labels=group * world.prompts + targets,
+        labels=group * world.prompts + own[targets],
         start_error=float(cost[picked, targets].mean()),
     )
 
@@ -206,6 +240,8 @@ class Curves:
     pool: list[float]
     start_error: list[float]
     seconds: list[float]
+    pool_error: list[float] = dataclasses.field(default_factory=list)
+    """Root mean square distance from each true prompt to its nearest row of the new pool."""
 
 
 def run(world: World, seed: int, aggregator: Aggregator) -> Curves:
@@ -234,8 +270,16 @@ def run(world: World, seed: int, aggregator: Aggregator) -> Curves:
         error = np.mean([result.start_error for result in results])
         curves.start_error.append(math.sqrt(float(error)))
         pool, keys, state = merged.prompts, merged.keys, merged.state
+        curves.pool_error.append(pool_error(planted.prompts, pool.double().numpy()))
         planted.move()
     return curves
+
+
+def pool_error(true: Array, pool: Array) -> float:
+    """Of (G, P, d) true prompts and (n, d) rows, per coordinate."""
+    flat = true.reshape(-1, true.shape[-1])
+    squares = ((flat[:, None] - pool[None]) ** 2).mean(axis=2)
+    return math.sqrt(float(squares.min(axis=1).mean()))
 
 
 def aggregate(
@@ -256,6 +300,7 @@ def aggregate(
         ]
     return aggregator.aggregate(
         [torch.tensor(result.prompts).float() for result in results],
+        weights=torch.tensor(planted.counts[cohort]) if planted.world.count_spread else None,
         origins=[torch.tensor(result.origins) for result in results],
         previous=pool,
         keys=sent,

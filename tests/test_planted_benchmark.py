@@ -220,26 +220,24 @@ def test_genie_is_perfect_without_noise_and_below_the_oracle_in_much(planted: Mo
 
 
 def test_genie_by_hand(planted: ModuleType) -> None:
-    """Clients have 1 and 2; 3 and -1. True prompts are drawn from N(0, 1), and so is the noise.
+    """Prompts 1 and 2, labels 0 and 1; 3, label 0. True prompts are from N(0, 1), noise too.
 
-    Labels are 0, 1; 0, 2: nobody else has 1 and 2. Client 0 is told that prompt 0 is at 3 / 2 with
-    variance 1 / 2, and of prompt 1 nothing. Twice the log odds of the pairing (1, 2) over (2, 1):
-    -(1 - 1.5)^2 / 1.5 - 2^2 / 2 + (2 - 1.5)^2 / 1.5 + 1^2 / 2 = -1.5, so 2 and not 1 is taken for a
-    copy of prompt 0. For client 1, told 1 / 2: -(3 - 0.5)^2 / 1.5 - 1 / 2 + (-1 - 0.5)^2 / 1.5 +
-    3^2 / 2 = 1.33, so 3 is.
+    Client 0 is told that prompt 0 is at 3 / 2 with variance 1 / 2, and of prompt 1 nothing. Twice
+    the log odds of the true pairing over the other one: -(1 - 1.5)^2 / 1.5 - 2^2 / 2 +
+    (2 - 1.5)^2 / 1.5 + 1^2 / 2 = -1.5, so 2 and not 1 is taken for a copy of prompt 0. Client 1 is
+    told that the prompts are at 1 / 2 and 2 / 2: its 3 is nearer to the second.
     """
     problem = planted.Problem(
-        prompt_sets=[torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [-1.0]])],
-        true_prompts=np.zeros((3, 1)),
-        labels=[np.array([0, 1]), np.array([0, 2])],
+        prompt_sets=[torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])],
+        true_prompts=np.zeros((2, 1)),
+        labels=[np.array([0, 1]), np.array([0])],
         twins=np.zeros((0, 2), dtype=np.int64),
-        num_shared=3,
+        num_shared=2,
         noise=1.0,
-        spread=1.0,
     )
     answer = planted.ask_genie(problem, 0)
-    assert answer.assignment.tolist() == [1, 0, 0, 2]
-    assert answer.centroids[:, 0].tolist() == [2.5, 1.0, -1.0]
+    assert answer.assignment.tolist() == [1, 0, 1]
+    assert answer.centroids[:, 0].tolist() == [2.0, 2.0]
 
 
 def test_the_genie_does_not_depend_on_the_scale(planted: ModuleType) -> None:

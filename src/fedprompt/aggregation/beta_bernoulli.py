@@ -303,10 +303,8 @@ class BetaBernoulliModel:
     inclusion: Inclusion
     num_clients: int
     """m, clients of the round."""
-    aligned: Array | None = None
-    """(N,) remembered column that each point started from; -1 for none."""
-    log_aligned: float = 0.0
-    """Log odds for staying in that column."""
+    log_faithful: float = 0.0
+    """Log prior odds that a point is where most points of its class are."""
 
     @property
     def blocks(self) -> tuple[Block | KeyBlock, ...]:
@@ -321,8 +319,9 @@ class BetaBernoulliModel:
         if self.keys is not None:
             score += self.keys.match_scores(columns, rows, live)
         score += self.inclusion_score(columns, live)  # Eq. 10
-        if self.aligned is not None:
-            score += self.log_aligned * (self.aligned[rows, None] == live)
+        expected = columns.expected(rows)
+        if expected is not None:
+            score += self.log_faithful * (expected[:, None] == live)
         return score
 
     def inclusion_score(self, columns: Columns, live: Indices, others: int | None = None) -> Array:
@@ -356,8 +355,7 @@ class BetaBernoulliModel:
             value += float(block.evidence(columns, live).sum()) + block.of_points(columns.points)
         _, repeats = np.unique(columns.signatures[columns.born()], return_counts=True)
         value -= float(gammaln(repeats + 1).sum())
-        if self.aligned is not None:
-            value += self.log_aligned * float((self.aligned == columns.assignment).sum())
+        value += self.log_faithful * columns.faithful()
         return value + self._log_rest()
 
     def _log_rest(self) -> float:

@@ -45,9 +45,19 @@ class Columns:
         points: (N, D), the rows of a client adjacent.
         owner: (N,) client of each point.
         strength: (n,) pseudo-count of each remembered prompt.
+        classes: (N,) points of one class are expected in one column; None if nothing is expected.
+        home: remembered column where a class is expected while it has no members, -1 for none; one
+            for each class.
     """
 
-    def __init__(self, points: Array, owner: Indices, strength: Array) -> None:
+    def __init__(
+        self,
+        points: Array,
+        owner: Indices,
+        strength: Array,
+        classes: Indices | None = None,
+        home: Indices | None = None,
+    ) -> None:
         size = len(strength) + len(points)
         self.points = points
         self.owner = owner
@@ -63,6 +73,9 @@ class Columns:
         )
         self._words = words[owner]
         self.signatures = np.zeros(size, dtype=np.uint64)
+        self.classes = classes
+        self.home = np.empty(0, dtype=np.int64) if home is None else home
+        self.class_counts = np.zeros((len(self.home), size if len(self.home) else 0))
 
     def place(self, rows: slice, targets: Indices) -> None:
         """Put rows of one client into distinct columns."""
@@ -70,6 +83,8 @@ class Columns:
         self.counts[targets] += 1
         self.sums[targets] += self.points[rows]
         self.signatures[targets] ^= self._words[rows]
+        if self.classes is not None:
+            self.class_counts[self.classes[rows], targets] += 1
 
     def remove(self, rows: slice) -> Indices:
         """Take placed rows of one client out, and say where they were."""
@@ -78,6 +93,8 @@ class Columns:
         self.counts[before] -= 1
         self.sums[before] -= self.points[rows]
         self.signatures[before] ^= self._words[rows]
+        if self.classes is not None:
+            self.class_counts[self.classes[rows], before] -= 1
         self.sums[before[self.counts[before] == 0]] = 0.0  # no rounding is left behind
         return before
 
@@ -95,6 +112,18 @@ class Columns:
         """Columns with members that stand for no remembered prompt."""
         return self.num_remembered + np.flatnonzero(self.counts[self.num_remembered :] > 0)
 
+    def expected(self, rows: slice) -> Indices | None:
+        """(k,) the column with most members of each row's class, or its home; -1 for neither."""
+        if self.classes is None:
+            return None
+        classes = self.classes[rows]
+        counts = self.class_counts[classes]
+        return np.where(counts.any(axis=1), counts.argmax(axis=1), self.home[classes])
+
+    def faithful(self) -> float:
+        """Points that are where most of their class are."""
+        return float(self.class_counts.max(axis=1, initial=0.0).sum())
+
     def membership(self, columns: Indices) -> NDArray[np.bool_]:
         """(m, L) whether a client has a point in a column."""
         position = np.full(len(self.counts) + 1, -1)  # the last entry is for NOWHERE
@@ -109,7 +138,7 @@ class Columns:
         """The same points in the same columns, to be changed on its own."""
         twin = object.__new__(Columns)
         twin.__dict__.update(self.__dict__)
-        for name in ("assignment", "counts", "sums", "signatures"):
+        for name in ("assignment", "counts", "sums", "signatures", "class_counts"):
             setattr(twin, name, getattr(self, name).copy())
         return twin
 
@@ -186,7 +215,21 @@ def match_client(columns: Columns, model: MatchingModel, rows: slice) -> Indices
         [model.existing_scores(columns, rows, live), model.new_scores(columns, rows)], axis=1
     )
     candidates = np.concatenate([live, columns.free(len(scores))])
-    return candidates[hungarian(scores)]
+    return candidates[settled(hungarian(scores), len(live))]
+
+
+def settled(picked: Indices, known: int) -> Indices:
+    """The picks, new columns (`known` and above) going to rows in order.
+
+    New columns are alike, and which row gets which would depend on rounding.
+
+    >>> settled(np.array([4, 1, 3]), 3)
+    array([3, 1, 4])
+    """
+    new = np.flatnonzero(picked >= known)
+    picked = picked.copy()
+    picked[new] = known + np.arange(len(new))
+    return picked
 
 
 def search(
@@ -262,7 +305,8 @@ def crowded(columns: Columns, model: MatchingModel, spans: Iterable[slice]) -> C
         scores = model.existing_scores(columns, rows, live)
         missing = max(number - len(live), 0)
         scores = np.concatenate([scores, np.full((number, missing), scores.min(initial=0.0))], 1)
-        columns.place(rows, np.concatenate([live, columns.free(missing)])[hungarian(scores)])
+        picked = settled(hungarian(scores), len(live))
+        columns.place(rows, np.concatenate([live, columns.free(missing)])[picked])
     return columns
 
 

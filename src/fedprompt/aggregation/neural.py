@@ -229,7 +229,8 @@ def _with_squares(columns: Columns, part: slice) -> Columns:
     """The same columns of points with the squares of their first block appended."""
     points = np.concatenate([columns.points, columns.points[:, part] ** 2], axis=1)
     size = columns.num_remembered
-    result = Columns(points, columns.owner, columns.strength[:size])
+    strength = columns.strength[:size]
+    result = Columns(points, columns.owner, strength, columns.classes, columns.home)
     for rows in _spans(columns.owner):
         result.place(rows, columns.assignment[rows])
     return result

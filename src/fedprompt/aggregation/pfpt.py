@@ -78,8 +78,9 @@ class PfptOptions:
     """The most clients that a remembered summarizing prompt counts for; 0 forgets everything."""
     average_memory: bool = True
     """Whether the remembered prompt enters the new average; the remembered key always does."""
-    origin_odds: float = 1.0
-    """Prior odds that a prompt stays with the remembered prompt it started from; 1 for none."""
+    origin_odds: float = 10.0
+    """Prior odds that a prompt belongs with most of those that started from the same broadcast row
+    at clients of the same key group; 1 if origins tell nothing."""
     shrink: bool = False
     """Whether the average is shrunk towards the base mean, as the posterior mean is."""
     use_weights: bool = False
@@ -328,7 +329,7 @@ def seen_rate(
     Args:
         seen: (2,) sum and weight before.
         values: (N, D) of all local prompts.
-        noise: variance of a coordinate, in the units of the values.
+        noise: standard deviation of a coordinate, in the units of the values.
         previous: (n, D) remembered.
         labels: (N,) row of each local prompt; newborn ones are n and above.
         strength: (n,) of the remembered rows.
@@ -338,7 +339,7 @@ def seen_rate(
     if previous is None or len(used) == 0:
         return seen
     means = _average(values, labels, np.ones(len(values)), None, np.zeros(int(labels.max()) + 1))
-    moved = ((means[used] - previous[used]) ** 2).mean(axis=1) / noise
+    moved = (((means[used] - previous[used]) / noise) ** 2).mean(axis=1)
     posterior = 1 / strength[used] - discount_rate(seen)
     rates = moved - 1 / users[used] - posterior
     counts = users[used]
@@ -376,16 +377,13 @@ def generative_models(
     if scales.keys is not None:
         k, part = scales.keys, slice(d, d + scales.keys.observed.shape[1])
         keys = KeyBlock(part, k.power, k.centres, k.remembered)
-    aligned = None
-    if cohort.origins is not None and options.origin_odds != 1:
-        aligned = np.where(memory.strength[cohort.origins] > 0, cohort.origins, -1)
     prompts = (
         _block(slice(0, d), scales.prompts, guess, cohort.previous, memory.strength)
         for guess in range(len(scales.prompts.noise))
     )
     inclusion, log_odds = Inclusion.indian_buffet(options.gamma), math.log(options.origin_odds)
     return [
-        BetaBernoulliModel(block, keys, inclusion, cohort.num_clients, aligned, log_odds)
+        BetaBernoulliModel(block, keys, inclusion, cohort.num_clients, log_odds)
         for block in prompts
     ]
 
@@ -415,14 +413,30 @@ def match(
     points = scales.prompts.standardise(cohort.prompts)
     if scales.keys is not None:
         points = np.concatenate([points, scales.keys.observed], axis=1)
+    classes, home = _classes(cohort, memory.strength, scales.keys)
     return search(
-        Columns(points, cohort.owner, memory.strength),
+        Columns(points, cohort.owner, memory.strength, classes, home),
         [span for span in cohort.spans() if span.stop > span.start],
         models,
         _origin_starts(cohort, memory.strength),
         options.max_sweeps,
         options.restarts,
     )
+
+
+def _classes(
+    cohort: Cohort, strength: Array, keys: KeyScales | None
+) -> tuple[Indices | None, Indices | None]:
+    """Prompts that started from one row at clients of one key group, and that row if remembered."""
+    if cohort.origins is None:
+        return None, None
+    group = np.zeros_like(cohort.origins) if keys is None else keys.labels
+    pairs, classes = np.unique(
+        np.stack([cohort.origins, group], axis=1), axis=0, return_inverse=True
+    )
+    rows = pairs[:, 0]
+    remembered = strength[rows] > 0 if len(strength) else rows < 0
+    return classes.reshape(-1), np.where(remembered, rows, -1)
 
 
 def _origin_starts(cohort: Cohort, strength: Array) -> list[Indices]:
@@ -500,7 +514,7 @@ def summarize(
     idle = _extended(memory.idle, len(users))
     idle = np.where(users > 0, 0, idle + 1)
     model = cast(BetaBernoulliModel, found.model)
-    noise = model.prompts.noise * scales.prompts.unit**2
+    noise = math.sqrt(model.prompts.noise) * scales.prompts.unit
     prompts = _average_prompts(cohort, strength, labels, scales, model, options)
     rate = seen_rate(memory.rate, cohort.prompts, noise, cohort.previous, labels, memory.strength)
     keys, key_rate, known = None, memory.key_rate, memory.keys
@@ -508,15 +522,17 @@ def summarize(
         shares = _shares(cohort, options)
         keys = _average(cohort.keys, labels, shares, cohort.previous_keys, key_strength)
         if scales.keys is not None:
-            known = scales.keys.memory
             key_rate = seen_rate(
                 memory.key_rate,
                 cohort.keys,
-                scales.keys.noise**2,
+                scales.keys.noise,
                 cohort.previous_keys,
                 labels,
                 memory.key_strength,
             )
+            # Of each group no more keys than a remembered key is worth: drifting keys grow stale.
+            worth = math.ceil(1 / discount_rate(key_rate))
+            known = scales.keys.memory[: worth * len(scales.keys.centres)]
     rows = _surviving_rows(cohort, users, idle, prompts, keys, options)  # Algorithm 1, line 8
     position = np.full(len(users), -1, dtype=np.int64)
     position[rows] = np.arange(len(rows))
@@ -539,7 +555,7 @@ def summarize(
         "objective_before": found.history[0],
         "objective_after": found.objective,
         "sweeps": found.sweeps,
-        "noise": math.sqrt(noise),
+        "noise": noise,
         "discount_rate": discount_rate(rate),
     }
     if scales.keys is not None:
@@ -671,7 +687,7 @@ def _matched_distance(
         return 0.0
     residual = cohort.prompts[matched]
     residual -= prompts[labels[matched]]
-    residual /= math.sqrt(noise)
+    residual /= noise
     return math.sqrt(float(np.einsum("nd,nd->", residual, residual)) / residual.size)
 
 

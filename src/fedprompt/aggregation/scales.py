@@ -123,6 +123,8 @@ class KeyScales:
     """(N, q) for each local prompt, in units of the noise."""
     remembered: Array
     """(n, q) for each broadcast prompt, likewise."""
+    labels: Indices
+    """(N,) group of each local prompt's key."""
     centres: Array
     """(K, q) of the groups, likewise."""
     memory: Array
@@ -157,6 +159,7 @@ def key_scales(cohort: Cohort, weight: float, power: float, memory: Array) -> Ke
         power=weight * power * d / q,
         observed=((found.centres - centre) / noise)[found.labels],
         remembered=(settled_keys(found, previous) - centre) / noise,
+        labels=found.labels,
         centres=(found.centres - centre) / noise,
         memory=found.memory,
     )
