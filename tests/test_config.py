@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedprompt.aggregation import aggregators
 from fedprompt.config import REGISTRIES, ExperimentConfig, compose, conf_root
 from fedprompt.errors import ConfigError
 from fedprompt.runtime.base import available_cpus
@@ -288,6 +289,12 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
         config = compose("quickstart", ["compare=[]", f"{group}={path.stem}"])
         if group != "model":
             assert getattr(config, group).name == path.stem
+
+
+@pytest.mark.parametrize("name", aggregators.names())
+def test_aggregator_yaml_holds_the_defaults(name: str) -> None:
+    content = yaml.safe_load((CONF / "aggregator" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert content == {"name": name, **dataclasses.asdict(aggregators.entry(name).options())}
 
 
 def test_default_yaml_holds_the_defaults_of_its_sections() -> None:

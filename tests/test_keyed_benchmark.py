@@ -100,6 +100,49 @@ def test_worlds_have_the_stated_spreads(keyed: ModuleType) -> None:
     assert np.unique(keyed.Planted(small(keyed, own_keys=False), 0).keys, axis=0).shape[0] == 1
 
 
+def test_rare_prompts_are_had_by_few_clients_of_a_group(keyed: ModuleType) -> None:
+    world = small(keyed, clients=40, prompts=3, rare=1, rare_share=0.1, progress=1.0)
+    planted = keyed.Planted(dataclasses.replace(world, prompt_noise=0.0), 0)
+    assert planted.has[:, :2].all()
+    owners = np.flatnonzero(planted.has[:, 2])
+    np.testing.assert_array_equal(np.bincount(planted.group[owners]), [2, 2])  # of 20 each
+    other = np.setdiff1d(np.arange(40), owners)[0]
+    for client, number in ((owners[0], 3), (other, 2)):
+        result = keyed.train_client(planted, client, np.zeros((3, 16)), None)
+        group = planted.group[client]
+        assert sorted(result.labels - 3 * group) == list(range(number))
+        np.testing.assert_allclose(result.prompts, planted.prompts[group, result.labels % 3])
+    with pytest.raises(ValueError, match="rare"):
+        small(keyed, rare=2)
+
+
+def test_noise_falls_with_the_sample_count(keyed: ModuleType) -> None:
+    """And the aggregator is told the counts; without a spread it is told nothing."""
+    planted = keyed.Planted(small(keyed, clients=2000, count_spread=0.7), 0)
+    logs = np.log(planted.counts)
+    assert (logs.mean(), logs.std()) == pytest.approx((0.0, 0.7), abs=0.05)
+    assert planted.noise(3) * math.sqrt(planted.counts[3]) == pytest.approx(0.02)
+    equal = keyed.Planted(small(keyed, count_spread=0.7, count_power=0.0), 0)
+    assert equal.noise(3) == pytest.approx(0.02)
+
+    class Listener:
+        def aggregate(self, prompt_sets: list[torch.Tensor], weights: Any, **_: Any) -> None:
+            heard.append(weights)
+
+    heard: list[Any] = []
+    for world in (equal.world, small(keyed)):
+        each = keyed.Planted(world, 0)
+        keyed.aggregate(Listener(), each, np.array([4, 2]), [], torch.zeros(2, 16), None, {})
+    np.testing.assert_array_equal(heard[0], equal.counts[[4, 2]])
+    assert heard[1] is None
+
+
+def test_pool_error_is_the_distance_to_the_nearest_row(keyed: ModuleType) -> None:
+    true = np.zeros((2, 1, 4))
+    true[1] = 3.0
+    assert keyed.pool_error(true, np.array([[1.0] * 4, [-2.0] * 4])) == math.sqrt((1 + 4) / 2)
+
+
 def test_drift_keeps_the_spread_and_correlates_rounds(keyed: ModuleType) -> None:
     planted = keyed.Planted(small(keyed, groups=400, clients=400, key_drift=0.6), 0)
     before = planted.keys
