@@ -14,7 +14,7 @@ The worlds are those of `keyed.py`, the base with 3 groups of 4 prompts each and
 
 | world        | what is special                        | options, and why                        |
 |--------------|----------------------------------------|-----------------------------------------|
-| `rare`       | 10 of 100 clients in 50 rounds; one    | `patience`: a rare prompt is unused for |
+| `rare`       | 10 of 100 clients in 40 rounds; one    | `patience`: a rare prompt is unused for |
 |              | prompt of each group only 1 client in  | some 3 rounds on end, at times for over |
 |              | 10 has; training is slow               | 10, and is still true                   |
 | `unequal`    | log sample counts spread by 0.7; noise | `use_weights`: the noisy drag averages; |
@@ -24,11 +24,12 @@ The worlds are those of `keyed.py`, the base with 3 groups of 4 prompts each and
 | `noisy`      | noise 0.7, true prompts stand still    | `memory`, `average_memory`, `shrink`:   |
 |              |                                        | averaging over rounds can win           |
 | `moving`     | true prompts move by 0.6 a round       | the same: what is old misleads          |
-| `hard`       | noise 1.5: the matching is uncertain   | `origin_odds` can help; `max_prompts`   |
+| `hard`       | noise 2: the matching is uncertain     | `origin_odds` can help; `max_prompts`   |
 |              |                                        | can know the number                     |
-| `wide`       | noise 1; keys spread as widely within  | `origin_odds`: clients start from other |
-|              | a group as groups' do                  | groups' prompts; `key_weight`: keys     |
-|              |                                        | mislead                                 |
+| `one_key`    | all keys alike, prompts tell groups    | `origin_odds`: origins mislead, for all |
+|              | apart                                  | groups start from the same prompts      |
+| `wide`       | keys spread within a group by 0.7 of   | `key_weight`: keys may mislead, prompts |
+|              | what groups' do                        | tell groups apart as well               |
 | `keys_tell`  | groups have almost equal prompts       | `key_weight`: only keys tell them apart |
 
 `restarts` is measured in single calls, on problems of `planted.py` with noise 1.5 and 2: there the
@@ -74,13 +75,14 @@ def _changed(**changes: Any) -> World:
 
 
 WORLDS: dict[str, World | Case] = {
-    "rare": _changed(clients=100, rounds=50, rare=1, rare_share=0.1, progress=0.5),
+    "rare": _changed(clients=100, rounds=40, rare=1, rare_share=0.1, progress=0.5),
     "unequal": _changed(prompt_noise=0.4, count_spread=0.7),
     "same_noise": _changed(prompt_noise=0.4, count_spread=0.7, count_power=0.0),
     "noisy": _changed(prompt_noise=0.7),
     "moving": _changed(prompt_drift=0.6),
-    "hard": _changed(prompt_noise=1.5),
-    "wide": _changed(prompt_noise=1.0, key_noise=1.0),
+    "hard": _changed(prompt_noise=2.0),
+    "one_key": _changed(own_keys=False, prompt_noise=0.5),
+    "wide": _changed(prompt_noise=0.5, key_noise=0.7),
     "keys_tell": _changed(own_prompts=0.1, key_noise=0.6),
     "call_1.5": Case(noise=1.5),
     "call_2": Case(noise=2.0),
@@ -98,7 +100,7 @@ class Effect:
 EFFECTS: dict[str, Effect] = {
     "patience": Effect((1, 3, 1000), ("rare", "unequal")),
     "max_prompts": Effect((TRUE_NUMBER, TRUE_NUMBER // 2), ("unequal", "hard")),
-    "origin_odds": Effect((3.0, 30.0), ("hard", "wide")),
+    "origin_odds": Effect((1.0, 3.0, 30.0), ("hard", "one_key")),
     "use_weights": Effect((True,), ("unequal", "same_noise")),
     "memory": Effect((0.0, 3.0), ("noisy", "moving")),
     "average_memory": Effect((False,), ("noisy", "moving")),
