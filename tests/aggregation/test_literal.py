@@ -33,9 +33,7 @@ from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]
-SHARED = [folder / "shared" / "reference" for folder in (ROOT, ROOT.parent)]
-DEFAULT = next((folder for folder in SHARED if folder.is_dir()), SHARED[0])
-REFERENCE = Path(os.environ.get("FEDPROMPT_REFERENCE_DIR", DEFAULT))
+REFERENCE = Path(os.environ.get("FEDPROMPT_REFERENCE_DIR", ROOT.parent / "shared" / "reference"))
 SLOW = ROOT / "benchmarks" / "released_loop.py"
 FAST = LiteralOptions(loops=3, net_hidden=8)
 

@@ -606,6 +606,52 @@ def test_pool_neither_collapses_nor_explodes_without_keys() -> None:
     assert float(error.max()) < 0.3
 
 
+def tuning_rounds(pool: int, rounds: int) -> tuple[list[Tensor], Array]:
+    """The server's prompts after each round, and ten true ones that all clients move towards.
+
+    Each of 20 clients (5 a round) picks for each of its six true prompts the nearest row of the
+    pool, goes half way and adds a little noise.
+    """
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(10, 32))
+    own = [rng.permutation(10)[:6] for _ in range(20)]
+    previous, state, history = torch.tensor(rng.normal(size=(pool, 32))), None, []
+    for _ in range(rounds):
+        sets, origins = [], []
+        for client in rng.permutation(20)[:5]:
+            cost = ((true[own[client]][:, None] - previous.numpy()[None]) ** 2).sum(axis=2)
+            wanted, rows = linear_sum_assignment(cost)
+            start = previous.numpy()[rows]
+            goal = true[own[client]][wanted]
+            tuned = start + 0.5 * (goal - start) + 0.05 * rng.normal(size=start.shape)
+            sets.append(torch.tensor(tuned))
+            origins.append(torch.tensor(rows))
+        result = PFPT.aggregate(sets, origins=origins, previous=previous, state=state)
+        previous, state = result.prompts, result.state
+        history.append(previous)
+    return history, true
+
+
+def test_prompts_converge_over_rounds() -> None:
+    history, true = tuning_rounds(pool=12, rounds=40)
+
+    def step(late: int) -> float:
+        """Mean distance from a round's prompts to the nearest of the round before."""
+        return float(torch.cdist(history[late], history[late - 1]).min(dim=1).values.mean())
+
+    assert step(39) < 0.2 * step(1)
+    error = torch.cdist(torch.tensor(true), history[-1]).min(dim=1).values / math.sqrt(32)
+    assert float(error.max()) < 0.05
+
+
+def test_the_pool_shrinks_to_what_is_needed_over_rounds() -> None:
+    history, _ = tuning_rounds(pool=40, rounds=40)
+    sizes = [len(prompts) for prompts in history]
+    assert sizes[0] >= 40
+    assert 10 <= sizes[-1] <= 14
+    assert sizes[-1] == min(sizes)
+
+
 # Removal, bound, options.
 
 
