@@ -131,7 +131,7 @@ def test_only_prompts_head_and_declared_tensors_get_gradients(
     job = make_jobs(b.state, b.settings)[0]
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
     batches = ClientBatches(
-        b.federation.data, job.client_id, 8, True, torch_generator(0, "batches")
+        b.federation.data, job.client_id, 8, b.recipe.prompts, torch_generator(0, "batches")
     )
     module.training_step(next(iter(batches)), 0).backward()
     with_gradient = {
@@ -192,13 +192,29 @@ def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Benc
         assert torch.equal(state.shared[name], value.detach()), name
 
 
+@pytest.mark.parametrize(("chooser", "alike"), [("client", True), ("batch", False)])
+def test_keyed_selection_goes_by_the_client_or_by_the_batch(
+    bench: Callable[..., Bench], chooser: str, alike: bool
+) -> None:
+    b = bench(f"prompts.choose_by={chooser}", "prompts.selection=keyed")
+    batches = ClientBatches(
+        b.federation.data, 0, 8, b.recipe.prompts, torch_generator(0, "batches")
+    )
+    means = [queries.mean(dim=0) for _, queries, _, _ in batches]
+    assert len(means) > 1
+    assert all(torch.allclose(mean, means[0], atol=1e-6) for mean in means) == alike
+    own = torch.from_numpy(b.federation.data.table.queries[b.federation.data.parts[0]]).mean(dim=0)
+    if alike:
+        torch.testing.assert_close(means[0], own)
+
+
 def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[..., Bench]) -> None:
     b = bench()
     job = make_jobs(b.state, b.settings)[0]
     update = b.worker.train(b.recipe, job)
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
     batches = ClientBatches(
-        b.federation.data, job.client_id, 64, True, torch_generator(job.seed, "batches")
+        b.federation.data, job.client_id, 64, b.recipe.prompts, torch_generator(job.seed, "batches")
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     pl.Trainer(

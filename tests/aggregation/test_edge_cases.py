@@ -225,11 +225,7 @@ def test_very_small_and_very_large_prompts(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_float64_to_its_limits(scale: float) -> None:
     sets = [scale * each for each in planted()]
-    try:
-        result = METHODS["map"].aggregate(sets)
-    except InputError:
-        return
-    check(result, sets, "map")
+    check(METHODS["map"].aggregate(sets), sets, "map")
 
 
 # Invariance of `map`.

@@ -217,13 +217,19 @@ def slow_objective(columns: Columns, model: BetaBernoulliModel) -> float:
     return value + model.log_faithful * slow_faithful(columns)
 
 
-def slow_faithful(columns: Columns) -> int:
+def class_counts(columns: Columns, name: int) -> dict[int, float]:
+    """Members of a class in each column; its home has half a member more."""
+    mine = columns.assignment[(columns.classes == name) & (columns.assignment >= 0)]
+    counts = {int(c): float((mine == c).sum()) for c in sorted(set(mine.tolist()))}
+    if columns.home[name] >= 0:
+        home = int(columns.home[name])
+        counts[home] = counts.get(home, 0.0) + 0.5
+    return counts
+
+
+def slow_faithful(columns: Columns) -> float:
     """Points that are in the column with most of their class."""
-    most = 0
-    for name in range(3):
-        mine = columns.assignment[(columns.classes == name) & (columns.assignment >= 0)]
-        most += max(np.unique(mine, return_counts=True)[1], default=0)
-    return most
+    return sum(max(class_counts(columns, name).values(), default=0.0) for name in range(3))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -236,18 +242,19 @@ def test_objective_equals_a_slow_loop(seed: int, inclusion: Inclusion) -> None:
 
 
 @pytest.mark.parametrize("clients", [1, 2, 7])
-def test_the_inclusion_prior_sums_to_one(clients: int) -> None:
-    # Columns with c users of m: C(m, c) times the weight of one such column is the Poisson mean.
-    for inclusion in (BUFFET, FITTED):
-        users = np.arange(1, clients + 1)
-        choices = np.array([math.comb(clients, int(c)) for c in users])
-        mean = float((choices * np.exp(inclusion.log_born(users, clients))).sum())
-        size = inclusion.a + inclusion.b
-        hyper = 0.0 if inclusion.a == 0 else 0.125 * math.log(size / 4) ** 2
-        expected = inclusion.gamma * math.log(mean) - mean
-        assert inclusion.log_rest(clients) + hyper - (
-            0.125 * math.log(1 / 4) ** 2 - 0.125 * math.log(1 / 4) ** 2
-        ) == pytest.approx(expected, abs=0.3 if inclusion.a == 0 else 1e-9)
+@pytest.mark.parametrize("inclusion", [BUFFET, FITTED])
+def test_the_inclusion_prior_sums_to_one(clients: int, inclusion: Inclusion) -> None:
+    # Columns with c users of m: C(m, c) times the weight of one such column is the Poisson mean,
+    # whose exponential normalises; a + b = 1 and 2.8 have the log prior -log(size / 4)^2 / 8.
+    users = np.arange(1, clients + 1)
+    choices = np.array([math.comb(clients, int(c)) for c in users])
+    mean = float((choices * np.exp(inclusion.log_born(users, clients))).sum())
+    hyper = -(math.log((inclusion.a + inclusion.b) / 4) ** 2) / 8
+    expected = inclusion.gamma * math.log(mean) - mean + hyper
+    assert inclusion.log_rest(clients) == pytest.approx(expected, abs=1e-9)
+
+
+def test_log_odds_are_those_of_the_posterior_mean() -> None:
     # The Bernoulli term given the users of the others, by scipy: Beta posterior mean.
     odds = float(FITTED.log_odds(np.array([2.0]), np.array([6.0]))[0])
     mean = stats.beta(0.7 + 2, 2.1 + 4).mean()
@@ -307,10 +314,8 @@ def test_scores_equal_a_slow_loop_and_the_increments_of_the_objective(
 
 def expected_column(columns: Columns, row: int) -> int:
     """Where most placed points of the row's class are, else the class's home."""
-    name = columns.classes[row]
-    mine = columns.assignment[(columns.classes == name) & (columns.assignment >= 0)]
-    columns_of, counts = np.unique(mine, return_counts=True)
-    return int(columns_of[counts.argmax()]) if len(mine) else int(columns.home[name])
+    counts = class_counts(columns, int(columns.classes[row]))
+    return max(counts, key=lambda c: (counts[c], -c)) if counts else -1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -362,6 +367,31 @@ def test_fits_find_the_maximum_of_a_grid() -> None:
     rare = fit_inclusion(np.full(8, 1.0), 10, np.empty(0), np.empty(0), 0.0, 1.0)
     assert sure.a / (sure.a + sure.b) > 0.95
     assert rare.a / (rare.a + rare.b) < 0.15
+
+
+@pytest.mark.parametrize(("d", "clients"), [(16, 10), (128, 3), (768, 10), (768, 50)])
+def test_one_true_prompt_is_seen(d: int, clients: int) -> None:
+    rng = np.random.default_rng(d)
+    true = rng.normal(size=d)
+    sets = [torch.tensor(true + 0.1 * rng.normal(size=(1, d))) for _ in range(clients)]
+    assert len(PFPT.aggregate(sets).prompts) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_whose_users_part_is_split(seed: int) -> None:
+    # Five broadcast rows, which two kinds of clients tune towards different targets.
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=(5, 64))
+    apart = 0.6 * rng.normal(size=(2, 5, 64))
+    sets, origins, labels = [], [], []
+    for client in range(6):
+        rows = rng.permutation(5)
+        goal = start[rows] + apart[client % 2][rows]
+        sets.append(torch.tensor(goal + 0.3 * rng.normal(size=(5, 64))))
+        origins.append(torch.tensor(rows))
+        labels.append(rows + 5 * (client % 2))
+    result = PFPT.aggregate(sets, origins=origins, previous=torch.tensor(start))
+    assert agreement(labels, result) == 1.0
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
@@ -677,6 +707,45 @@ def unused_rounds(patience: int) -> int:
 @pytest.mark.parametrize("patience", [1, 2, 5])
 def test_patience_counts_rounds_without_use(patience: int) -> None:
     assert unused_rounds(patience) == patience
+
+
+@pytest.mark.parametrize("parameterisation", ["empirical", "neural"])
+def test_a_round_without_prompts_changes_nothing(parameterisation: str) -> None:
+    sets, keys, origins, start = keyed_clients()
+    aggregator = aggregation.create("pfpt", parameterisation=parameterisation, net_hidden=4)
+    first = aggregator.aggregate(sets, origins=origins, previous=start, keys=keys)
+    with torch.inference_mode():
+        empty = aggregator.aggregate(
+            [torch.empty(0, 32).double()] * 2, previous=first.prompts, state=first.state
+        )
+    assert torch.equal(empty.prompts, first.prompts)
+    assert empty.state.keys() == first.state.keys()
+    for name, tensor in first.state.items():
+        assert torch.equal(empty.state[name], tensor)
+        assert empty.state[name].data_ptr() != tensor.data_ptr() or tensor.numel() == 0
+
+
+def test_keys_of_every_group_are_remembered() -> None:
+    rng = np.random.default_rng(0)
+    keys = [
+        torch.tensor((10.0 if t < 9 else -10.0) + rng.normal(size=(1, 4))).repeat(2, 1)
+        for t in range(12)
+    ]
+    sets = [torch.tensor(rng.normal(size=(2, 8))) for _ in keys]
+    known = PFPT.aggregate(sets, keys=keys).state["known_keys"]
+    # Before anything is seen a key is worth three: the discount rate is 1/3.
+    assert [int((known[:, 0] > 0).sum()), int((known[:, 0] < 0).sum())] == [3, 3]
+
+
+@pytest.mark.parametrize("shift", [3.0, 100.0])
+def test_shifting_all_keys_changes_no_assignment(shift: float) -> None:
+    sets, keys, origins, start = keyed_clients()
+    plain = PFPT.aggregate(sets, origins=origins, previous=start, keys=keys)
+    moved = PFPT.aggregate(
+        sets, origins=origins, previous=start, keys=[key + shift for key in keys]
+    )
+    assert all(map(torch.equal, plain.assignment, moved.assignment))
+    assert moved.diagnostics["key_noise"] == pytest.approx(plain.diagnostics["key_noise"])
 
 
 @pytest.mark.parametrize("bound", [6, 8])

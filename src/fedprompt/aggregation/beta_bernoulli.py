@@ -22,7 +22,7 @@ from scipy.special import betaln, digamma, expit, gammaln
 from fedprompt.aggregation.matching import Array, Columns, Indices
 
 LOG_2PI = math.log(2 * math.pi)
-LEAST_BASE = 0.01
+LEAST_BASE = 1e-4
 """Smallest base variance in units of the noise, so that the posterior exists."""
 NOISE_FLOOR = 1e-8
 """Smallest noise variance in units of the total variance: identical prompts stay finite."""
@@ -311,6 +311,12 @@ class BetaBernoulliModel:
         """The parts of a point."""
         return (self.prompts,) if self.keys is None else (self.prompts, self.keys)
 
+    def tempered(self, power: float) -> BetaBernoulliModel:
+        """With the log densities of prompts and keys raised to a power."""
+        prompts = dataclasses.replace(self.prompts, power=power * self.prompts.power)
+        keys = self.keys and dataclasses.replace(self.keys, power=power * self.keys.power)
+        return dataclasses.replace(self, prompts=prompts, keys=keys)
+
     # The score of a match is linear in z (Lemmas 3.2 and 3.3).
 
     def existing_scores(self, columns: Columns, rows: slice, live: Indices) -> Array:
@@ -363,7 +369,9 @@ class BetaBernoulliModel:
 
     def merge_gains(self, columns: Columns, sources: Indices, targets: Indices) -> Array:
         """(S, T) gain of evidence and prior if a source column is poured into a target."""
-        before = -self._singly(columns, sources)[:, None] - self._singly(columns, targets)
+        left = self._prior_of(columns, sources, np.zeros(len(sources)))
+        left[sources >= columns.num_remembered] = 0.0  # a newborn column vanishes
+        before = (left - self._singly(columns, sources))[:, None] - self._singly(columns, targets)
         # Pairs that share a client can have more members than there are clients; they are ruled
         # out later.
         users = columns.counts[sources][:, None] + columns.counts[targets]

@@ -1,9 +1,9 @@
 """How far the keys of one group spread: the key noise tau^2, inferred from the keys alone.
 
-The keys that clients send are matched together with their prompts (docs/aggregation.md, Keys). The
-model is kappa_g ~ N(mu, sigma^2 I) for the key of group g and q_t ~ N(kappa_g, tau^2 I) for the key
-of a client t in it; a group is a visual domain. tau^2 decides what counts as one group, and neither
-it nor the number of groups is known. Here both are read off the keys by comparing partitions.
+The keys that clients send are matched together with their prompts (docs/pfpt.md, Keyed prompts).
+The model is kappa_g ~ N(mu, sigma^2 I) for the key of group g and q_t ~ N(kappa_g, tau^2 I) for the
+key of a client t in it; a group is a visual domain. tau^2 decides what counts as one group, and
+neither it nor the number of groups is known. Both are read off the keys by comparing partitions.
 
 1. Observations are the distinct keys of each client, and the distinct keys of earlier rounds that
    the memory holds. The server's own keys are no observations: they depend on what was matched
@@ -73,6 +73,8 @@ class KeyNoise:
     """(K, q) mean key of each group, those of the memory included."""
     memory: Array
     """(M, q) distinct keys to be passed to the next call, latest first, M <= `MEMORY_SIZE`."""
+    memory_labels: Indices
+    """(M,) group of each."""
 
 
 def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) -> KeyNoise:
@@ -100,13 +102,15 @@ def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) ->
     stored = _without_repeats(stored, fresh, clients)
     points = np.concatenate([fresh, stored])
     points = points - points[0]  # first, so that equal keys become exactly 0
-    kept = _thinned(fresh, MEMORY_SIZE)
-    next_memory = np.concatenate([kept, stored[: MEMORY_SIZE - len(kept)]])
+    kept = _thinned(len(fresh), MEMORY_SIZE)
+    kept = np.concatenate([kept, len(fresh) + np.arange(len(stored))[: MEMORY_SIZE - len(kept)]])
+    next_memory = np.concatenate([fresh, stored])[kept]
     centred = points - points.mean(axis=0)
     unit = float(np.abs(centred).max())
     if unit == 0.0:
         labels = np.zeros(len(keys), dtype=np.int64)
-        return KeyNoise(0.0, 0.0, 1.0, 1, labels, keys[:1].copy(), next_memory)
+        nothing = np.zeros(len(kept), dtype=np.int64)
+        return KeyNoise(0.0, 0.0, 1.0, 1, labels, keys[:1].copy(), next_memory, nothing)
     found = _partition(centred / unit)
     return KeyNoise(
         variance=found.variance * unit * unit,
@@ -116,6 +120,7 @@ def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) ->
         labels=found.labels[row_of],
         centres=_group_means(np.concatenate([fresh, stored]), found.labels),
         memory=next_memory,
+        memory_labels=found.labels[kept],
     )
 
 
@@ -204,11 +209,11 @@ def _square_distances(left: Array, right: Array) -> Array:
     return squares
 
 
-def _thinned(rows: Array, most: int) -> Array:
-    """At most so many rows, evenly spaced in their sorted order."""
-    if len(rows) <= most:
-        return rows
-    result: Array = rows[np.arange(most) * len(rows) // most]
+def _thinned(number: int, most: int) -> Indices:
+    """At most so many of the rows 0, 1, ... `number` - 1, evenly spaced."""
+    if number <= most:
+        return np.arange(number)
+    result: Indices = np.arange(most) * number // most
     return result
 
 
@@ -269,21 +274,27 @@ def _between(means: Array, labels: Indices, variance: float) -> float:
     return max(of_means - variance * float((1 / counts).mean()), variance)
 
 
-def unbiased_dimension(residuals: Array, freedom: int) -> float:
+def unbiased_dimension(residuals: Array, freedom: int, most: int | None = None) -> float:
     """`effective_dimension` of the covariance that residuals of so many degrees of freedom show.
 
     The spectrum of v samples is more uneven than that of their covariance S: for Gaussian samples
     with scatter A, v^2 / ((v - 1)(v + 2)) (tr A^2 - (tr A)^2 / v) / v^2 is an unbiased estimate of
     tr S^2, and (tr A)^2 / v^2 - 2 tr S^2 / v one of (tr S)^2 (Bai and Saranadasa, Statistica Sinica
     1996). Partitions differ in v, so comparing them needs an e that does not.
+
+    Args:
+        residuals: (n, q) around the means of groups.
+        freedom: v
+        most: upper bound; what n residuals can show if None.
     """
     if freedom < 2:
         return 1.0
     shown = 1.0 / effective_dimension(residuals)
     square = freedom**2 / ((freedom - 1) * (freedom + 2)) * (shown - 1.0 / freedom)
-    most = min(residuals.shape[1], len(residuals) - 1)
+    if most is None:
+        most = min(residuals.shape[1], len(residuals) - 1)
     if square <= 1e-12:
-        return float(min(freedom, most))
+        return float(most)
     return float(np.clip((1.0 - 2.0 * square / freedom) / square, 1.0, most))
 
 

@@ -95,7 +95,7 @@ class Fit:
 
 
 @contextlib.contextmanager
-def _gradients() -> Iterator[None]:
+def gradients() -> Iterator[None]:
     """Gradients are recorded even if the caller has switched them off."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
@@ -107,7 +107,7 @@ def _gradients() -> Iterator[None]:
 # before the gradient step.
 
 
-@_gradients()
+@gradients()
 def released_matching(
     prompt_sets: Sequence[Tensor],
     initial: Sequence[Tensor],
@@ -246,7 +246,7 @@ class Model:
         return gaussian + (used + unused).sum()
 
 
-@_gradients()
+@gradients()
 def paper_matching(prompt_sets: Sequence[Tensor], nets: PromptNets, options: LiteralOptions) -> Fit:
     """Algorithms 1 and 2: matching client after client, then gradient steps on (Phi, w, gamma).
 
@@ -314,7 +314,7 @@ def _not_finite(what: str) -> InputError:
     )
 
 
-@_gradients()
+@gradients()
 def aggregate_released(
     cohort: Cohort,
     options: LiteralOptions,
@@ -349,7 +349,7 @@ def aggregate_released(
     return _summarize(cohort, fit, _array(fit.candidates), prompts, deviations, options.loops)
 
 
-@_gradients()
+@gradients()
 def aggregate_paper(
     cohort: Cohort,
     options: LiteralOptions,

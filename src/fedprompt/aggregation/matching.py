@@ -76,6 +76,8 @@ class Columns:
         self.classes = classes
         self.home = np.empty(0, dtype=np.int64) if home is None else home
         self.class_counts = np.zeros((len(self.home), size if len(self.home) else 0))
+        known = np.flatnonzero(self.home >= 0)
+        self.class_counts[known, self.home[known]] = 0.5  # decides where nobody is yet
 
     def place(self, rows: slice, targets: Indices) -> None:
         """Put rows of one client into distinct columns."""
@@ -116,12 +118,11 @@ class Columns:
         """(k,) the column with most members of each row's class, or its home; -1 for neither."""
         if self.classes is None:
             return None
-        classes = self.classes[rows]
-        counts = self.class_counts[classes]
-        return np.where(counts.any(axis=1), counts.argmax(axis=1), self.home[classes])
+        counts = self.class_counts[self.classes[rows]]
+        return np.where(counts.any(axis=1), counts.argmax(axis=1), NOWHERE)
 
     def faithful(self) -> float:
-        """Points that are where most of their class are."""
+        """Points that are where most of their class are; half of one more for being at home."""
         return float(self.class_counts.max(axis=1, initial=0.0).sum())
 
     def membership(self, columns: Indices) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ Weng et al., "Probabilistic Federated Prompt-Tuning with Non-IID and Imbalanced 
 | m        | `num_clients`         | scalar       | clients of the round                         |
 | -        | `Block.base`          | scalar       | base measure phi ~ N(mu0, base I)            |
 | -        | `Block.strength`      | (n,)         | clients that a remembered prompt counts for  |
-| kappa_i  | `Aggregation.keys`    | (n, q)       | keys, a second block with variances tau^2, s |
+| kappa_i  | `Aggregation.keys`    | (n, q)       | keys, a second block with variance tau^2     |
 
 Three variants. `map`, in this file, is well posed: it puts back the base measure that a
 Beta-Bernoulli process has, because without a price for a new summarizing prompt nothing merges
@@ -52,7 +52,13 @@ from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Incl
 from fedprompt.aggregation.matching import Columns, Search, join_gains, pour, search
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.neural import refine
-from fedprompt.aggregation.scales import KeyScales, Scales, key_scales, prompt_scales
+from fedprompt.aggregation.scales import (
+    KeyScales,
+    Scales,
+    drift_power,
+    key_scales,
+    prompt_scales,
+)
 from fedprompt.errors import ConfigError, InputError, suggest
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -66,8 +72,8 @@ class PfptOptions:
     """Options of `pfpt`; docs/pfpt.md says how the defaults were found."""
 
     variant: str = "map"
-    """`map`: the well-posed model; `paper`, `released`: for comparison. Only `variance_floor`,
-    `loops`, `net_lr` and `net_hidden` concern the latter two, and the networks of `neural`."""
+    """`map`: the well-posed model; `paper`, `released`: for comparison. Only `loops`, `net_lr`,
+    `net_hidden` and (`paper`) `variance_floor` concern the latter two."""
     parameterisation: str = "empirical"
     """`map`'s noise and inclusion: `empirical`, fitted numbers, or `neural`, the paper's nets."""
     gamma: float = 1.0
@@ -174,13 +180,14 @@ class Pfpt:
         _check_bound(cohort, options)
         memory = recall(cohort, state or {}, options)
         if len(cohort.prompts) == 0:
-            return _nothing_returned(cohort, memory)
+            return _nothing_returned(cohort, memory, state or {})
         scales = all_scales(cohort, memory, options)
         models = generative_models(cohort, memory, scales, options)  # Section 3.1
         found = match(cohort, memory, scales, models, options)  # Section 3.2, Algorithm 2
-        nets = _networks(cohort, state or {}, options, generator)
-        if nets is not None:  # alpha(phi; gamma) and g(phi; w)
-            found = refine(found, nets, options.loops, options.net_lr, options.max_sweeps)
+        with literal.gradients():
+            nets = _networks(cohort, state or {}, options, generator)
+            if nets is not None:  # alpha(phi; gamma) and g(phi; w)
+                found = refine(found, nets, options.loops, options.net_lr, options.max_sweeps)
         found = merge_closest(found, options)
         labels = _label(found.columns, cohort, memory.strength)
         result = summarize(cohort, memory, scales, found, labels, options)  # Algorithm 1
@@ -283,17 +290,24 @@ def recall(cohort: Cohort, state: Mapping[str, Tensor], options: PfptOptions) ->
         return Memory(nothing, nothing, np.zeros(number, dtype=np.int64), rate, rate, unknown)
     shapes = {"strength": (number,), "key_strength": (number,), "idle": (number,)}
     check_state(state, {**shapes, "rate": (2,), "key_rate": (2,)})
+    names = (*shapes, "rate", "key_rate", "known_keys")
     values = {
-        name: np.array(state[name].detach().cpu().numpy())
-        for name in (*shapes, "rate", "key_rate", "known_keys")
+        name: np.array(state[name].detach().cpu().numpy(), dtype=np.float64)
+        for name in names
         if name in state
     }
-    known = values.pop("known_keys", unknown)
-    for name in ("strength", "key_strength"):
-        values[name] = np.minimum(values[name], options.memory)
-        if cohort.keys is not None and cohort.previous_keys is None:
-            values[name][:] = 0.0  # without their keys the remembered prompts cannot take part
-    return Memory(**values, keys=known if known.ndim == 2 and known.shape[1] == q else unknown)
+    strengths = [np.minimum(values[name], options.memory) for name in ("strength", "key_strength")]
+    if cohort.keys is not None and cohort.previous_keys is None:
+        strengths = [np.zeros(number)] * 2  # without their keys they cannot take part
+    known = values.get("known_keys", unknown)
+    return Memory(
+        strengths[0],
+        strengths[1],
+        values["idle"].astype(np.int64),
+        values["rate"],
+        values["key_rate"],
+        known if known.ndim == 2 else unknown,
+    )
 
 
 def discount_rate(seen: Array) -> float:
@@ -362,7 +376,10 @@ class AllScales:
 def all_scales(cohort: Cohort, memory: Memory, options: PfptOptions) -> AllScales:
     """Read off the data."""
     prompts = prompt_scales(cohort, memory.strength)
-    return AllScales(prompts, key_scales(cohort, options.key_weight, prompts.power, memory.keys))
+    known = memory.keys
+    if cohort.keys is not None and known.shape[1] != cohort.keys.shape[1]:
+        known = np.empty((0, cohort.keys.shape[1]))
+    return AllScales(prompts, key_scales(cohort, options.key_weight, known))
 
 
 def generative_models(
@@ -376,27 +393,17 @@ def generative_models(
     keys = None
     if scales.keys is not None:
         k, part = scales.keys, slice(d, d + scales.keys.observed.shape[1])
-        keys = KeyBlock(part, k.power, k.centres, k.remembered)
-    prompts = (
-        _block(slice(0, d), scales.prompts, guess, cohort.previous, memory.strength)
-        for guess in range(len(scales.prompts.noise))
+        keys = KeyBlock(part, k.weight, k.centres, k.remembered)
+    nothing = np.empty((0, d))
+    known = nothing if cohort.previous is None else scales.prompts.standardise(cohort.previous)
+    blocks = (
+        Block(slice(0, d), noise, 1 - noise, 1.0, known, memory.strength, total=1.0)
+        for noise in scales.prompts.noise
     )
     inclusion, log_odds = Inclusion.indian_buffet(options.gamma), math.log(options.origin_odds)
     return [
-        BetaBernoulliModel(block, keys, inclusion, cohort.num_clients, log_odds)
-        for block in prompts
+        BetaBernoulliModel(block, keys, inclusion, cohort.num_clients, log_odds) for block in blocks
     ]
-
-
-def _block(
-    part: slice, scales: Scales, guess: int, previous: Array | None, strength: Array
-) -> Block:
-    mean = np.zeros((len(strength), part.stop - part.start))
-    if previous is not None:
-        mean = scales.standardise(previous)
-    noise, fit = scales.noise[guess], scales.base is None
-    base = 1 - noise if scales.base is None else scales.base
-    return Block(part, noise, base, scales.power, mean, strength, 1.0 if fit else 0.0)
 
 
 # Section 3.2: matching.
@@ -409,19 +416,23 @@ def match(
     models: Sequence[BetaBernoulliModel],
     options: PfptOptions,
 ) -> Search:
-    """Algorithm 2: Hungarian sweeps over the clients until nothing changes."""
+    """Algorithm 2: Hungarian sweeps over the clients until nothing changes.
+
+    Drifts from known origins are those of neural training, which lie in few directions. A first
+    search shows in how many, and the log densities of the second are tempered by that.
+    """
     points = scales.prompts.standardise(cohort.prompts)
     if scales.keys is not None:
         points = np.concatenate([points, scales.keys.observed], axis=1)
     classes, home = _classes(cohort, memory.strength, scales.keys)
-    return search(
-        Columns(points, cohort.owner, memory.strength, classes, home),
-        [span for span in cohort.spans() if span.stop > span.start],
-        models,
-        _origin_starts(cohort, memory.strength),
-        options.max_sweeps,
-        options.restarts,
-    )
+    columns = Columns(points, cohort.owner, memory.strength, classes, home)
+    spans = [span for span in cohort.spans() if span.stop > span.start]
+    starts = _origin_starts(cohort, memory.strength)
+    if cohort.origins is not None:
+        first = search(columns, spans, models, starts, options.max_sweeps, restarts=0)
+        power = drift_power(first.columns, models[0].prompts.part)
+        models = [model.tempered(power) for model in models]
+    return search(columns, spans, models, starts, options.max_sweeps, options.restarts)
 
 
 def _classes(
@@ -530,14 +541,13 @@ def summarize(
                 labels,
                 memory.key_strength,
             )
-            # Of each group no more keys than a remembered key is worth: drifting keys grow stale.
-            worth = math.ceil(1 / discount_rate(key_rate))
-            known = scales.keys.memory[: worth * len(scales.keys.centres)]
+            known = _latest(scales.keys, math.ceil(1 / discount_rate(key_rate)))
     rows = _surviving_rows(cohort, users, idle, prompts, keys, options)  # Algorithm 1, line 8
     position = np.full(len(users), -1, dtype=np.int64)
     position[rows] = np.arange(len(rows))
+    worth = strength if options.average_memory else np.where(users > 0, 0.0, strength)
     left = Memory(
-        np.minimum(discounted(strength, users, discount_rate(rate)), options.memory)[rows],
+        np.minimum(discounted(worth, users, discount_rate(rate)), options.memory)[rows],
         np.minimum(discounted(key_strength, users, discount_rate(key_rate)), options.memory)[rows],
         idle[rows],
         rate,
@@ -565,6 +575,15 @@ def summarize(
     return _result(
         cohort, prompts[rows], None if keys is None else keys[rows], position[labels], left, figures
     )
+
+
+def _latest(keys: KeyScales, worth: int) -> Array:
+    """Of each group no more keys than a remembered key is worth: drifting keys grow stale."""
+    fresh = np.concatenate(
+        [np.flatnonzero(keys.memory_labels == g)[:worth] for g in range(len(keys.centres))]
+    )
+    result: Array = keys.memory[np.sort(fresh)]
+    return result
 
 
 def _shares(cohort: Cohort, options: PfptOptions) -> Array:
@@ -709,21 +728,18 @@ FIGURES = (
 )
 
 
-def _nothing_returned(cohort: Cohort, memory: Memory) -> Aggregation:
+def _nothing_returned(cohort: Cohort, memory: Memory, state: Mapping[str, Tensor]) -> Aggregation:
     """Every client returned an empty set: nothing changes."""
     if cohort.previous is None:
         raise InputError(
             "prompt_sets: expected at least one prompt from some client, got only empty sets; "
             "pass previous, so that there is something to keep"
         )
-    return _result(
-        cohort,
-        cohort.previous,
-        cohort.previous_keys,
-        np.empty(0, dtype=np.int64),
-        memory,
-        {"kept": len(cohort.previous), **dict.fromkeys(FIGURES, 0.0)},
-    )
+    figures = {"kept": len(cohort.previous), **dict.fromkeys(FIGURES, 0.0)}
+    nobody = np.empty(0, dtype=np.int64)
+    result = _result(cohort, cohort.previous, cohort.previous_keys, nobody, memory, figures)
+    result.state.update({name: tensor.detach().clone() for name, tensor in state.items()})
+    return result
 
 
 def _result(
