@@ -32,8 +32,9 @@ Metrics, of every answer:
 The methods are `map`, `neural` (`map` with the paper's networks), `paper` and `released` (the other
 variants of `pfpt`), `gmm`, `kmeans` (as many clusters as the largest set has prompts, which is the
 true number if all clients have all), `mean` (row by position, where all sets have one size), and
-two references that know more than any method may. `oracle`: a client's prompts are matched one to one with the true prompts (and the client's own
-outliers and second copies). `genie`: they are matched one to one with what the other clients'
+two references that know more than any method may. `oracle`: a client's prompts are matched one to
+one with the true prompts (and the client's own outliers and second copies). `genie`:
+they are matched one to one with what the other clients'
 prompts tell of the true ones, given the others' true assignment, both variances and which prompts
 the client alone has. A method must find all that as well, so the ARI of `genie` bounds, up to
 chance, what is possible without knowing the true prompts; what is missing to `oracle` is not in
