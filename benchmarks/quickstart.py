@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from fedprompt.checkpoint import json_ready
 from fedprompt.records import RunDirectory, manifest
 
 BASELINES = ("fedavg_pt_plus", "fedavg_pt")  # the first that the experiment compares with
@@ -121,7 +122,7 @@ def main() -> None:
         if not arguments.skip_hashes:
             result["same_bits"] = measure_hashes(experiment, Path(folder))
     output = Path(__file__).parent / "results" / f"{experiment}.json"
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    output.write_text(json.dumps(json_ready(result), indent=2) + "\n")
 
 
 if __name__ == "__main__":
