@@ -530,6 +530,7 @@ def test_a_file_that_is_missing(name: str, tmp_path: Path) -> None:
         ("prompts.selection=keyd", "prompts.selection: expected one of keyed, l2p, all"),
         ("runtime.threads=0", "runtime.threads: expected an integer >= 1, got 0"),
         ("runtime.actors=0", "runtime.actors: expected an integer >= 1, got 0"),
+        ("runtime.actors=40000", "runtime.actors: 40000 actors were asked for"),
         ("runtime.device=gpu", "runtime.device: expected one of auto, cpu, cuda"),
         ("head.dropout=1", "head.dropout: expected a number in [0, 1), got 1.0"),
         ("objective={name: proximal, mu: -1}", "objective.mu: expected a finite number >= 0"),

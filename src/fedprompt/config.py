@@ -29,6 +29,7 @@ from fedprompt.data.partition import partitioners
 from fedprompt.data.task import datasets
 from fedprompt.errors import ConfigError, suggest
 from fedprompt.models.head import HeadOptions
+from fedprompt.models.options import ModelOptions
 from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.objectives import objectives
 from fedprompt.registry import Registry
@@ -47,13 +48,6 @@ REGISTRIES: dict[str, Registry[Any]] = {
 GROUPS = (*REGISTRIES, "head", "model")
 FILE_NAME = re.compile(r"\w[\w.+-]*")
 """What can be the name of a file in a group; a path cannot."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """The `model` section."""
-
-    backbone: str = "nano"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,13 +108,13 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
     parts = split_by_group(
         partition, task.train.labels, task.train.groups, config.clients.count, config.seed
     )
-    backbone = load_backbone(config.model.backbone).to(device)
+    backbone = load_backbone(config.model).to(device)
     train, validation, test = (
         compute_table(backbone, split, config.prompts.query, device)
         for split in (task.train, task.validation, task.test)
     )
     data = ClientData(train, tuple(parts), task.class_mask)
-    setup = WorkerSetup(config.model.backbone, data, device.type, config.runtime.threads, verbose)
+    setup = WorkerSetup(config.model, data, device.type, config.runtime.threads, verbose)
     return Federation(task, backbone, validation, test, setup)
 
 

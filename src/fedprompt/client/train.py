@@ -29,6 +29,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.data.cache import FeatureTable
 from fedprompt.errors import ClientError
 from fedprompt.models.backbone import Backbone, load_backbone
+from fedprompt.models.options import ModelOptions
 from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.seeding import torch_generator
 from fedprompt.types import ClientJob, ClientUpdate
@@ -49,8 +50,8 @@ class ClientData:
 class WorkerSetup:
     """What a worker is built from."""
 
-    backbone: str
-    """Name or path, for `load_backbone`."""
+    model: ModelOptions
+    """Which backbone, for `load_backbone`."""
     data: ClientData
     device: str
     threads: int
@@ -112,7 +113,7 @@ class ClientWorker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.device = torch.device(setup.device)
-        self.backbone: Backbone = load_backbone(setup.backbone).to(self.device)
+        self.backbone: Backbone = load_backbone(setup.model).to(self.device)
         self.data = setup.data
         self.verbose = setup.verbose
 

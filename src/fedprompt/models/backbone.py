@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedprompt.errors import ConfigError, InputError, suggest
 from fedprompt.models import nano
+from fedprompt.models.options import ModelOptions
 from fedprompt.models.prompted_vit import QUERIES
 
 
@@ -157,13 +158,17 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
-def load_backbone(name: str) -> Backbone:
-    """A frozen backbone by name: `nano`, `nano_promptable`, or the path of a file that `fedprompt
-    pretrain` wrote.
+def load_backbone(model: str | ModelOptions) -> Backbone:
+    """A frozen backbone.
+
+    Args:
+        model: the options, or a name: `nano`, `nano_promptable`, or the path of a file that
+            `fedprompt pretrain` wrote.
 
     Raises:
         ConfigError: unknown name, or weights that cannot be read.
     """
+    name = model if isinstance(model, str) else model.backbone
     if name in nano.EMBEDDED:
         path = nano.weights_path(name)
     elif name.endswith(".safetensors"):

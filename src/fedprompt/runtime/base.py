@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.train import WorkerSetup
 
 DEVICES = ("auto", "cpu", "cuda")
+MAX_ACTORS_PER_CPU = 8
+"""Each actor is a process of some 500 MB; far more than there are cores would bring a machine down.
+"""
 
 
 def available_cpus() -> int:
@@ -62,6 +65,12 @@ class RuntimeOptions:
                 raise ConfigError(
                     f"runtime.cpus: {self.num_cpus} CPUs were asked for, but this machine has "
                     f"{available_cpus()}; set runtime.cpus={available_cpus()} or leave it out"
+                )
+            if self.actors is not None and self.actors > MAX_ACTORS_PER_CPU * self.num_cpus:
+                raise ConfigError(
+                    f"runtime.actors: {self.actors} actors were asked for, but {self.num_cpus} "
+                    f"CPUs hold at most {MAX_ACTORS_PER_CPU * self.num_cpus}; leave it out to get "
+                    "one for each CPU"
                 )
             if self.threads > self.num_cpus:
                 raise ConfigError(
