@@ -43,7 +43,7 @@ from fedprompt.data.drawing import (
 )
 from fedprompt.data.drawing_patterns import PATTERNS
 from fedprompt.data.drawing_shapes import ShapeCounts
-from fedprompt.data.task import Split, datasets
+from fedprompt.data.task import Images, Split, datasets
 from fedprompt.errors import ConfigError
 from fedprompt.models import nano
 from fedprompt.models.backbone import Backbone, load_backbone
@@ -499,12 +499,12 @@ def _commit() -> str | None:
 
 
 def features_of(
-    backbone: Backbone, images: NDArray[np.uint8], prompts: Tensor | None = None
+    backbone: Backbone, images: NDArray[np.uint8] | Images, prompts: Tensor | None = None
 ) -> NDArray[np.float64]:
     """CLS features (N, d) of images (N, H, W, 3), all with the same prompts (n, d) or none."""
     parts = []
     with torch.no_grad():
-        for start in range(0, len(images), 256):
+        for start in range(0, images.shape[0], 256):
             pixels = backbone.preprocess(torch.from_numpy(images[start : start + 256]))
             parts.append(backbone.encode(backbone.embed(pixels), prompts))
     return torch.cat(parts).double().numpy()

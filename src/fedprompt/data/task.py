@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +13,43 @@ from fedprompt.errors import InputError
 from fedprompt.registry import Registry
 
 
+class Images(Protocol):
+    """N RGB images of one size that are read, or drawn, when they are asked for.
+
+    A NumPy array of shape (N, H, W, 3) and type uint8 will do in its place.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        ...
+
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The chosen images: (k, H, W, 3) uint8."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Text that is another one whenever a pixel may be another one; found without reading the
+        pixels. The prefix cache knows the images by it.
+        """
+        ...
+
+
+def fingerprint(images: NDArray[np.uint8] | Images) -> str:
+    """What the prefix cache knows images by: their own word, or the SHA-256 of an array."""
+    if not isinstance(images, np.ndarray):
+        return images.fingerprint()
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Images with labels; `groups` names the visual domain that each image belongs to."""
 
-    images: NDArray[np.uint8]
-    """(N, H, W, 3) RGB."""
+    images: NDArray[np.uint8] | Images
+    """(N, H, W, 3) RGB, uint8."""
     labels: NDArray[np.int64]
     """(N,)"""
     groups: NDArray[np.int64]
@@ -61,12 +94,12 @@ class Task:
             if split is None:
                 continue
             count = len(split.labels)
-            if split.images.dtype != np.uint8 or split.images.shape[:1] + split.images.shape[
-                3:
-            ] != (count, 3):
+            shape = split.images.shape
+            dtype = getattr(split.images, "dtype", np.dtype(np.uint8))
+            if dtype != np.uint8 or (len(shape), shape[0], shape[-1]) != (4, count, 3):
                 raise InputError(
                     f"{self.name}, split {name}: expected ({count}, H, W, 3) uint8 images, "
-                    f"got {split.images.shape} {split.images.dtype}"
+                    f"got {shape} {dtype}"
                 )
             if len(split.groups) != count:
                 raise InputError(
