@@ -18,7 +18,7 @@ LEVELS = {
     2: ["client", "server"],
     3: ["runtime"],
     4: [
-        *("config", "events", "driver", "experiment", "checkpoint", "records", "report"),
+        *("config", "events", "driver", "experiment", "frozen_head", "checkpoint", "records", "report"),
         *("display", "pretrain", "cli", "__main__"),
     ],
 }

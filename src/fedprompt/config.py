@@ -96,6 +96,11 @@ class ExperimentConfig:
                 f"prompts.count: {self.method} needs at least 1 prompt, got 0; "
                 "method=head_only trains the head alone"
             )
+        if self.prompts.count == 0 and self.head.mode == "frozen":
+            raise ConfigError(
+                "head.mode=frozen: with prompts.count=0 nothing is left to train; "
+                "set prompts.count or use head.mode=shared"
+            )
         bound = getattr(self.aggregator.options, "max_prompts", 0)
         if 0 < bound < self.prompts.count:
             raise ConfigError(

@@ -23,8 +23,9 @@ from fedprompt.config import ExperimentConfig
 from fedprompt.data.cache import FeatureTable, compute_table
 from fedprompt.data.partition import class_counts, partitioners, split_by_group
 from fedprompt.data.task import Task, datasets
-from fedprompt.errors import CheckpointError
+from fedprompt.errors import CheckpointError, ConfigError
 from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
+from fedprompt.frozen_head import FrozenHead, fit_frozen_head
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.head import build_head
 from fedprompt.records import RunDirectory, manifest
@@ -33,7 +34,7 @@ from fedprompt.runtime import Runtime
 from fedprompt.seeding import torch_generator
 from fedprompt.server.evaluate import Evaluation, evaluate
 from fedprompt.server.round import RoundSettings, make_job, run_round
-from fedprompt.types import Broadcast, ClientUpdate, ServerState
+from fedprompt.types import ClientUpdate, ServerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Federation:
     validation: FeatureTable
     test: FeatureTable
     setup: WorkerSetup
+    frozen_head: FrozenHead | None = None
+    """With `head.mode=frozen`."""
 
     @property
     def data(self) -> ClientData:
@@ -115,11 +118,21 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
     )
     data = ClientData(train, tuple(parts), task.class_mask)
     setup = WorkerSetup(config.model, data, device.type, config.runtime.threads, verbose)
-    return Federation(task, backbone, validation, test, setup)
+    frozen_head = None
+    if config.head.mode == "frozen":
+        if task.public is None:
+            raise ConfigError(
+                f"head.mode=frozen: expected a data set with public images to fit the head on, "
+                f"got data={task.name}, which has none; use head.mode=shared"
+            )
+        public = compute_table(backbone, task.public, config.prompts.query, device)
+        frozen_head = fit_frozen_head(backbone, public, task.num_classes, device)
+    return Federation(task, backbone, validation, test, setup, frozen_head)
 
 
 def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
-    """The state before the first round: drawn prompts, drawn unit keys, an untrained head.
+    """The state before the first round: drawn prompts, drawn unit keys, an untrained head or the
+    frozen one.
 
     The head is drawn before and apart from the prompts, so that all methods of a seed start from
     the same one.
@@ -129,14 +142,16 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
     head = build_head(
         recipe.head, width, recipe.num_classes, torch_generator(config.seed, "initial head")
     )
-    shared = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
+    tensors = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
+    frozen = federation.frozen_head
+    shared = tensors if frozen is None else {}
     query_dim = federation.data.table.queries.shape[1]
     if prompts.selection == "l2p" and prompts.count:
         shared["query_projection"] = torch.eye(width, query_dim)
     generator = torch_generator(config.seed, "initial prompts")
     values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
     keys = F.normalize(torch.randn(prompts.pool_size, query_dim, generator=generator), dim=1)
-    return ServerState(0, values, keys, shared)
+    return ServerState(0, values, keys, shared, fixed=frozen.tensors if frozen else {})
 
 
 def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettings:
@@ -206,7 +221,11 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
     """What a run directory holds before the first round."""
     task, parts = federation.task, list(federation.data.parts)
     directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml()}")
-    directory.write_manifest({**manifest(), "backbone_sha256": federation.backbone.checksum()})
+    about = {**manifest(), "backbone_sha256": federation.backbone.checksum()}
+    if federation.frozen_head is not None:
+        conditions = federation.frozen_head.conditions
+        about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
+    directory.write_manifest(about)
     directory.write_partition(
         parts, class_counts(parts, task.train.labels, task.num_classes), task.class_names
     )
@@ -259,8 +278,7 @@ def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) ->
     federation = prepare(config)
     state, _ = latest_state(config, federation, directory)
     settings = settings_of(config, federation)
-    broadcast = Broadcast(state.prompts, state.keys, state.shared)
-    job = make_job(state, settings, client_id, broadcast)
+    job = make_job(state, settings, client_id, state.broadcast())
     return ClientWorker(federation.setup).train(settings.recipe, job)
 
 

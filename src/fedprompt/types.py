@@ -29,6 +29,9 @@ class Broadcast:
     """(n, q) float32: the address of each prompt in query space."""
     shared: Tensors
     """Named tensors of fixed shape."""
+    fixed: Tensors = dataclasses.field(default_factory=dict)
+    """Named tensors that nobody trains, such as a frozen head; part of the model as the backbone
+    is, and not counted as traffic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,32 +80,38 @@ class ServerState:
     """The aggregator's own memory."""
     clients: Mapping[int, Tensors] = dataclasses.field(default_factory=dict)
     """Own tensors of the clients that returned some."""
+    fixed: Tensors = dataclasses.field(default_factory=dict)
+    """Tensors that no round changes, such as a frozen head."""
+
+    def broadcast(self) -> Broadcast:
+        """What the clients of the next round receive."""
+        return Broadcast(self.prompts, self.keys, self.shared, self.fixed)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: `prompts`, `keys`, `shared/X`, `aggregator/X`, `clients/ID/X`."""
+        """All tensors by name: `prompts`, `keys`, `shared/X`, `aggregator/X`, `clients/ID/X`,
+        `fixed/X`.
+        """
         flat = {"prompts": self.prompts, "keys": self.keys}
         flat.update({f"shared/{name}": value for name, value in self.shared.items()})
         flat.update({f"aggregator/{name}": value for name, value in self.aggregator.items()})
         for client_id, tensors in self.clients.items():
             flat.update({f"clients/{client_id}/{name}": value for name, value in tensors.items()})
+        flat.update({f"fixed/{name}": value for name, value in self.fixed.items()})
         return flat
 
     @classmethod
     def from_tensors(cls, round_index: int, flat: Tensors) -> ServerState:
         """Inverse of `tensors`."""
-        shared: dict[str, Tensor] = {}
-        aggregator: dict[str, Tensor] = {}
+        named: dict[str, dict[str, Tensor]] = {"shared": {}, "aggregator": {}, "fixed": {}}
         clients: dict[int, dict[str, Tensor]] = {}
         for name, value in flat.items():
             kind, _, rest = name.partition("/")
-            if kind == "shared":
-                shared[rest] = value
-            elif kind == "aggregator":
-                aggregator[rest] = value
+            if kind in named:
+                named[kind][rest] = value
             elif kind == "clients":
                 client_id, _, key = rest.partition("/")
                 clients.setdefault(int(client_id), {})[key] = value
-        return cls(round_index, flat["prompts"], flat["keys"], shared, aggregator, clients)
+        return cls(round_index, flat["prompts"], flat["keys"], clients=clients, **named)
 
     def sha256(self) -> str:
         """Digest of the round and of all tensors' names, types, shapes and bytes."""

@@ -63,6 +63,7 @@ class ClientModule(pl.LightningModule):
             else None
         )
         load_head(self.head, job.broadcast)
+        self.head.requires_grad_(recipe.head.mode == "shared")
         # Sums over the last epoch, kept as tensors so that a step needs no synchronisation.
         self.register_buffer("sums", torch.zeros(3))
 
@@ -73,7 +74,8 @@ class ClientModule(pl.LightningModule):
         if self.projection is not None:
             yield "query_projection", self.projection
         for name, parameter in self.head.named_parameters():
-            yield f"head.{name}", parameter
+            if parameter.requires_grad:
+                yield f"head.{name}", parameter
 
     def forward(self, inputs: Tensor, queries: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """One batch: (B, classes) logits, the similarity term or None, the prompts' rows (k,)."""
@@ -113,11 +115,10 @@ class ClientModule(pl.LightningModule):
         one_rate = options.training.lr
         prompt_rate = options.prompts.lr if one_rate is None else one_rate
         head_rate = options.head.lr if one_rate is None else one_rate
-        prompts = [p for name, p in self.trainable() if not name.startswith("head.")]
-        groups = [
-            {"params": prompts, "lr": prompt_rate},
-            {"params": list(self.head.parameters()), "lr": head_rate},
-        ]
+        trainable = dict(self.trainable())
+        head = [p for name, p in trainable.items() if name.startswith("head.")]
+        prompts = [p for name, p in trainable.items() if not name.startswith("head.")]
+        groups = [{"params": prompts, "lr": prompt_rate}, {"params": head, "lr": head_rate}]
         return torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.98), eps=1e-6)
 
     def metrics(self) -> dict[str, float]:
@@ -135,11 +136,11 @@ class ClientModule(pl.LightningModule):
 
 
 def load_head(head: nn.Module, broadcast: Broadcast) -> None:
-    """Copy the shared head's tensors (`head.*`) into a head."""
+    """Copy the tensors of the shared or frozen head (`head.*`) into a head."""
     prefix = "head."
     tensors = {
         name[len(prefix) :]: value
-        for name, value in broadcast.shared.items()
+        for name, value in {**broadcast.fixed, **broadcast.shared}.items()
         if name.startswith(prefix)
     }
     head.load_state_dict(tensors)

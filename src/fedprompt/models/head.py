@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedprompt.errors import ConfigError, suggest
 
 HEADS = ("linear", "released")
+MODES = ("shared", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,21 @@ class HeadOptions:
     """Between the two linear layers of `released`."""
     lr: float = 3e-3
     """Adam's learning rate for the head."""
+    mode: str = "shared"
+    """`shared`: the clients train it and the server averages it; `frozen`: fitted once on the
+    task's public images, so that prompts alone are federated."""
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(
+                f"head.mode: expected one of {', '.join(MODES)}, got '{self.mode}'"
+                f"{suggest(self.mode, MODES)}"
+            )
+        if self.mode == "frozen" and self.name != "linear":
+            raise ConfigError(
+                "head.mode=frozen is fitted by logistic regression and so is linear; "
+                f"expected head.name=linear, got '{self.name}'; head=frozen sets both"
+            )
         if self.name not in HEADS:
             raise ConfigError(
                 f"unknown head '{self.name}': expected one of {', '.join(HEADS)}"

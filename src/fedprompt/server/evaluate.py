@@ -18,7 +18,7 @@ from fedprompt.data.cache import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
 from fedprompt.models.prompted_vit import select_rows
-from fedprompt.types import Broadcast, ServerState
+from fedprompt.types import ServerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def evaluate(
         device: where to compute.
     """
     head = build_head(recipe.head, backbone.embed_dim, recipe.num_classes, torch.Generator())
-    load_head(head, Broadcast(state.prompts, state.keys, state.shared))
+    load_head(head, state.broadcast())
     head.to(device).eval()
     prompts = state.prompts.to(device)
     mask = torch.from_numpy(class_mask).to(device)

@@ -111,7 +111,7 @@ def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
     """One job for each client of the next round's cohort; all share one broadcast."""
     training = settings.recipe.training
     cohort = sample_cohort(settings.seed, state.round_index + 1, training.count, training.per_round)
-    broadcast = Broadcast(state.prompts, state.keys, state.shared)
+    broadcast = state.broadcast()
     return [make_job(state, settings, client_id, broadcast) for client_id in cohort]
 
 
@@ -230,6 +230,7 @@ def next_state(
         clients={
             client_id: _clone(tensors) for client_id, tensors in {**state.clients, **own}.items()
         },
+        fixed=_clone(state.fixed),
     )
 
 

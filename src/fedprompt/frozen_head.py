@@ -1,0 +1,137 @@
+"""A frozen head: fitted once on public images, so that prompts alone are federated.
+
+This is how CLIP-based federated prompt learning stands: the classifier is part of the pre-trained
+model. Every domain's rows of the linear head are fitted on that domain's public images, under the
+task tokens of the backbone that serve them best; a federation that learns to put each client into
+the right condition again can use the head as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from fedprompt.data.cache import CHUNK, FeatureTable
+from fedprompt.errors import ConfigError
+from fedprompt.models.backbone import Backbone
+
+FOLDS = 5
+STRENGTH = 0.1
+"""scikit-learn's C, the inverse of the regularisation, on standardised features."""
+
+_ABSENT = -1e4
+"""Bias of a class that no public image shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenHead:
+    """What was fitted."""
+
+    tensors: dict[str, Tensor]
+    """`head.0.weight` (classes, q) and `head.0.bias` (classes,), for `ServerState.fixed`."""
+    conditions: tuple[str, ...]
+    """Per domain: `task N` for the N-th task tokens of the backbone, or `no prompts`."""
+
+
+def fit_frozen_head(
+    backbone: Backbone, public: FeatureTable, num_classes: int, device: torch.device
+) -> FrozenHead:
+    """Fit a linear head on public images, domain by domain (logistic regression).
+
+    Where the backbone has task tokens, the ones of a domain are chosen by cross-validation on its
+    public images; clients' images, validation and test play no part.
+
+    Args:
+        backbone: the frozen network on `device`.
+        public: labelled images that nobody's privacy depends on.
+        num_classes: rows of the head.
+        device: where to compute features.
+
+    Raises:
+        ConfigError: a domain has public images of one class only.
+    """
+    candidates = _candidates(backbone)
+    weight = torch.zeros(num_classes, backbone.embed_dim)
+    bias = torch.full((num_classes,), _ABSENT)
+    conditions = []
+    for group in np.unique(public.groups):
+        members = np.flatnonzero(public.groups == group)
+        labels = public.labels[members]
+        classes, counts = np.unique(labels, return_counts=True)
+        if len(classes) < 2:
+            raise ConfigError(
+                f"head.mode=frozen: expected public images of at least 2 classes in each domain, "
+                f"got {len(classes)} in domain {group}; use head.mode=shared"
+            )
+        features = {
+            name: _features(backbone, public, members, prompts, device)
+            for name, prompts in candidates.items()
+        }
+        folds = min(FOLDS, int(counts.min()))
+        chosen = next(iter(features))
+        if len(features) > 1 and folds > 1:
+            chosen = max(features, key=lambda name: _score(features[name], labels, folds))
+        scaler, model = _fit(features[chosen], labels)
+        scaled = model.coef_ / scaler.scale_
+        own_bias = model.intercept_ - scaled @ scaler.mean_
+        if len(classes) == 2:  # scikit-learn gives the second class's row only
+            scaled = np.vstack([-scaled, scaled]) / 2
+            own_bias = np.hstack([-own_bias, own_bias]) / 2
+        weight[classes] = torch.from_numpy(scaled).float()
+        bias[classes] = torch.from_numpy(own_bias).float()
+        conditions.append(chosen)
+    return FrozenHead({"head.0.weight": weight, "head.0.bias": bias}, tuple(conditions))
+
+
+def _candidates(backbone: Backbone) -> dict[str, Tensor | None]:
+    tokens = backbone.extras.get("task_tokens")
+    if tokens is None:
+        return {"no prompts": None}
+    return {f"task {index}": prompts for index, prompts in enumerate(tokens)}
+
+
+@torch.no_grad()
+def _features(
+    backbone: Backbone,
+    table: FeatureTable,
+    rows: NDArray[np.int64],
+    prompts: Tensor | None,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    """CLS features (k, d) of some rows of a table, all under the same prompts (n, d)."""
+    own = None if prompts is None else prompts.to(device)
+    parts = [
+        backbone.encode(torch.from_numpy(table.tokens[chunk]).to(device), own).cpu()
+        for chunk in np.split(rows, range(CHUNK, len(rows), CHUNK))
+    ]
+    return torch.cat(parts).double().numpy()
+
+
+def _model() -> LogisticRegression:
+    return LogisticRegression(C=STRENGTH, max_iter=1000)
+
+
+def _score(features: NDArray[np.float64], labels: NDArray[np.int64], folds: int) -> float:
+    """Mean accuracy on held-out public images."""
+    order = StratifiedKFold(folds, shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), _model())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return float(cross_val_score(model, features, labels, cv=order).mean())
+
+
+def _fit(
+    features: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[StandardScaler, LogisticRegression]:
+    scaler = StandardScaler().fit(features)
+    return scaler, _model().fit(scaler.transform(features), labels)
