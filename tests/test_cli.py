@@ -338,6 +338,7 @@ def test_a_run_says_what_came_of_it(desk: Path, small: list[str], straight: Path
     assert made.name.startswith("quickstart-")
     assert sha256_of(made) == sha256_of(straight)
     assert f"state sha256: {sha256_of(made)}" in result.stdout.splitlines()
+    assert "`fedprompt run domains`" in result.stdout  # the note of the experiment
     assert f"report: {made / 'report.html'}" in result.stdout.splitlines()
 
     (made / "notes.txt").write_text("mine")

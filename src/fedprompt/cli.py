@@ -238,6 +238,8 @@ def run_plan(plan: Any) -> None:
     if signals.number is not None:  # it came while Python was in a place that swallows exceptions
         stop_quietly(plan, signals.number, mark_interrupted(plan))
     console.print(render_summary(result.run_dir))
+    if config.note:
+        click.echo(config.note)
     click.echo(f"state sha256: {result.summary['state_sha256']}")
     click.echo(f"report: {result.run_dir / 'report.html'}")
 

@@ -72,6 +72,8 @@ class ExperimentConfig:
     rounds: int
     eval_every: int
     run_dir: str | None
+    note: str | None
+    """What the reader of the result should know; shown under the summary table."""
     method: str
     compare: tuple[str, ...]
     data: Choice
@@ -249,6 +251,7 @@ class _Scalars:
     rounds: int = 10
     eval_every: int = 1
     run_dir: str | None = None
+    note: str | None = None
     method: str = "pfpt"
     compare: list[str] = dataclasses.field(default_factory=list)
 
