@@ -62,6 +62,14 @@ def test_a_perfect_world_is_recovered(keyed: ModuleType) -> None:
     assert json.loads(json.dumps(result)) == result
 
 
+def test_a_wide_group_is_not_split(keyed: ModuleType) -> None:
+    """The seed whose keys were split for chance, and its rows doubled, from the fifth round on."""
+    world = keyed.World(rounds=12, key_noise=0.5, key_drift=0.02)
+    curves = keyed.run(world, 4, keyed.aggregation.create("pfpt"))
+    assert curves.pool == [1.0] * 12
+    assert curves.ari == [1.0] * 12
+
+
 def test_one_group_for_all_is_scored_as_such(keyed: ModuleType) -> None:
     """Half of the true pairs in the pool, and an assignment that says nothing about groups."""
     world = dataclasses.replace(small(keyed), keyed=False, rounds=2)
