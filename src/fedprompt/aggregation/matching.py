@@ -7,8 +7,8 @@ columns and knows nothing of the probability model, which it asks for scores (`M
 Every accepted move raises one objective, so the search ends. It is coordinate ascent (PFPT,
 Algorithm 2) with three more moves: two whole columns are joined; a few neighbouring columns are
 dissolved and dealt anew; the model's own parameters are fitted to the columns. Where the first
-two starts agree the problem is easy and the search is over; where they do not it goes on from
-other starts. Random draws come from a fixed seed: they only order the work.
+two starts agree and no point's column is in doubt the problem is easy and the search is over;
+elsewhere it is annealed. Random draws come from a fixed seed: same input, same result.
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ FITS = 10
 """Bound on how often the model's parameters are fitted in one climb; two or three suffice."""
 JOINED_AT_ONCE = 512
 """Columns that are compared for joining, the smallest first; bounds the table of gains."""
-WORK = 4e8
-"""Multiplications that the further starts may cost, at eight sweeps each."""
+TEMPERATURES = np.linspace(1.0, 0.0, 20, endpoint=False)
+"""Scale of the noise in the sweeps of an annealing; at 1 moves are about as random as posterior
+draws."""
+CLEAR = 3.0
+"""Log odds, 20 to 1, at which a point's column is beyond doubt."""
+WORK = 1e9
+"""Multiplications that the annealings may cost."""
 
 
 class Columns:
@@ -209,12 +214,23 @@ def hungarian(scores: Array) -> Indices:
     return result
 
 
-def match_client(columns: Columns, model: MatchingModel, rows: slice) -> Indices:
-    """Best columns for the rows of one client, not placed yet, the others held fixed (Eq. 27)."""
+def match_client(
+    columns: Columns,
+    model: MatchingModel,
+    rows: slice,
+    rng: np.random.Generator | None = None,
+    temperature: float = 0.0,
+) -> Indices:
+    """Best columns for the rows of one client, not placed yet, the others held fixed (Eq. 27).
+
+    With a temperature, Gumbel noise of that scale is added to the scores.
+    """
     live = columns.live()
     scores = np.concatenate(
         [model.existing_scores(columns, rows, live), model.new_scores(columns, rows)], axis=1
     )
+    if rng is not None:
+        scores += temperature * rng.gumbel(size=scores.shape)
     candidates = np.concatenate([live, columns.free(len(scores))])
     return candidates[settled(hungarian(scores), len(live))]
 
@@ -250,7 +266,7 @@ def search(
             a climb from each.
         starts: (N,) assignments to begin with besides, injective within each client.
         max_sweeps: bound on the sweeps between two fits of one climb.
-        restarts: further starts, and as many dozens of regroupings, where the first disagree.
+        restarts: annealings, and as many dozens of regroupings, where the problem is not easy.
     """
     ends = [climb(in_order(columns, model, spans), spans, model, max_sweeps) for model in models]
     for start in starts:
@@ -259,21 +275,19 @@ def search(
     best = highest(ends)
     model = next((m for m, end in zip(models, ends, strict=False) if end is best), models[0])
     sweep_cost = columns.points.size * max(len(best.columns.live()), 1)
-    restarts = min(restarts, int(WORK / (8 * sweep_cost)))
+    restarts = min(restarts, int(WORK / (len(TEMPERATURES) * sweep_cost)))
     if restarts == 0:
         return best
     backwards = climb(in_order(columns, model, spans[::-1]), spans, model, max_sweeps)
     dense = crowded(columns, model, spans)
     ends = [best, backwards, climb(dense, spans, model.fitted(dense), max_sweeps)]
-    easy = backwards.columns.same_partition(best.columns)
+    agree = backwards.columns.same_partition(best.columns)
     best = highest(ends)
-    if easy:
+    if agree and least_odds(best.columns, best.model, spans) > CLEAR:
         return best
     rng = np.random.default_rng(0)
     for _ in range(restarts):
-        order = [spans[t] for t in rng.permutation(len(spans))]
-        end = climb(in_order(columns, model, order), spans, model, max_sweeps)
-        best = highest([best, end])
+        best = highest([best, annealed(best, spans, max_sweeps, rng)])
     return regrouped(best, spans, max_sweeps, 12 * restarts, rng)
 
 
@@ -359,6 +373,40 @@ def ascend(
         if len(history) == moves:
             break
     return Search(columns, model, tuple(history), sweeps, joins)
+
+
+def least_odds(columns: Columns, model: MatchingModel, spans: Iterable[slice]) -> float:
+    """Least log odds of a point's column against its next best, other clients held fixed."""
+    least = np.inf
+    for rows in spans:
+        before = columns.remove(rows)
+        live = columns.live()
+        scores = np.concatenate(
+            [model.existing_scores(columns, rows, live), model.new_scores(columns, rows)[:, :1]], 1
+        )
+        columns.place(rows, before)
+        own = np.where(np.isin(before, live), np.searchsorted(live, before), len(live))[:, None]
+        held = np.take_along_axis(scores, own, axis=1)[:, 0]
+        np.put_along_axis(scores, own, -np.inf, axis=1)
+        least = min(least, float((held - scores.max(axis=1)).min()))
+    return least
+
+
+def annealed(
+    start: Search, spans: Sequence[slice], max_sweeps: int, rng: np.random.Generator
+) -> Search:
+    """Sweep with Gumbel noise on the scores, less and less of it, and climb from where that ends.
+
+    A point that had the choice alone would so draw its column from the posterior (perturb and MAP,
+    Papandreou and Yuille, ICCV 2011). This leaves optima that every ordered start falls into.
+    """
+    columns, model = start.columns.copy(), start.model
+    for temperature in TEMPERATURES:
+        for t in rng.permutation(len(spans)):
+            columns.remove(spans[t])
+            matched = match_client(columns, model, spans[t], rng, float(temperature))
+            columns.place(spans[t], matched)
+    return climb(columns, spans, model, max_sweeps)
 
 
 def regrouped(

@@ -98,7 +98,7 @@ class PfptOptions:
     max_sweeps: int = 50
     """Bound on the sweeps over clients; a few suffice."""
     restarts: int = 8
-    """Further starts of the search where the first ones disagree."""
+    """Annealings of the search where the matching is in doubt."""
     variance_floor: float = 1e-6
     """Least variance of `paper` in units of the prompts' total variance."""
     loops: int = 50
