@@ -8,7 +8,8 @@ Every accepted move raises one objective, so the search ends. It is coordinate a
 Algorithm 2) with three more moves: two whole columns are joined; a few neighbouring columns are
 dissolved and dealt anew; the model's own parameters are fitted to the columns. Where the first
 two starts agree and no point's column is in doubt the problem is easy and the search is over;
-elsewhere it is annealed. Random draws come from a fixed seed: same input, same result.
+elsewhere, unless there is one client alone, it is annealed. Random draws come from a fixed seed:
+same input, same result.
 """
 
 from __future__ import annotations
@@ -283,7 +284,7 @@ def search(
     ends = [best, backwards, climb(dense, spans, model.fitted(dense), max_sweeps)]
     agree = backwards.columns.same_partition(best.columns)
     best = highest(ends)
-    if agree and least_odds(best.columns, best.model, spans) > CLEAR:
+    if len(spans) == 1 or (agree and least_odds(best.columns, best.model, spans) > CLEAR):
         return best
     rng = np.random.default_rng(0)
     for _ in range(restarts):
@@ -406,6 +407,7 @@ def annealed(
             columns.remove(spans[t])
             matched = match_client(columns, model, spans[t], rng, float(temperature))
             columns.place(spans[t], matched)
+        model = model.fitted(columns)
     return climb(columns, spans, model, max_sweeps)
 
 
