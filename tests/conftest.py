@@ -21,6 +21,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's prefix cache is left alone; the tests of a session share one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDPROMPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of nano weights that were never trained."""

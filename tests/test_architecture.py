@@ -18,8 +18,8 @@ LEVELS = {
     2: ["client", "server"],
     3: ["runtime"],
     4: [
-        *("config", "events", "driver", "experiment", "frozen_head", "checkpoint", "records", "report"),
-        *("display", "pretrain", "cli", "__main__"),
+        *("config", "events", "driver", "experiment", "frozen_head", "checkpoint", "records"),
+        *("report", "display", "pretrain", "preview", "doctor", "cli", "__main__"),
     ],
 }
 # `server` evaluates and briefs clients, so it may use `client`, which knows nothing of it.

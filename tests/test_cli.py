@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fedprompt
-from fedprompt import driver
 from fedprompt.checkpoint import load_latest
 from fedprompt.cli import main
 from fedprompt.client.module import ClientModule
 from fedprompt.config import compose
-from fedprompt.data.cache import FeatureTable, compute_table
-from fedprompt.data.task import Split
 from fedprompt.events import RoundFinished
-from fedprompt.models.backbone import Backbone
 from fedprompt.records import RunDirectory
 from fedprompt.runtime.base import available_cpus
-
-TABLES: dict[tuple[Any, ...], FeatureTable] = {}
-
-
-def table_once(backbone: Backbone, split: Split, query: str, device: torch.device) -> FeatureTable:
-    """`compute_table`, which is most of a tiny run's time, once for all runs of this file."""
-    key = (backbone.checksum(), split.labels.tobytes(), query, str(device))
-    if key not in TABLES:
-        TABLES[key] = compute_table(backbone, split, query, device)
-    return TABLES[key]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tables() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "compute_table", table_once)
-        yield
-    TABLES.clear()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ Exit code 0 only if the work was done; 2 for a wrong call or config; 130 / 143 w
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -105,19 +106,13 @@ def run(
     verbose: bool,
 ) -> None:
     """Run an experiment: `fedprompt run quickstart rounds=5`."""
-    # "=" after a "/" belongs to a path: sweeps make folders such as alpha=0.1.
-    overrides = [each for each in arguments if "=" in each.split("/")[0]]
-    names = [each for each in arguments if each not in overrides]
+    names, overrides = sort_arguments(arguments)
     if resume is not None and names:
         raise click.UsageError(f"--resume takes no experiment name, got '{names[0]}'")
     if resume is not None and overwrite:
         raise click.UsageError("--resume continues a run and --overwrite replaces it: give one")
-    if resume is None and len(names) != 1:
-        got = " and ".join(f"'{name}'" for name in names) or "none"
-        raise click.UsageError(
-            f"expected one experiment name or file, and key=value for what differs, got {got}; "
-            "try 'fedprompt run quickstart'"
-        )
+    if resume is None:
+        check_one_name(names, "fedprompt run quickstart")
     # Imported when the call is known to be right: this takes seconds.
     from fedprompt.config import compose
     from fedprompt.experiment import plan_resume, plan_run
@@ -133,6 +128,55 @@ def run(
         click.echo(config.to_yaml(), nl=False)
     else:
         run_plan(dataclasses.replace(plan, verbose=verbose or ctx.obj))
+
+
+def sort_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The experiment names or files, and the overrides, of a command line."""
+    # "=" after a "/" belongs to a path: sweeps make folders such as alpha=0.1.
+    overrides = [each for each in arguments if "=" in each.split("/")[0]]
+    return [each for each in arguments if each not in overrides], overrides
+
+
+def check_one_name(names: list[str], example: str) -> None:
+    """Refuse a command line that does not name one experiment."""
+    if len(names) != 1:
+        got = " and ".join(f"'{name}'" for name in names) or "none"
+        raise click.UsageError(
+            f"expected one experiment name or file, and key=value for what differs, got {got}; "
+            f"try '{example}'"
+        )
+
+
+@main.command()
+@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Where to draw who holds what.  [default: partition-NAME.png]",
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Write the partition, for partition.file=FILE.npz.",
+)
+def partition(arguments: tuple[str, ...], picture: Path | None, save: Path | None) -> None:
+    """Show who would hold what: `fedprompt partition quickstart partition.alpha=0.1`."""
+    names, overrides = sort_arguments(arguments)
+    check_one_name(names, "fedprompt partition quickstart")
+    from fedprompt.config import compose
+    from fedprompt.preview import draw_picture, make_preview, render_table, save_partition
+
+    preview = make_preview(compose(names[0], overrides))
+    picture = picture or Path(f"partition-{Path(preview.config.name).name}.png")
+    saved = save_partition(preview, save) if save else None
+    draw_picture(preview, picture)
+    click.echo(preview.title)
+    Console().print(render_table(preview))
+    click.echo(f"picture: {picture}")
+    if saved:
+        click.echo(f"partition: {saved}")
 
 
 @main.command()
@@ -165,6 +209,25 @@ def replay(run_dir: Path, client: int, method: str | None) -> None:
         f"client {update.client_id}: {update.num_examples} samples, "
         f"{len(update.prompts)} prompts; {figures}"
     )
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--ray", "use_ray", is_flag=True, help="Start and stop a local Ray cluster, too.")
+def doctor(as_json: bool, use_ray: bool) -> None:
+    """Say what this machine has, whether the quickstart can run, and how to mend what is wrong.
+
+    The exit code is 1 if the quickstart cannot run.
+    """
+    from fedprompt.doctor import as_tree, can_run, examine, render
+
+    findings = examine(use_ray)
+    if as_json:
+        click.echo(json.dumps(as_tree(findings), indent=2))
+    else:
+        Console().print(render(findings))
+    if not can_run(findings):
+        raise SystemExit(1)
 
 
 class PretrainCommand(click.Command):

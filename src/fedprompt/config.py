@@ -25,6 +25,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from fedprompt.aggregation import aggregators
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions
+from fedprompt.data.cache import CacheOptions
 from fedprompt.data.partition import partitioners
 from fedprompt.data.task import datasets
 from fedprompt.errors import ConfigError, suggest
@@ -85,6 +86,7 @@ class ExperimentConfig:
     head: HeadOptions
     prompts: PromptOptions
     clients: TrainingOptions
+    cache: CacheOptions
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -229,7 +231,7 @@ def build(tree: Tree) -> ExperimentConfig:
     scalars: Tree = {}
     for field in known:
         value = tree.get(field)
-        if field in ("runtime", "head", "model", "prompts", "clients"):
+        if field in _SECTIONS:
             parts[field] = _typed(_SECTIONS[field], value, field)
         elif field in REGISTRIES:
             section = _section(value, field)
@@ -262,6 +264,7 @@ _SECTIONS: dict[str, type] = {
     "model": ModelOptions,
     "prompts": PromptOptions,
     "clients": TrainingOptions,
+    "cache": CacheOptions,
 }
 
 
@@ -272,6 +275,8 @@ def _merge_layer(tree: Tree, layer: Mapping[str, Any]) -> None:
             _pick(tree, key, value)
         elif isinstance(value, Mapping) and key in _SECTIONS | REGISTRIES:
             options = dict(value)
+            if key == "partition" and "file" in options:  # the one option that picks its entry
+                options.setdefault("name", "file")
             name = options.get("name")
             if key in GROUPS and isinstance(name, str):
                 if name != _section(tree.get(key), key).get("name"):
@@ -279,7 +284,7 @@ def _merge_layer(tree: Tree, layer: Mapping[str, Any]) -> None:
                 if key == "model":  # its files have names, but the section has no such key
                     del options["name"]
             tree[key] = {**_section(tree.get(key), key), **options}
-        elif value is None and key in ("prompts", "clients"):
+        elif value is None and key in ("prompts", "clients", "cache"):
             continue  # a section whose lines are all commented out
         else:
             tree[key] = value
@@ -349,10 +354,11 @@ def _kind(hint: Any) -> str:
     'an integer or null'
     """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = [each for each in typing.get_args(hint) if each is not type(None)]
-        return f"{' or '.join(map(_kind, inner))} or null"
+        kinds = ["null" if each is type(None) else _kind(each) for each in typing.get_args(hint)]
+        return " or ".join(kinds)
     if typing.get_origin(hint) is list:
-        return "a list of names such as [a, b]"
+        numbers = typing.get_args(hint) == (float,)
+        return "a list of numbers" if numbers else "a list of names such as [a, b]"
     return _KINDS.get(hint, str(hint))
 
 

@@ -20,8 +20,10 @@ from fedprompt.checkpoint import load_latest, save_state
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.train import ClientData, ClientWorker, WorkerSetup
 from fedprompt.config import ExperimentConfig
-from fedprompt.data.cache import FeatureTable, compute_table
-from fedprompt.data.partition import class_counts, partitioners, split_by_group
+from fedprompt.data.cache import PrefixCache
+from fedprompt.data.partition import check_none_empty, class_counts, partitioners, split_task
+from fedprompt.data.partition_file import make_recipe
+from fedprompt.data.tables import FeatureTable
 from fedprompt.data.task import Task, datasets
 from fedprompt.errors import CheckpointError, ConfigError
 from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
@@ -48,6 +50,8 @@ class Federation:
     setup: WorkerSetup
     frozen_head: FrozenHead | None = None
     """With `head.mode=frozen`."""
+    notes: tuple[str, ...] = ()
+    """What the user should read about the cache."""
 
     @property
     def data(self) -> ClientData:
@@ -72,6 +76,8 @@ def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
             directory = RunDirectory.create(plan.run_dir, plan.overwrite)
             write_header(directory, config, federation)
         yield Prepared(describe(federation, config))
+        for note in federation.notes:
+            yield Note(note)
         runtime.open(federation.setup)
         yield from run_methods(runtime, config, federation, directory)
     finally:
@@ -103,19 +109,16 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
     Raises:
         ConfigError: the data cannot be read or partitioned as asked.
     """
-    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
-    device = torch.device(config.runtime.torch_device)
     partition = partitioners.create(
         config.partition.name, **dataclasses.asdict(config.partition.options)
     )
-    parts = split_by_group(
-        partition, task.train.labels, task.train.groups, config.clients.count, config.seed
-    )
+    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    device = torch.device(config.runtime.torch_device)
+    parts = split_task(partition, task, config.clients.count, config.seed)
+    check_none_empty(parts)
     backbone = load_backbone(config.model).to(device)
-    train, validation, test = (
-        compute_table(backbone, split, config.prompts.query, device)
-        for split in (task.train, task.validation, task.test)
-    )
+    cache = PrefixCache(backbone, config.prompts.query, device, config.cache)
+    train, validation, test = map(cache.table, (task.train, task.validation, task.test))
     data = ClientData(train, tuple(parts), task.class_mask)
     setup = WorkerSetup(config.model, data, device.type, config.runtime.threads, verbose)
     frozen_head = None
@@ -125,9 +128,10 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
-        public = compute_table(backbone, task.public, config.prompts.query, device)
+        public = cache.table(task.public)
         frozen_head = fit_frozen_head(backbone, public, task.num_classes, device)
-    return Federation(task, backbone, validation, test, setup, frozen_head)
+    notes = tuple(cache.notes)
+    return Federation(task, backbone, validation, test, setup, frozen_head, notes)
 
 
 def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
@@ -137,11 +141,11 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
     The head is drawn before and apart from the prompts, so that all methods of a seed start from
     the same one.
     """
-    prompts, width = config.prompts, federation.backbone.embed_dim
+    prompts, backbone = config.prompts, federation.backbone
+    width = backbone.embed_dim
     recipe = config.recipe(federation.task.num_classes)
-    head = build_head(
-        recipe.head, width, recipe.num_classes, torch_generator(config.seed, "initial head")
-    )
+    generator = torch_generator(config.seed, "initial head")
+    head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
     tensors = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
     frozen = federation.frozen_head
     shared = tensors if frozen is None else {}
@@ -226,8 +230,12 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
         conditions = federation.frozen_head.conditions
         about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
     directory.write_manifest(about)
+    options = dataclasses.asdict(config.partition.options)
     directory.write_partition(
-        parts, class_counts(parts, task.train.labels, task.num_classes), task.class_names
+        parts,
+        class_counts(parts, task.train.labels, task.num_classes),
+        task.class_names,
+        make_recipe(config.partition.name, options, config.seed, parts, task.train.labels),
     )
 
 

@@ -92,9 +92,7 @@ def plan_run(config: ExperimentConfig, overwrite: bool) -> Plan:
     run_dir = Path(config.run_dir or Path("runs") / f"{Path(config.name).name}-{now}")
     RunDirectory.check_new(run_dir, overwrite)
     # Settled now, so that the run can be continued from another folder and on another machine.
-    model = config.model
-    if model.backbone.endswith(".safetensors"):
-        model = dataclasses.replace(model, backbone=str(Path(model.backbone).resolve()))
+    model = config.model.with_absolute_paths()
     runtime = dataclasses.replace(config.runtime, device=config.runtime.torch_device)
     settled = dataclasses.replace(config, model=model, runtime=runtime)
     return Plan(settled, str(run_dir.resolve()), overwrite=overwrite)

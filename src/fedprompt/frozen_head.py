@@ -61,7 +61,7 @@ def fit_frozen_head(
         ConfigError: a domain has public images of one class only.
     """
     candidates = _candidates(backbone)
-    weight = torch.zeros(num_classes, backbone.embed_dim)
+    weight = torch.zeros(num_classes, backbone.feature_dim)
     bias = torch.full((num_classes,), _ABSENT)
     conditions = []
     for group in np.unique(public.groups):
@@ -111,7 +111,7 @@ def _features(
     """CLS features (k, d) of some rows of a table, all under the same prompts (n, d)."""
     own = None if prompts is None else prompts.to(device)
     parts = [
-        backbone.encode(torch.from_numpy(table.tokens[chunk]).to(device), own).cpu()
+        backbone.encode(table.tokens_at(chunk).to(device), own).cpu()
         for chunk in np.split(rows, range(CHUNK, len(rows), CHUNK))
     ]
     return torch.cat(parts).double().numpy()

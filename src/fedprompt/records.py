@@ -3,7 +3,8 @@
 RUN_DIR/
   config.yaml      the configuration, complete
   manifest.json    versions, machine, commit, date
-  partition.json   samples of each class that each client holds (partition.npz: the indices)
+  partition.json   recipe, and samples of each class that each client holds
+  partition.npz    recipe and indices, to be used again (see `data.partition_file`)
   rounds.jsonl     one object a round
   status.json      running, finished, failed or interrupted; round, message
   summary.json     the result; present when the run is finished
@@ -32,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.checkpoint import CHECKPOINT_FILES, TEMPORARY_FILES, atomic_write, json_ready
+from fedprompt.data.partition_file import partition_bytes, read_partition
 from fedprompt.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -293,6 +295,7 @@ class RunDirectory:
         indices: Sequence[NDArray[np.int64]],
         class_counts: NDArray[np.int64],
         class_names: Sequence[str],
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         """Write who holds what: `partition.json` (counts) and `partition.npz` (indices).
 
@@ -300,6 +303,7 @@ class RunDirectory:
             indices: for each client the rows of the training split that it holds.
             class_counts: (clients, classes) number of samples.
             class_names: one name a class.
+            recipe: how the partition came about; goes into both files.
 
         Raises:
             InputError: the shapes do not fit together.
@@ -309,18 +313,16 @@ class RunDirectory:
                 f"partition: expected class counts of shape ({len(indices)}, {len(class_names)}), "
                 f"one row a client and one column a class, got {class_counts.shape}"
             )
-        named: dict[str, Any] = {
-            f"client_{client:05d}": np.asarray(rows, dtype=np.int64)
-            for client, rows in enumerate(indices)
-        }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **named)
-        atomic_write(self.path / "partition.npz", buffer.getvalue())
+        recipe = dict(recipe or {})
+        atomic_write(self.path / "partition.npz", partition_bytes(indices, recipe))
         clients = [
             {"client": client, "num_examples": int(counts.sum()), "class_counts": counts.tolist()}
             for client, counts in enumerate(class_counts)
         ]
-        self._write_json("partition.json", {"class_names": list(class_names), "clients": clients})
+        self._write_json(
+            "partition.json",
+            {"recipe": recipe, "class_names": list(class_names), "clients": clients},
+        )
 
     def read_partition(self) -> Partition | None:
         """The class counts of all clients, or None when the run wrote none.
@@ -343,12 +345,13 @@ class RunDirectory:
         return Partition(names, counts)
 
     def read_indices(self) -> list[NDArray[np.int64]]:
-        """The rows of the training split that each client holds; empty when the run wrote none."""
+        """The rows of the training split that each client holds; empty when the run wrote none.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         path = self.path / "partition.npz"
-        if not path.is_file():
-            return []
-        with np.load(path, allow_pickle=False) as archive:
-            return [archive[name] for name in sorted(archive.files)]
+        return read_partition(path).parts if path.is_file() else []
 
     def _why_not(self) -> str:
         if self.is_finished():

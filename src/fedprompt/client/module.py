@@ -56,7 +56,7 @@ class ClientModule(pl.LightningModule):
         self.register_buffer(
             "use_counts", torch.zeros(len(job.broadcast.prompts), dtype=torch.int64)
         )
-        self.head = build_head(recipe.head, backbone.embed_dim, recipe.num_classes, generator)
+        self.head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
         self.projection = (
             nn.Parameter(job.broadcast.shared["query_projection"].clone())
             if "query_projection" in job.broadcast.shared

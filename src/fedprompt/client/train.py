@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.data.cache import FeatureTable
+from fedprompt.data.tables import FeatureTable
 from fedprompt.errors import ClientError
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.options import ModelOptions
@@ -62,6 +62,11 @@ class WorkerSetup:
         """A worker in this process."""
         return ClientWorker(self)
 
+    def loaded(self) -> WorkerSetup:
+        """The same with the features in memory, for workers that cannot open the cache's files."""
+        table = self.data.table.loaded()
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, table=table))
+
 
 class ClientBatches(IterableDataset[Batch]):
     """Batches of one client's data; every epoch is a new permutation from the job's generator.
@@ -86,7 +91,9 @@ class ClientBatches(IterableDataset[Batch]):
         table = data.table
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
         index = data.parts[client_id]
-        self.inputs = torch.from_numpy((table.tokens if prompts.count else table.features)[index])
+        self.inputs = (
+            table.tokens_at(index) if prompts.count else torch.from_numpy(table.features[index])
+        )
         self.queries = torch.from_numpy(table.queries[index])
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             self.queries = self.queries.mean(dim=0).expand(len(index), -1)

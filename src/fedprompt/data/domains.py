@@ -10,18 +10,27 @@ equivalent of it:
 
 Pre-training (`fedprompt pretrain`) shows none of these digits, letters or faces, and six of the
 ten patterns.
+
+Labels are known without drawing; a split is drawn when somebody asks for one of its images, which
+nobody does once the prefix cache knows them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib.metadata
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from fedprompt import seeding
+from fedprompt.data import digits, drawing, drawing_patterns, drawing_shapes
 from fedprompt.data.digits import enlarge, source_digits, stratified_parts
 from fedprompt.data.drawing import Grounds, hsv_to_rgb, moved
 from fedprompt.data.drawing_patterns import HELD_OUT_PATTERNS
@@ -94,9 +103,8 @@ class DomainsOptions:
 
 @datasets.register("domains", DomainsOptions)
 def domains(options: DomainsOptions) -> Task:
-    """Draw all splits; the same options give the same bytes."""
-    sources = split_sources(options.seed)
-    splits = {name: _split(name, options, sources[name]) for name in _SPLITS}
+    """All splits; the same options give the same bytes."""
+    splits = {name: _split(name, options) for name in _SPLITS}
     return Task(
         name="domains",
         class_names=tuple(
@@ -119,26 +127,97 @@ def split_sources(seed: int) -> dict[str, Integers]:
     return dict(zip(_SPLITS, parts, strict=True))
 
 
-def _split(name: str, options: DomainsOptions, sources: Integers) -> Split:
-    """Draw one split, shuffled; the classes of a domain differ by at most one image."""
-    count = getattr(options, name)
-    images, labels, groups = [], [], []
-    offset = 0
-    for group, classes in enumerate(_CLASSES):
-        share = count // len(GROUPS) + (group < count % len(GROUPS))
+def _split(name: str, options: DomainsOptions) -> Split:
+    """One split, shuffled, not drawn yet; the classes of a domain differ by at most one image."""
+    offsets = np.cumsum([0, *map(len, _CLASSES)])
+    own = _own_classes(getattr(options, name))
+    labels = np.concatenate([classes + offsets[group] for group, classes in enumerate(own)])
+    groups = np.repeat(np.arange(len(GROUPS)), [len(classes) for classes in own])
+    order = _order(name, options)
+    return Split(
+        images=DrawnImages(name, options),
+        labels=labels.astype(np.int64)[order],
+        groups=groups.astype(np.int64)[order],
+    )
+
+
+def _own_classes(count: int) -> list[Integers]:
+    """Per domain, each image's class among those of the domain, before shuffling."""
+    shares = [count // len(GROUPS) + (group < count % len(GROUPS)) for group in range(len(GROUPS))]
+    return [
+        np.arange(share) % len(classes) for share, classes in zip(shares, _CLASSES, strict=True)
+    ]
+
+
+def _order(name: str, options: DomainsOptions) -> Integers:
+    generator = numpy_generator(options.seed, f"data/domains/{name}/order")
+    return generator.permutation(getattr(options, name))
+
+
+class DrawnImages:
+    """The images of one split, an `Images`: all drawn when the first is asked for.
+
+    Args:
+        name: of the split.
+        options: of the data set.
+    """
+
+    def __init__(self, name: str, options: DomainsOptions) -> None:
+        self.name = name
+        self.options = options
+        self.dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, side, side, 3)"""
+        side = self.options.resolution
+        return (getattr(self.options, self.name), side, side, 3)
+
+    @cached_property
+    def pixels(self) -> Bytes:
+        """All images: (N, side, side, 3) uint8."""
+        return draw_split(self.name, self.options)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Bytes:
+        return np.asarray(self.pixels[index])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.pixels, dtype=dtype, copy=copy)
+
+    def fingerprint(self) -> str:
+        """What the pixels are a function of; the sizes of other splits are not among it."""
+        options = self.options
+        return (
+            f"domains {self.name} {self.shape} seed={options.seed} "
+            f"difficulty={options.difficulty!r} drawn by {_drawn_by()}"
+        )
+
+
+@lru_cache(maxsize=1)
+def _drawn_by() -> str:
+    """The code that draws: SHA-256 of the sources, versions of the libraries."""
+    digest = hashlib.sha256()
+    modules = (digits, drawing, drawing_patterns, drawing_shapes, seeding)
+    for path in (__file__, *(module.__file__ for module in modules)):
+        digest.update(Path(str(path)).read_bytes())
+    # matplotlib brings the fonts, scikit-learn the digits.
+    libraries = ("numpy", "pillow", "matplotlib", "scikit-learn")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in libraries]
+    return ", ".join([digest.hexdigest(), *versions])
+
+
+def draw_split(name: str, options: DomainsOptions) -> Bytes:
+    """Draw one split, in its order: (N, side, side, 3) uint8."""
+    sources = split_sources(options.seed)[name]
+    images = []
+    for group, own in enumerate(_own_classes(getattr(options, name))):
         generator = numpy_generator(options.seed, f"data/domains/{name}/{GROUPS[group]}")
-        own = np.arange(share) % len(classes)
         pixels = _DRAW[group](own, generator, sources, options.difficulty)
         images.append(_finish(pixels, _NOISE[group], generator, options))
-        labels.append(own + offset)
-        groups.append(np.full(share, group))
-        offset += len(classes)
-    order = numpy_generator(options.seed, f"data/domains/{name}/order").permutation(count)
-    return Split(
-        images=np.concatenate(images)[order],
-        labels=np.concatenate(labels).astype(np.int64)[order],
-        groups=np.concatenate(groups).astype(np.int64)[order],
-    )
+    return np.concatenate(images)[_order(name, options)]
 
 
 def _finish(

@@ -1,20 +1,24 @@
 """Who owns which sample: label lists in, one index array per client out. Pure NumPy.
 
-Every partitioner gives each sample to exactly one client and is a function of (labels, clients,
-seed) alone.
+A partitioner is a function of (labels, clients, seed) alone and gives each sample to exactly one
+client. Two kinds differ: `long_tail` leaves samples out, which is its purpose, and `file` gives
+what the file holds. `natural`, `long_tail` and `file` divide a task as a whole and may look at more
+columns than the labels (`WholePartitioner`); the others divide each visual domain by itself
+(`split_by_group`). The simple ones are here, the others in the modules `partition_*`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fedprompt.errors import ConfigError
+from fedprompt.data.task import Task
+from fedprompt.errors import ConfigError, InputError, suggest
 from fedprompt.registry import Registry
 from fedprompt.seeding import derive_seed
 
@@ -23,7 +27,7 @@ Partitioner = Callable[[Indices, int, int], list[Indices]]
 
 partitioners: Registry[Partitioner] = Registry("partition", "fedprompt.data")
 
-MAX_REDRAWS = 1000
+LARGEST_LABEL = 10**6
 
 
 def create(name: str, /, **options: Any) -> Partitioner:
@@ -36,89 +40,84 @@ def create(name: str, /, **options: Any) -> Partitioner:
 
 
 @dataclasses.dataclass(frozen=True)
-class IidOptions:
-    """No options: samples are dealt at random, equally many to each client."""
+class Columns:
+    """What is known of the samples that are divided, one value each."""
+
+    labels: Indices
+    """(N,)"""
+    groups: Indices | None = None
+    """(N,) visual domain."""
+    owners: Indices | None = None
+    """(N,) who owns the sample, where the data say so."""
 
 
-@partitioners.register("iid", IidOptions)
-def iid(options: IidOptions) -> Partitioner:
-    """Shuffle and deal: client sizes differ by at most one."""
+class WholePartitioner:
+    """A partitioner that divides all domains at once, for it may go by more than the labels.
 
-    def split(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
-        _check_feasible(len(labels), num_clients, 1)
-        order = np.random.default_rng(seed).permutation(len(labels))
-        return [np.sort(part).astype(np.int64) for part in np.array_split(order, num_clients)]
+    Call it with the columns that it needs: `create("natural")(labels, 4, 0, groups=domains)`.
 
-    return split
-
-
-@dataclasses.dataclass(frozen=True)
-class DirichletOptions:
-    """Options of `dirichlet`."""
-
-    alpha: float = 0.5
-    """Concentration: small values give each class to few clients."""
-    min_samples: int = 1
-    """Every client gets at least this many samples; the seed is raised by 1 until it holds."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(
-                f"partition.alpha: expected a number > 0, got {self.alpha}; try partition.alpha=0.5"
-            )
-        if self.min_samples < 1:
-            raise ConfigError(
-                f"partition.min_samples: expected an integer >= 1, got {self.min_samples}"
-            )
-
-
-@partitioners.register("dirichlet", DirichletOptions)
-def dirichlet(options: DirichletOptions) -> Partitioner:
-    """One Dirichlet over clients per class, index by index as in PFPT's released code.
-
-    Per class the samples in ascending order are cut at the integer part of (cumulative share x
-    class size).
+    Args:
+        divide: (columns, clients, seed) -> one index array per client.
     """
 
-    def draw(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
-        classes = np.unique(labels)
-        # The legacy generator is what the released partitions were drawn with; it is local, not the
-        # global one.
-        shares = np.random.RandomState(seed).dirichlet([options.alpha] * num_clients, len(classes))
-        pieces: list[list[Indices]] = [[] for _ in range(num_clients)]
-        for share, label in zip(shares, classes, strict=True):
-            members = np.flatnonzero(labels == label)
-            cuts = (np.cumsum(share)[:-1] * len(members)).astype(int)
-            for client, piece in enumerate(np.split(members, cuts)):
-                pieces[client].append(piece)
-        return [np.concatenate(piece).astype(np.int64) for piece in pieces]
+    def __init__(self, divide: Callable[[Columns, int, int], list[Indices]]) -> None:
+        self._divide = divide
 
-    def split(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
-        _check_feasible(len(labels), num_clients, options.min_samples)
-        # The legacy generator takes 32 bits only.
-        start = seed % (2**32 - MAX_REDRAWS)
-        for attempt in range(MAX_REDRAWS):
-            parts = draw(labels, num_clients, start + attempt)
-            if min(len(part) for part in parts) >= options.min_samples:
-                return parts
-        raise ConfigError(
-            f"partition.min_samples: no Dirichlet({options.alpha}) draw gave all "
-            f"{num_clients} clients "
-            f"at least {options.min_samples} of {len(labels)} samples in {MAX_REDRAWS} tries; "
-            f"raise partition.alpha, or lower partition.min_samples or clients.count"
+    def __call__(
+        self,
+        labels: Indices,
+        num_clients: int,
+        seed: int,
+        *,
+        groups: Indices | None = None,
+        owners: Indices | None = None,
+    ) -> list[Indices]:
+        """Divide (N,) samples.
+
+        Raises:
+            ConfigError: the samples cannot be divided as asked.
+            InputError: a column has another length than the labels.
+        """
+        labels = check_request(labels, num_clients, seed)
+        for name, column in (("groups", groups), ("owners", owners)):
+            if column is not None and np.shape(column) != labels.shape:
+                raise InputError(
+                    f"{name}: expected one value for each of {len(labels)} labels, "
+                    f"got an array of shape {np.shape(column)}"
+                )
+        return self._divide(Columns(labels, groups, owners), num_clients, seed)
+
+
+def split_task(partitioner: Partitioner, task: Task, num_clients: int, seed: int) -> list[Indices]:
+    """Partition the training split of a task: each domain by itself, or all at once where the
+    partitioner is of that kind.
+
+    Raises:
+        ConfigError: the split cannot be partitioned as asked; the message names the domain.
+    """
+    train = task.train
+    if isinstance(partitioner, WholePartitioner):
+        return partitioner(
+            train.labels, num_clients, seed, groups=train.groups, owners=train.clients
         )
-
-    return split
+    return split_by_group(
+        partitioner, train.labels, train.groups, num_clients, seed, task.group_names
+    )
 
 
 def split_by_group(
-    partitioner: Partitioner, labels: Indices, groups: Indices, num_clients: int, seed: int
+    partitioner: Partitioner,
+    labels: Indices,
+    groups: Indices,
+    num_clients: int,
+    seed: int,
+    group_names: Sequence[str] = (),
 ) -> list[Indices]:
     """Partition each visual domain by itself, as the paper does with its 4-dataset.
 
     The clients are dealt to the domains as evenly as possible, earlier domains first. Each domain's
     seed is derived from the run's seed: partitioners raise their seed by 1 to draw again, so that
-    neighbouring seeds could end in the same partition.
+    neighbouring seeds could end in the same partition. A domain's classes count from its lowest.
 
     Args:
         partitioner: how to partition one domain.
@@ -126,10 +125,12 @@ def split_by_group(
         groups: (N,) domain of each sample.
         num_clients: clients of all domains together.
         seed: of the run.
+        group_names: for messages.
 
     Raises:
         ConfigError: fewer clients than domains, or a domain cannot be partitioned.
     """
+    labels = check_request(labels, num_clients, seed)
     names = np.unique(groups)
     if num_clients < len(names):
         raise ConfigError(
@@ -140,23 +141,280 @@ def split_by_group(
     for position, group in enumerate(names):
         members = np.flatnonzero(groups == group).astype(np.int64)
         count = num_clients // len(names) + (position < num_clients % len(names))
-        drawn = partitioner(labels[members], count, derive_seed(seed, "partition", position))
+        own = labels[members] - labels[members].min()
+        try:
+            drawn = partitioner(own, count, derive_seed(seed, "partition", position))
+        except ConfigError as error:
+            if len(names) == 1:
+                raise
+            name = group_names[group] if len(group_names) else group
+            raise ConfigError(f"{error} (domain '{name}', which has {count} clients)") from error
         parts += [members[part] for part in drawn]
     return parts
 
 
+# What the partitioners share
+
+
+def check_request(
+    labels: ArrayLike, num_clients: int, seed: int, min_samples: int = 0, key: str = "clients.count"
+) -> Indices:
+    """The labels as int64, after everything that can be refused without a draw was refused.
+
+    Args:
+        labels: (N,) class numbers from 0.
+        num_clients: clients to serve.
+        seed: an integer >= 0.
+        min_samples: what each client gets at least.
+        key: the option that messages about too many clients name.
+
+    Raises:
+        InputError: labels or seed are of a wrong kind.
+        ConfigError: not enough samples for so many clients.
+    """
+    values = np.asarray(labels)
+    if values.ndim != 1 or not (np.issubdtype(values.dtype, np.integer) or not len(values)):
+        raise InputError(
+            f"labels: expected a list of class numbers, got shape {values.shape} of {values.dtype}"
+        )
+    if len(values) and not 0 <= values.min() <= values.max() <= LARGEST_LABEL:
+        raise InputError(
+            f"labels: expected class numbers from 0 to at most {LARGEST_LABEL}, "
+            f"got {values.min()} to {values.max()}"
+        )
+    if not _is_integer(num_clients) or num_clients < 1:
+        raise ConfigError(f"clients.count: expected an integer >= 1, got {num_clients}")
+    if not _is_integer(seed) or seed < 0:
+        raise InputError(f"seed: expected an integer >= 0, got {seed}")
+    if not len(values):
+        raise ConfigError(f"data: expected samples to give to {num_clients} clients, got none")
+    if num_clients * min_samples > len(values):
+        raise ConfigError(
+            f"{key}: {num_clients} clients with at least {min_samples} sample(s) each need "
+            f"{num_clients * min_samples} samples, but the training split has {len(values)}; "
+            f"lower {key} to at most {len(values) // min_samples}"
+        )
+    return values.astype(np.int64)
+
+
+def check_number(name: str, value: Any, low: float, *, above: bool = False) -> None:
+    """Refuse an option that is not a finite number >= `low`, or > `low` if `above`.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (fits and (value > low if above else value >= low)):
+        sign = ">" if above else ">="
+        raise ConfigError(f"partition.{name}: expected a number {sign} {low:g}, got {value}")
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """Refuse an option that is not an integer >= `low`.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if not _is_integer(value) or value < low:
+        raise ConfigError(f"partition.{name}: expected an integer >= {low}, got {value}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def class_members(labels: Indices) -> list[Indices]:
+    """For each class from 0 to the highest, its samples in ascending order; maybe none.
+
+    >>> [members.tolist() for members in class_members(np.array([2, 0, 2]))]
+    [[1], [], [0, 2]]
+    """
+    order = np.argsort(labels, kind="stable").astype(np.int64)
+    sizes = np.bincount(labels)
+    return [order[stop - size : stop] for size, stop in zip(sizes, np.cumsum(sizes), strict=True)]
+
+
+def collect(samples: Indices, owners: Indices, num_clients: int) -> list[Indices]:
+    """Each client's samples, in the order in which they come.
+
+    >>> parts = collect(np.array([7, 5, 6]), np.array([1, 0, 1]), 3)
+    >>> [part.tolist() for part in parts]
+    [[5], [7, 6], []]
+    """
+    in_order = samples[np.argsort(owners, kind="stable")].astype(np.int64, copy=False)
+    stops = np.cumsum(np.bincount(owners, minlength=num_clients)).tolist()
+    return [in_order[start:stop] for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
+
+
+def log_gamma_shares(
+    generator: np.random.Generator, alpha: float, rows: int, columns: int
+) -> NDArray[np.float64]:
+    """Dirichlet(alpha) draws, one a row: (rows, columns); without NaN for any alpha > 0.
+
+    A Gamma(alpha) variable is a Gamma(alpha + 1) variable times U^(1 / alpha) (Marsaglia and Tsang,
+    "A simple method for generating gamma variables", 2000, section 6). Its logarithm stays a number
+    where the variable itself is below what a float can hold.
+    """
+    alpha = max(alpha, 1e-12)  # below, all of a row lies in one place anyway
+    shares = generator.random((rows, columns))
+    np.log(np.subtract(1.0, shares, out=shares), out=shares)  # U in (0, 1]
+    shares /= alpha
+    gammas = generator.standard_gamma(alpha + 1, (rows, columns))
+    shares += np.log(gammas, out=gammas)
+    del gammas  # with many clients each of these is 100 MB
+    shares -= shares.max(axis=1, keepdims=True)
+    np.exp(shares, out=shares)
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
+
+
+def round_to_sum(values: NDArray[np.float64], total: int) -> Indices:
+    """Integers with the sum `total` next to non-negative values with about that sum.
+
+    Largest remainders: all are rounded down, then those that lost most get 1 back.
+
+    >>> round_to_sum(np.array([1.6, 1.5, 0.9]), 4)
+    array([2, 1, 1])
+    """
+    sizes = np.floor(values).astype(np.int64)
+    missing = total - int(sizes.sum())
+    if missing < 0:  # by rounding errors alone
+        sizes[np.argmax(sizes)] += missing
+    elif missing:
+        first = np.argsort(-(values - sizes), kind="stable")[:missing]
+        sizes[first] += 1
+    return sizes
+
+
 def class_counts(parts: list[Indices], labels: Indices, num_classes: int) -> NDArray[np.int64]:
     """How many samples of each class each client owns: (clients, classes)."""
-    rows = [np.bincount(labels[part], minlength=num_classes) for part in parts]
-    return cast("NDArray[np.int64]", np.stack(rows).astype(np.int64))
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    cells = owners * num_classes + labels[np.concatenate(parts)]
+    counts = np.bincount(cells, minlength=len(parts) * num_classes)
+    return cast("NDArray[np.int64]", counts.reshape(len(parts), num_classes).astype(np.int64))
 
 
-def _check_feasible(num_samples: int, num_clients: int, minimum: int) -> None:
-    if num_clients < 1:
-        raise ConfigError(f"clients.count: expected an integer >= 1, got {num_clients}")
-    if num_clients * minimum > num_samples:
+def check_none_empty(parts: list[Indices]) -> None:
+    """Refuse clients without samples, who cannot train.
+
+    Raises:
+        ConfigError: says how many there are.
+    """
+    empty = [client for client, part in enumerate(parts) if not len(part)]
+    if empty:
         raise ConfigError(
-            f"clients.count: {num_clients} clients with at least {minimum} sample(s) each need "
-            f"{num_clients * minimum} samples, but the training split has {num_samples}; "
-            f"lower clients.count to at most {num_samples // minimum}"
+            f"partition: expected at least 1 sample for each of {len(parts)} clients, got none for "
+            f"{len(empty)} of them (the first is client {empty[0]}); "
+            "set partition.min_samples=1 or lower clients.count"
         )
+
+
+# The simple partitioners
+
+
+@dataclasses.dataclass(frozen=True)
+class IidOptions:
+    """No options: samples are dealt at random, equally many to each client."""
+
+
+@partitioners.register("iid", IidOptions)
+def iid(options: IidOptions) -> Partitioner:
+    """Shuffle and deal: client sizes differ by at most one."""
+
+    def split(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
+        check_request(labels, num_clients, seed, 1)
+        order = np.random.default_rng(seed).permutation(len(labels))
+        return [np.sort(part).astype(np.int64) for part in np.array_split(order, num_clients)]
+
+    return split
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantityOptions:
+    """Options of `quantity`."""
+
+    alpha: float = 0.5
+    """Concentration of the client sizes: small values give most samples to few clients."""
+    min_samples: int = 1
+    """Every client gets at least this many samples."""
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, 0, above=True)
+        check_integer("min_samples", self.min_samples, 0)
+
+
+@partitioners.register("quantity", QuantityOptions)
+def quantity(options: QuantityOptions) -> Partitioner:
+    """Skewed sizes, all with the same class distribution.
+
+    "Quantity skew" of Li et al., "Federated learning on non-IID data silos", ICDE 2022, with a
+    floor in the place of redraws: client i gets n_min + q_i (N - m n_min) samples, q ~
+    Dirichlet(alpha) over the m clients, rounded to the sum N by largest remainders.
+    """
+
+    def split(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
+        labels = check_request(labels, num_clients, seed, options.min_samples)
+        generator = np.random.default_rng(seed)
+        shares = log_gamma_shares(generator, options.alpha, 1, num_clients)[0]
+        free = len(labels) - num_clients * options.min_samples
+        sizes = options.min_samples + round_to_sum(shares * free, free)
+        owners = np.repeat(np.arange(num_clients), sizes)
+        # Shuffled owners rather than samples: each client's samples stay in ascending order.
+        return collect(np.arange(len(labels)), generator.permutation(owners), num_clients)
+
+    return split
+
+
+@dataclasses.dataclass(frozen=True)
+class NaturalOptions:
+    """Options of `natural`."""
+
+    by: str = "auto"
+    """`client` (who owns a sample, as the data say), `domain`, or `auto`: the first that the data
+    have."""
+
+    def __post_init__(self) -> None:
+        kinds = ("auto", "client", "domain")
+        if self.by not in kinds:
+            raise ConfigError(
+                f"partition.by: expected one of {', '.join(kinds)}, got '{self.by}'"
+                f"{suggest(str(self.by), kinds)}"
+            )
+
+
+@partitioners.register("natural", NaturalOptions)
+def natural(options: NaturalOptions) -> Partitioner:
+    """By a column of the data: no value of it (a writer, a hospital, a domain) is divided.
+
+    With as many clients as values, client i has the i-th value in ascending order. With fewer
+    clients, the values are shuffled and dealt, equally many to each client.
+    """
+
+    def divide(columns: Columns, num_clients: int, seed: int) -> list[Indices]:
+        name, column = _natural_column(columns, options.by)
+        values, members = np.unique(column, return_inverse=True)
+        if num_clients > len(values):
+            raise ConfigError(
+                f"clients.count: partition=natural divides no {name}, and the training split has "
+                f"{len(values)} for {num_clients} clients; set clients.count={len(values)} "
+                "or less, or pick another partition"
+            )
+        clients_of = np.arange(len(values))
+        if num_clients < len(values):
+            order = np.random.default_rng(seed).permutation(len(values))
+            clients_of[order] = np.arange(len(values)) * num_clients // len(values)
+        return collect(np.arange(len(column)), clients_of[members], num_clients)
+
+    return WholePartitioner(divide)
+
+
+def _natural_column(columns: Columns, by: str) -> tuple[str, Indices]:
+    choices = {"client": columns.owners, "domain": columns.groups}
+    for name, column in choices.items():
+        if by in ("auto", name) and column is not None:
+            return name, np.asarray(column)
+    wanted = "groups= or owners=" if by == "auto" else f"a {by} for each sample"
+    raise ConfigError(
+        f"partition.by: partition=natural expected {wanted}, but the data have no such column; "
+        "pick another partition"
+    )

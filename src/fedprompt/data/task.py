@@ -54,6 +54,8 @@ class Split:
     """(N,)"""
     groups: NDArray[np.int64]
     """(N,) index into `Task.group_names`."""
+    clients: NDArray[np.int64] | None = None
+    """(N,) number of the owner of each image, from 0, where the data say who owns what."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,6 +77,8 @@ class Task:
     validation: Split
     test: Split
     public: Split | None = None
+    notes: tuple[str, ...] = ()
+    """What a user should hear of the reading, for example how many images were left out."""
 
     @property
     def num_classes(self) -> int:
@@ -104,6 +108,10 @@ class Task:
             if len(split.groups) != count:
                 raise InputError(
                     f"{self.name}, split {name}: {count} labels but {len(split.groups)} groups"
+                )
+            if split.clients is not None and len(split.clients) != count:
+                raise InputError(
+                    f"{self.name}, split {name}: {count} labels but {len(split.clients)} clients"
                 )
             for what, values, names in (
                 ("labels", split.labels, self.class_names),

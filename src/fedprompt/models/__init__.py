@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Backbone", "load_backbone"]
+__all__ = ["Backbone", "from_torchvision", "load_backbone"]
 
 if TYPE_CHECKING:
-    from fedprompt.models.backbone import Backbone, load_backbone
+    from fedprompt.models.backbone import Backbone, from_torchvision, load_backbone
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """A frozen Vision Transformer, cut in two at the place where prompts enter.
 
 `embed` computes everything below the prompts, which is a constant of the image; `encode` computes
-the blocks above. This file alone touches timm's private parts.
+the blocks above. Only this package touches timm's private parts.
 """
 
 from __future__ import annotations
@@ -9,29 +9,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedprompt.errors import ConfigError, InputError, suggest
-from fedprompt.models import nano
-from fedprompt.models.options import ModelOptions
+from fedprompt.errors import ConfigError, suggest
+from fedprompt.models import nano, timm_vit, torchvision_weights
+from fedprompt.models.options import FEATURES, ModelOptions
 from fedprompt.models.prompted_vit import QUERIES
+from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
 
 class Backbone(nn.Module):
-    """A ViT without its classification head; its parameters never require gradients.
+    """A frozen ViT; its parameters never require gradients.
+
+    Tokens stand in the order: prefix (CLS, then registers or the distillation token, as far as the
+    model has them), prompts, patches.
 
     Args:
         vit: timm's network.
-        image_size: side of the square input in pixels.
-        mean: channel means that normalise images in [0, 1].
-        std: channel standard deviations.
+        transform: how images become pixels; a number is the input size of the embedded models,
+            whose pixels lie in [-1, 1].
+        features: `pre_logits` (what the network's classifier would read) or `logits` (what it
+            says).
         extras: tensors that travel with the weights: `query.<kind>.mean` and `query.<kind>.std`,
             both (d,), the statistics of a query over public images, and optionally `task_tokens`
             (tasks, tokens, d).
+        architecture: what the weights do not tell of the network, for `checksum`; nothing for the
+            embedded models.
     """
 
     channel_mean: Tensor
@@ -40,85 +48,108 @@ class Backbone(nn.Module):
     def __init__(
         self,
         vit: VisionTransformer,
-        image_size: int,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        transform: Transform | int,
+        features: str = "pre_logits",
         extras: Mapping[str, Tensor] | None = None,
+        architecture: str = "",
     ) -> None:
         super().__init__()
+        if features not in FEATURES:
+            raise ConfigError(
+                f"model.features: expected one of {', '.join(FEATURES)}, "
+                f"got '{features}'{suggest(features, FEATURES)}"
+            )
         self.vit = vit
-        self.image_size = image_size
+        self.transform = Transform(transform) if isinstance(transform, int) else transform
+        self.features = features
         self.extras = dict(extras or {})
-        self.register_buffer("channel_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("channel_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.architecture = architecture
+        mean, std = torch.tensor(self.transform.mean), torch.tensor(self.transform.std)
+        self.register_buffer("channel_mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("channel_std", std.view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
+        # Asked of the network: representation layers and poolings decide it.
+        tokens = torch.zeros(1, self.num_prefix_tokens + 1, self.embed_dim)
+        self.feature_dim = int(self._read_out(tokens).shape[-1])
+        """Width of what `encode` returns and the head reads."""
 
     @property
     def embed_dim(self) -> int:
-        """Width d of tokens, prompts and features."""
+        """Width d of tokens, prompts and queries."""
         return int(self.vit.embed_dim)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the prompts: CLS, registers, the distillation token."""
+        return int(self.vit.num_prefix_tokens)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.transform.image_size
 
     @property
     def depth(self) -> int:
         """Number of attention blocks."""
         return len(self.vit.blocks)
 
+    def forward(self, pixels: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """The whole network: (B, 3, S, S) -> (B, feature_dim)."""
+        return self.encode(self.embed(pixels), prompts)
+
     def preprocess(self, images: Tensor) -> Tensor:
-        """Resize and normalise.
-
-        Args:
-            images: (B, H, W, 3) uint8.
-
-        Returns:
-            (B, 3, S, S) float32 with S the input size of the network.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise InputError(
-                f"images: expected (B, H, W, 3) uint8, "
-                f"got {tuple(images.shape)} {images.dtype}; convert them to RGB"
-            )
-        pixels = images.permute(0, 3, 1, 2).to(self.channel_mean.dtype) / 255
-        if pixels.shape[-2:] != (self.image_size, self.image_size):
-            pixels = F.interpolate(
-                pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True
-            )
-        normalised: Tensor = (pixels - self.channel_mean) / self.channel_std
-        return normalised
+        """Resize, crop and normalise: (B, H, W, 3) uint8 -> (B, 3, S, S), S = `image_size`."""
+        return self.transform(images, self.channel_mean, self.channel_std)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """All that is below the prompts: (B, 3, S, S) -> tokens (B, T, d), CLS first."""
+        """All that is below the prompts: (B, 3, S, S) -> tokens (B, T, d), the prefix first."""
         vit = self.vit
         tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
         return tokens
 
     def encode(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """The blocks above the prompts.
+        """The blocks above the prompts, and the read-out.
 
         Args:
             tokens: (B, T, d) from `embed`.
             prompts: (n, d) for the whole batch, (B, n, d) one set per image, or None. They stand
-                after CLS and get no position embedding.
+                after the prefix and get no position embedding. Where the network pools over
+                patches, prompts are left out of the pool.
 
         Returns:
-            (B, d): the CLS token after the final norm.
+            (B, feature_dim): the features, or the logits of the network's own classifier.
         """
+        return self._read_out(self._blocks(tokens, prompts))
+
+    def _blocks(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """(B, T, d) -> (B, T, d) after the final norm, without the prompts' outputs."""
+        prefix, count = self.num_prefix_tokens, 0
         if prompts is not None and prompts.shape[-2] > 0:
             if prompts.ndim == 2:
                 prompts = prompts.unsqueeze(0).expand(tokens.shape[0], -1, -1)
-            tokens = torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)
+            count = prompts.shape[1]
+            tokens = torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1)
         for block in self.vit.blocks:
             tokens = block(tokens)
-        features: Tensor = self.vit.norm(tokens)[:, 0]
-        return features
+        tokens = self.vit.norm(tokens)
+        if count and self.vit.global_pool != "token":
+            tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix + count :]], dim=1)
+        return tokens
+
+    def _read_out(self, tokens: Tensor) -> Tensor:
+        """(B, T, d) -> (B, feature_dim): timm's pooling and what follows it."""
+        read: Tensor = self.vit.forward_head(tokens, pre_logits=self.features == "pre_logits")
+        return read
 
     def queries(self, tokens: Tensor, kind: str) -> Tensor:
         """What an image is asked by when prompts are selected for it; a constant of the image.
 
         `style` is the standard deviation over the patch tokens right after the embedding: low-level
-        statistics that tell the domain and hardly the class. `cls` is the CLS feature of the
-        network without prompts. Both are standardised by the statistics of public (pre-training)
-        images and scaled to unit norm.
+        statistics that tell the domain and hardly the class. `cls` is the CLS token after the final
+        norm of the network without prompts (L2P's query), or the pooled feature of a network
+        without CLS. Both are standardised by the statistics of public (pre-training) images and
+        scaled to unit norm.
 
         Args:
             tokens: (B, T, d) from `embed`.
@@ -135,26 +166,36 @@ class Backbone(nn.Module):
 
     def raw_queries(self, tokens: Tensor, kind: str) -> Tensor:
         """`queries` before standardisation: (B, T, d) -> (B, d)."""
+        vit = self.vit
         if kind == "style":
-            patches = tokens[:, 1:]
-            if self.vit.pos_embed is not None:
+            patches = tokens[:, self.num_prefix_tokens :]
+            if vit.pos_embed is not None and isinstance(vit.norm_pre, nn.Identity):
                 # The position embedding is the same for every image and would only add a constant
-                # pattern.
-                patches = patches - self.vit.pos_embed[:, -patches.shape[1] :]
+                # pattern. (A norm after it mixes the two.)
+                patches = patches - vit.pos_embed[:, -patches.shape[1] :]
             return patches.std(dim=1)
         if kind == "cls":
-            return self.encode(tokens)
+            final = self._blocks(tokens)
+            if vit.has_class_token:
+                return final[:, 0]
+            pooled: Tensor = vit.forward_head(final, pre_logits=True)
+            return pooled
         raise ConfigError(
             f"prompts.query: expected one of {', '.join(QUERIES)}, "
             f"got '{kind}'{suggest(kind, QUERIES)}"
         )
 
     def checksum(self) -> str:
-        """SHA-256 over the weights and the statistics, to show that nothing changes them."""
+        """SHA-256 over all that makes the function of an image: weights, statistics, and what
+        differs from the embedded models in architecture, features and transform.
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted({**self.vit.state_dict(), **self.extras}.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        settings = (self.architecture, self.features, self.transform)
+        if settings != ("", "pre_logits", Transform(self.image_size)):
+            digest.update(repr(settings).encode())
         return digest.hexdigest()
 
 
@@ -162,22 +203,77 @@ def load_backbone(model: str | ModelOptions) -> Backbone:
     """A frozen backbone.
 
     Args:
-        model: the options, or a name: `nano`, `nano_promptable`, or the path of a file that
-            `fedprompt pretrain` wrote.
+        model: the options, or the name alone: `nano`, `nano_promptable`, the path of a file that
+            `fedprompt pretrain` wrote, or a Vision Transformer of timm.
 
     Raises:
-        ConfigError: unknown name, or weights that cannot be read.
+        ConfigError: unknown name, options that do not fit it, or weights that cannot be read.
     """
-    name = model if isinstance(model, str) else model.backbone
-    if name in nano.EMBEDDED:
-        path = nano.weights_path(name)
-    elif name.endswith(".safetensors"):
-        path = Path(name)
-    else:
-        raise ConfigError(
-            f"model.backbone: expected one of {', '.join(nano.EMBEDDED)} or a "
-            f".safetensors file made by 'fedprompt pretrain', "
-            f"got '{name}'{suggest(name, nano.EMBEDDED)}"
-        )
+    options = ModelOptions(model) if isinstance(model, str) else model
+    if options.backbone in nano.EMBEDDED:
+        return _load_nano(nano.weights_path(options.backbone), options)
+    if options.backbone.endswith(".safetensors"):
+        return _load_nano(Path(options.backbone), options)
+    vit, transform = timm_vit.build(options)
+    # The tag names weights, not a function; those are hashed themselves.
+    architecture = options.backbone.partition(".")[0]
+    return Backbone(vit, transform, options.features, architecture=architecture)
+
+
+def _load_nano(path: Path, options: ModelOptions) -> Backbone:
+    for field, expected in (
+        ("pretrained", (True,)),
+        ("features", ("pre_logits",)),
+        ("image_size", (None, nano.IMAGE_SIZE)),
+    ):
+        value = getattr(options, field)
+        if value not in expected:
+            raise ConfigError(
+                f"model.{field}: expected {str(expected[-1]).lower()} for the nano backbone "
+                f"{options.backbone}, which has nothing else, got {str(value).lower()}; "
+                "leave it out or name a Vision Transformer of timm"
+            )
     vit, extras = nano.load(path)
-    return Backbone(vit, nano.IMAGE_SIZE, extras=extras)
+    transform = Transform(nano.IMAGE_SIZE).with_options(options)
+    return Backbone(vit, transform, extras=extras)
+
+
+def from_torchvision(
+    state_dict: Mapping[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    features: str = "pre_logits",
+    image_size: int | None = None,
+    transform: Transform | None = None,
+) -> Backbone:
+    """torchvision's `VisionTransformer` weights in a timm network, as a frozen backbone.
+
+    Width, depth, patch, image size and classes are read off the tensors.
+
+    Args:
+        state_dict: of a torchvision `VisionTransformer`, or of a model that holds one.
+        num_heads: attention heads; by default 16 for a width of 1280 and width / 64 otherwise.
+        features: `pre_logits`, or `logits` for what its `heads` say, which the paper's head reads.
+        image_size: input size; by default that of the weights. For another one the position
+            embedding is interpolated.
+        transform: how images are prepared; by default the paper's: the shorter side to 256 of 224,
+            centre crop, ImageNet statistics.
+
+    Raises:
+        InputError: the tensors are no such model.
+        ConfigError: `features=logits` without a classifier.
+    """
+    vit = torchvision_weights.build(state_dict, num_heads, image_size)
+    if features == "logits" and not vit.num_classes:
+        raise ConfigError(
+            "features=logits: expected weights with a classifier (heads.head), got none; "
+            "use features=pre_logits"
+        )
+    if features == "pre_logits":
+        vit.head = nn.Identity()
+    if transform is None:
+        size = vit.patch_embed.img_size[0]
+        transform = Transform(size, round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+    attention: Any = vit.blocks[0].attn
+    architecture = f"torchvision, {attention.num_heads} heads"
+    return Backbone(vit, transform, features, architecture=architecture)

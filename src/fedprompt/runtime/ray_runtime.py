@@ -4,7 +4,8 @@
                                          └── ClientActor x N: one frozen backbone each, no client's
                                          state
 
-Data, recipe and each round's broadcast go into the object store once. A client actor that dies is
+Setup, recipe and each round's broadcast go into the object store once; the features do not, as the
+client actors of a machine map the same cache files. A client actor that dies is
 restarted and its job is done again; because a job holds everything and its seed, the repeated work
 gives the same bits.
 """
@@ -138,6 +139,10 @@ class RayRuntime:
     def open(self, setup: WorkerSetup) -> None:
         """Give the client actors backbone and data, and wait until they have them."""
         ray = import_ray()
+        if sum(node["Alive"] for node in ray.nodes()) > 1:
+            # Other machines cannot open the files of this one's cache; the object store brings
+            # the features to each of them once.
+            setup = setup.loaded()
         self._setup = [ray.put(setup)]
         try:
             ray.get([actor.load.remote(self._setup) for actor in self._actors])

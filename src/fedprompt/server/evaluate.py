@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fedprompt.client.module import load_head
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.data.cache import CHUNK, FeatureTable
+from fedprompt.data.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
 from fedprompt.models.prompted_vit import select_rows
@@ -53,7 +53,7 @@ def evaluate(
         class_mask: (groups, classes) bool; an image is classified among the classes of its domain.
         device: where to compute.
     """
-    head = build_head(recipe.head, backbone.embed_dim, recipe.num_classes, torch.Generator())
+    head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, torch.Generator())
     load_head(head, state.broadcast())
     head.to(device).eval()
     prompts = state.prompts.to(device)
@@ -64,7 +64,7 @@ def evaluate(
     for start in range(0, len(order), CHUNK):
         index = order[start : start + CHUNK]
         if recipe.prompts.count:
-            inputs = torch.from_numpy(table.tokens[index]).to(device)
+            inputs = table.tokens_at(index).to(device)
             features = backbone.encode(inputs, prompts[rows[start : start + CHUNK].to(device)])
         else:
             features = torch.from_numpy(table.features[index]).to(device)
