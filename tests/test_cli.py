@@ -138,7 +138,10 @@ def sha256_of(run_dir: Path) -> str:
             ["model.backbone=missing.safetensors"],
             ["missing.safetensors: expected a safetensors file"],
         ),
-        (["model.backbone=resnet"], ["model.backbone: expected one of nano", "got 'resnet'"]),
+        (
+            ["model.backbone=resnet"],
+            ["model.backbone: expected nano, nano_promptable", "got 'resnet'"],
+        ),
         (["rounds"], ["expected one experiment name or file", "'quickstart' and 'rounds'"]),
         (["=3"], ["override '=3': expected key=value"]),
     ],

@@ -66,7 +66,7 @@ def test_each_domain_is_scikit_learns_logistic_regression(backbone: Backbone, cl
 class Deaf:
     """A backbone whose CLS feature is the first token, seen through the mean of the prompts."""
 
-    embed_dim = 128
+    embed_dim = feature_dim = 128
 
     def __init__(self, task_tokens: torch.Tensor) -> None:
         self.extras = {"task_tokens": task_tokens}

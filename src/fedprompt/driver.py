@@ -51,7 +51,7 @@ class Federation:
     frozen_head: FrozenHead | None = None
     """With `head.mode=frozen`."""
     notes: tuple[str, ...] = ()
-    """What the user should read about the cache."""
+    """What the user should read about the data and the cache."""
 
     @property
     def data(self) -> ClientData:
@@ -130,7 +130,7 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
             )
         public = cache.table(task.public)
         frozen_head = fit_frozen_head(backbone, public, task.num_classes, device)
-    notes = tuple(cache.notes)
+    notes = (*task.notes, *cache.notes)
     return Federation(task, backbone, validation, test, setup, frozen_head, notes)
 
 

@@ -8,9 +8,12 @@ number of actors and a resume from disk change no random number.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # who only partitions or reports need not wait for torch
+    import torch
 
 
 def derive_seed(run_seed: int, purpose: str, round_index: int = -1, client_id: int = -1) -> int:
@@ -29,6 +32,8 @@ def torch_generator(
     run_seed: int, purpose: str, round_index: int = -1, client_id: int = -1
 ) -> torch.Generator:
     """A CPU generator seeded by `derive_seed`."""
+    import torch
+
     generator = torch.Generator()
     generator.manual_seed(derive_seed(run_seed, purpose, round_index, client_id))
     return generator

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from layouts import cifar10_binary, class_folders, four
 
 import fedprompt
 from fedprompt.errors import InputError
+from fedprompt.events import Note
 
 Overrides = Callable[..., list[str]]
 
 
 @pytest.fixture
 def run(tiny: Overrides, tmp_path: Path) -> Callable[..., fedprompt.RunResult]:
-    def two_rounds(name: str, *more: str) -> fedprompt.RunResult:
+    def two_rounds(name: str, *more: str, **options: Any) -> fedprompt.RunResult:
         overrides = tiny(f"data={name}", f"data.root={tmp_path / 'files'}", "partition=iid", *more)
-        return fedprompt.run("quickstart", overrides)
+        return fedprompt.run("quickstart", overrides, **options)
 
     return two_rounds
 
@@ -49,4 +52,8 @@ def test_a_bad_image_ends_the_run_before_it_writes_anything(
     with pytest.raises(InputError, match=r"0007\.png: the image does not decode"):
         run("imagefolder", "data.size=32")
     assert not (tmp_path / "run").exists()
-    assert len(run("imagefolder", "data.size=32", "data.on_bad_image=skip").reports) == 2
+    events: list[Any] = []
+    skipping = ("imagefolder", "data.size=32", "data.on_bad_image=skip")
+    assert len(run(*skipping, on_event=events.append).reports) == 2
+    (note,) = [event.text for event in events if isinstance(event, Note)]
+    assert re.search(r"imagefolder: 1 of \d+ \w+ images do not decode .*0007\.png", note)

@@ -3,10 +3,12 @@
 An offline stand-in for the paper's 4-dataset (MNIST-M, Fashion-MNIST, CINIC-10, MMAFEDB), not an
 equivalent of it:
 
-    digits    10  scikit-learn's handwritten digits blended as |texture - digit| in colour (after
-    MNIST-M) letters   10  A - J in many fonts, turned and sheared, on flat or noisy ground (after
-    notMNIST) patterns  10  coloured patterns behind a distracting object, so that shape features
-    alone cannot solve it faces      7  schematic faces with seven expressions
+- digits (10): scikit-learn's handwritten digits blended as |texture - digit| in colour
+  (after MNIST-M)
+- letters (10): A - J in many fonts, turned and sheared, on flat or noisy ground (after notMNIST)
+- patterns (10): coloured patterns behind a distracting object, so that shape features alone cannot
+  solve it
+- faces (7): schematic faces with seven expressions
 
 Pre-training (`fedprompt pretrain`) shows none of these digits, letters or faces, and six of the
 ten patterns.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.data.digits import stratified_parts
-from fedprompt.data.files import image_names, logger
+from fedprompt.data.files import image_names
 from fedprompt.data.images import ImageFiles, Indices, JoinedImages, LazyImages
 from fedprompt.data.task import Split, Task
 from fedprompt.errors import ConfigError, InputError, suggest
@@ -167,8 +167,6 @@ def build_task(
         InputError: a class has no training image, or one is tested that is not trained.
     """
     splits = draw_splits(name, published, options, share, balanced)
-    for note in published.notes:
-        logger.warning("%s", note)
     return Task(
         name=name,
         class_names=published.class_names,

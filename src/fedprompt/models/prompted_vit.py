@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import ConfigError, suggest
+from fedprompt.models.voting import majority_vote
 
 SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
@@ -107,22 +108,6 @@ def nearest_keys(query: Tensor, keys: Tensor, count: int) -> Tensor:
     """
     distances = (keys - query).square().sum(dim=1)
     return torch.sort(distances, stable=True).indices[:count].sort().values
-
-
-def majority_vote(similarity: Tensor, count: int) -> Tensor:
-    """Rows with the most votes when every image votes for its `count` most similar prompts (L2P's
-    batch rule).
-
-    Args:
-        similarity: (B, n) cosine similarities.
-        count: rows to take, and votes of each image.
-
-    >>> majority_vote(torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.2, 0.9], [0.8, 0.0, 0.1]]), 1)
-    tensor([0])
-    """
-    votes = similarity.topk(min(count, similarity.shape[1]), dim=1).indices.flatten()
-    tally = torch.bincount(votes, minlength=similarity.shape[1])
-    return torch.sort(tally, descending=True, stable=True).indices[:count].sort().values
 
 
 def select_rows(

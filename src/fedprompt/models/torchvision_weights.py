@@ -41,7 +41,7 @@ def prefix_of(state_dict: Mapping[str, Tensor]) -> str | None:
     """What stands before torchvision's names in a file (`""` as a rule, `"vit."` and the like in
     the file of a larger model); None for another layout.
 
-    >>> prefix_of({"net.conv_proj.weight": torch.ones(1), "net.class_token": torch.ones(1)})
+    >>> prefix_of(dict.fromkeys(["net.conv_proj.weight", "net.class_token"]))
     'net.'
     >>> prefix_of({"patch_embed.proj.weight": torch.ones(1)}) is None
     True
