@@ -502,6 +502,66 @@ def test_an_entry_in_use_is_not_deleted(toy: Toy, folder: Path) -> None:
     assert len(names(folder)) == 1
 
 
+def test_nothing_but_entries_is_counted_or_deleted(toy: Toy, folder: Path) -> None:
+    own = ("data", "docs", "0123", "deadbeef" * 7, ".old-thesis", ".new-idea")
+    for name in own:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "thesis.txt").write_text("years of work" * 10_000)
+    assert cache_entries(folder) == [] and cache_size(folder) == 0
+    open_cache(toy, folder).table(make_split())
+    one = cache_entries(folder)[0].size / 1e9
+    for seed in range(3):
+        open_cache(toy, folder, limit_gb=1.5 * one).table(make_split(seed))
+    assert len(cache_entries(folder)) == 1
+    assert all((folder / name / "thesis.txt").is_file() for name in own)
+
+
+def test_what_cannot_be_had_costs_no_entry(
+    toy: Toy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fill(toy, folder)
+    used = open_cache(toy, folder).table(make_split(1))
+    free = cache_entries(folder)[0].size // 2  # with two entries gone, 2.5 would fit
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    three = [make_split(seed) for seed in (3, 4, 5)]
+    large = Split(
+        *(
+            np.concatenate([getattr(split, name) for split in three])
+            for name in ("images", "labels", "groups")
+        )
+    )
+    with pytest.raises(ConfigError, match="no room for the features of 900 images"):
+        open_cache(toy, folder).table(large)
+    assert names(folder) == sorted(found.values())
+    del used
+
+
+def test_an_entry_is_held_until_its_writer_has_opened_it(
+    toy: Toy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may make room just when an entry has got its name."""
+    removed = []
+
+    def open_later(path: Path, verify: bool = False) -> FeatureTable:
+        if path.is_dir():
+            removed.append(cache_files.remove_entry(path))
+        return cache_files.open_entry(path, verify)
+
+    monkeypatch.setattr(cache, "open_entry", open_later)
+    table = open_cache(toy, folder).table(make_split())
+    assert removed == [False] and len(names(folder)) == 1
+    assert_same(table, compute_table(toy, make_split(), "style", CPU))
+
+
+def test_a_file_in_the_place_of_an_entry_is_replaced(toy: Toy, folder: Path) -> None:
+    prefix = open_cache(toy, folder)
+    path = folder / prefix.key(prefix.recipe(make_split()))
+    folder.mkdir()
+    path.write_text("no folder")
+    assert_same(prefix.table(make_split()), compute_table(toy, make_split(), "style", CPU))
+    assert path.is_dir() and "it is no folder" in prefix.notes[0]
+
+
 def test_a_table_larger_than_the_limit_is_refused(toy: Toy, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"take 2.88e-05 GB, more than the limit of 1e-05 GB"):
         open_cache(toy, folder, limit_gb=1e-5).table(make_split())

@@ -125,6 +125,9 @@ def test_redraws_of_large_requests_are_bounded_by_their_work(
     labels = np.repeat(np.arange(10), 200)
     with pytest.raises(ConfigError, match="at least 1 of 2000 samples in 30 tries"):
         partition.create("dirichlet", alpha=1e-3)(labels, 1000, 0)
+    monkeypatch.setattr(partition_dirichlet, "MAX_SHARES", 3_000)
+    with pytest.raises(ConfigError, match="in 1 tries"):
+        partition.create("dirichlet", alpha=1e-3)(labels, 1000, 0)
 
 
 def test_clients_without_samples_are_named() -> None:

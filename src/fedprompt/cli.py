@@ -166,10 +166,17 @@ def partition(arguments: tuple[str, ...], picture: Path | None, save: Path | Non
     names, overrides = sort_arguments(arguments)
     check_one_name(names, "fedprompt partition quickstart")
     from fedprompt.config import compose
-    from fedprompt.preview import draw_picture, make_preview, render_table, save_partition
+    from fedprompt.preview import (
+        check_writable,
+        draw_picture,
+        make_preview,
+        render_table,
+        save_partition,
+    )
 
     preview = make_preview(compose(names[0], overrides))
     picture = picture or Path(f"partition-{Path(preview.config.name).name}.png")
+    check_writable(picture, "--picture")
     saved = save_partition(preview, save) if save else None
     draw_picture(preview, picture)
     click.echo(preview.title)

@@ -165,11 +165,11 @@ def disk() -> Iterator[Finding]:
     size = sum(entry.size for entry in entries)
     yield Finding("disk", "feature cache", f"{folder}: {len(entries)} entries, {_size(size)}")
     above = _existing(folder)
-    if not os.access(above, os.W_OK):
+    if not (above.is_dir() and os.access(above, os.W_OK)):
         yield Finding(
             "disk",
             "feature cache",
-            f"{above} cannot be written",
+            f"{above} cannot be written" if above.is_dir() else f"{above} is no folder",
             "warning",
             "set cache.folder or FEDPROMPT_CACHE to a folder that can, or cache.enabled=false",
         )

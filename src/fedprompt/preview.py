@@ -6,7 +6,9 @@ Only the data's labels are used; no backbone is loaded.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,11 +230,26 @@ def save_partition(preview: Preview, path: Path) -> Path:
     return path
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written, before anything is.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+        cause = errno.EISDIR if path.is_dir() else errno.EACCES
+        cause = cause if path.parent.is_dir() else errno.ENOENT
+        raise _cannot_write(path, option, os.strerror(cause))
+
+
 def _write(path: Path, content: bytes, option: str) -> None:
     try:
         atomic_write(path, content)
     except OSError as error:
-        raise ConfigError(
-            f"{option} {path}: expected a file that can be written, "
-            f"got '{error.strerror or error}'; choose another"
-        ) from error
+        raise _cannot_write(path, option, error.strerror or str(error)) from error
+
+
+def _cannot_write(path: Path, option: str, cause: str) -> ConfigError:
+    return ConfigError(
+        f"{option} {path}: expected a file that can be written, got '{cause}'; choose another"
+    )

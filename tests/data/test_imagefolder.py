@@ -52,6 +52,15 @@ def test_folders_of_splits(tmp_path: Path, validation: str | None, test: bool) -
     assert all(np.bincount(split.labels).min() >= 1 for split in cut)
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [["Train", "test"], ["val", "test"], ["train", "val", "valid"], ["train", "test", "extra"]],
+)
+def test_folders_that_are_splits_in_part_are_refused(tmp_path: Path, folders: list[str]) -> None:
+    class_folders(tmp_path, folders, CLASSES, 4, 16)
+    refused(f"or a folder for each class, got {', '.join(sorted(folders))};", root=str(tmp_path))
+
+
 def test_folders_of_classes_are_divided_by_the_seed(tmp_path: Path) -> None:
     written = class_folders(tmp_path, ["."], ("ant", "bee", "train"), 10, 16)["."]
     task = create(root=str(tmp_path), validation=0.25, test=0.2)
@@ -156,6 +165,11 @@ def test_a_csv_with_two_columns_elsewhere(pictures: Path) -> None:
         ("path,label", ["img/0.png,a", "img/0.png,b"], "line 3: 'img/0.png' is there twice"),
         ("path,label,split", ["img/0.png,a,tset"], "line 2: split: .*did you mean 'test'"),
         ("path,label,split", ["img/0.png,a,test"], "expected rows with split 'train', got none"),
+        (
+            "path,label",
+            ["img/0.png,a", "img/../img/0.png,a", "img/1.png,a"],
+            "each image once, got",
+        ),
         ("path,label", ["img/99.png,a"], "1 of 1 listed images do not exist, the first is img/99"),
         (
             "path,label,split",

@@ -60,7 +60,7 @@ def unpack(
         except (
             *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
             *(NotImplementedError, RuntimeError),  # a zip method that is not known; a password
-            OSError,
+            *(OSError, ValueError),  # a name that is no text
         ) as error:
             message = " ".join(str(error).split()) or type(error).__name__
             raise InputError(

@@ -16,18 +16,26 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from fedprompt.data import tables
-from fedprompt.data.cache_files import FORMAT, lock, open_entry, remove_entry, write_entry
+from fedprompt.data.cache_files import (
+    FORMAT,
+    in_use,
+    lock,
+    open_entry,
+    remove_entry,
+    write_entry,
+)
 from fedprompt.data.tables import (
     CHUNK,
     DTYPES,
@@ -54,6 +62,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 GB = 10**9
+ENTRY_NAME = re.compile(r"[0-9a-f]{64}")
+"""Nothing else in the folder is the cache's, and nothing else is counted or deleted."""
+REMAINS = re.compile(rf"\.(new-{ENTRY_NAME.pattern}|old-{ENTRY_NAME.pattern}-\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +125,15 @@ def cache_folder(folder: str | None = None) -> Path:
 def cache_entries(folder: Path | None = None) -> list[StoredEntry]:
     """All entries, those not used for longest first."""
     found = []
-    for path in (folder or cache_folder()).glob("[0-9a-f]*"):
+    for path in _named(folder or cache_folder(), ENTRY_NAME):
         with contextlib.suppress(OSError):  # just deleted, or no folder
             size = sum(file.stat().st_size for file in path.iterdir())
             found.append(StoredEntry(path, size, path.stat().st_mtime))
     return sorted(found, key=lambda entry: entry.used)
+
+
+def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return [path for path in folder.glob("*") if names.fullmatch(path.name)]
 
 
 def cache_size(folder: Path | None = None) -> int:
@@ -184,8 +199,9 @@ class PrefixCache:
             # Another process may have made it while this one waited.
             table = self._open(path, say_why=True)
             if table is None:
-                self._write(path, recipe, split)
-                table = open_entry(path)
+                # Held until it is open, so that no other process makes room of it in between.
+                with self._write(path, recipe, split):
+                    table = open_entry(path)
         return table
 
     def recipe(self, split: Split) -> dict[str, Any]:
@@ -217,7 +233,8 @@ class PrefixCache:
                 self._note(f"cache entry {path} was damaged ({error}) and was computed again")
             return None
 
-    def _write(self, path: Path, recipe: dict[str, Any], split: Split) -> None:
+    def _write(self, path: Path, recipe: dict[str, Any], split: Split) -> IO[bytes]:
+        """Compute and write an entry; it is in use as long as the returned file is open."""
         remove_entry(path, even_in_use=True)  # damaged
         logger.info("computing the features of %d images for %s", len(split), path)
 
@@ -226,7 +243,7 @@ class PrefixCache:
             self._make_room(size, split)
 
         try:
-            write_entry(
+            return write_entry(
                 path,
                 recipe,
                 self.options.dtype,
@@ -250,6 +267,9 @@ class PrefixCache:
             )
         stored = cache_entries(self.folder)
         total = sum(entry.size for entry in stored)
+        unused = sum(entry.size for entry in stored if not in_use(entry.path))
+        if shutil.disk_usage(self.folder).free + unused < size:
+            raise self._full(split, size)  # before anything is deleted in vain
         for entry in stored:
             if total + size <= limit and shutil.disk_usage(self.folder).free >= size:
                 return
@@ -320,13 +340,13 @@ def machine_identity(device: torch.device) -> dict[str, Any]:
 
 def remove_unfinished(folder: Path, own: str = "") -> None:
     """Delete what killed processes have left behind, but not what the key `own` is writing."""
-    for path in folder.glob(".new-*"):
+    for path in _named(folder, REMAINS):
         key = path.name.removeprefix(".new-")
-        if key != own:
+        if path.name.startswith(".old-"):
+            shutil.rmtree(path, ignore_errors=True)
+        elif key != own:
             with contextlib.suppress(OSError), _writer_lock(folder, key, wait=False):
                 shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".old-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

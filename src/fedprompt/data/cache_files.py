@@ -76,6 +76,15 @@ def lock(file: IO[Any] | int, exclusive: bool, wait: bool) -> bool:
     return True
 
 
+def in_use(path: Path) -> bool:
+    """Whether this or another process has an entry open."""
+    try:
+        with (path / HEADER).open("rb") as header:
+            return not lock(header, exclusive=True, wait=False)
+    except OSError:  # damaged: nobody has it open
+        return False
+
+
 def remove_entry(path: Path, even_in_use: bool = False) -> bool:
     """Delete an entry at once; processes that have its files mapped keep them.
 
@@ -83,7 +92,7 @@ def remove_entry(path: Path, even_in_use: bool = False) -> bool:
         False if it is in use, by this process or another, and was left alone.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError):  # damaged: nobody has it open
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # damaged: nobody has it
             header = stack.enter_context((path / HEADER).open("rb"))
             if not lock(header, exclusive=True, wait=False) and not even_in_use:
                 return False
@@ -91,7 +100,10 @@ def remove_entry(path: Path, even_in_use: bool = False) -> bool:
         dead = path.with_name(f".old-{path.name}-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             path.rename(dead)
-        shutil.rmtree(dead, ignore_errors=True)
+        if dead.is_dir():
+            shutil.rmtree(dead, ignore_errors=True)
+        else:
+            dead.unlink(missing_ok=True)
     return True
 
 
@@ -105,7 +117,7 @@ def write_entry(
     chunks: Iterator[Chunk],
     known: dict[str, NDArray[np.int64]],
     make_room: Callable[[int], None],
-) -> None:
+) -> IO[bytes]:
     """Write an entry chunk by chunk; nothing is left behind if that fails.
 
     The caller holds the lock of the entry's key.
@@ -117,6 +129,9 @@ def write_entry(
         chunks: of the whole split.
         known: the arrays that need not be computed, `labels` and `groups`: (N,) each.
         make_room: called with the number of bytes to come, before they are written.
+
+    Returns:
+        The open header, whose lock keeps the entry from being deleted until it is closed.
 
     Raises:
         OSError: the disk is full, or cannot be written to.
@@ -137,8 +152,15 @@ def write_entry(
             file.write(json.dumps({**body, "sha256": _digest_of(body)}, indent=1).encode())
             _to_disk(file)
         _folder_to_disk(unfinished)
-        unfinished.rename(path)
+        held = (unfinished / HEADER).open("rb")
+        try:
+            lock(held, exclusive=False, wait=True)
+            unfinished.rename(path)
+        except BaseException:
+            held.close()
+            raise
         _folder_to_disk(path.parent)
+        return held
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -249,8 +271,10 @@ def open_entry(path: Path, verify: bool = False) -> FeatureTable:
         FileNotFoundError: there is no such entry.
         InputError: it is damaged; the message says how.
     """
-    if not path.is_dir():
+    if not path.exists():
         raise FileNotFoundError(path)
+    if not path.is_dir():
+        raise InputError("it is no folder")
     try:
         lease = os.open(path / HEADER, os.O_RDONLY)
     except FileNotFoundError:

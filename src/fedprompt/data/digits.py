@@ -37,6 +37,8 @@ class DigitsOptions:
     test: float = 0.2
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"data.seed: expected an integer >= 0, got {self.seed}")
         for name in ("validation", "test"):
             share = getattr(self, name)
             if not 0 < share < 1:

@@ -91,6 +91,8 @@ class DomainsOptions:
     difficulty: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"data.seed: expected an integer >= 0, got {self.seed}")
         for name in _SPLITS:
             if getattr(self, name) < 40:
                 raise ConfigError(

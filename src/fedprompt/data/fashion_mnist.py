@@ -34,6 +34,7 @@ LAYOUT = Layout(
         for kind in ("images-idx3", "labels-idx1")
     ),
     ("FashionMNIST/raw", "data/fashion", "fashion-mnist"),
+    packed=True,
 )
 SOURCE = "Zalando's repository (github.com/zalandoresearch/fashion-mnist)"
 

@@ -38,11 +38,13 @@ class Layout:
     """One way in which a publisher lays out a data set."""
 
     files: tuple[str, ...]
-    """What must be there; a folder ends in `/`, and `.gz` may be added to a file."""
+    """What must be there; a folder ends in `/`."""
     folders: tuple[str, ...] = ()
     """Folders below the root that may hold the files; the root itself always may."""
     archives: tuple[str, ...] = ()
     """Archives in the root that hold the first of `folders`."""
+    packed: bool = False
+    """Whether each file may be there with `.gz`."""
 
 
 def data_folder(root: str | None, name: str) -> Path:
@@ -66,24 +68,27 @@ def locate(name: str, root: Path, layouts: Sequence[Layout], source: str) -> tup
 
     Raises:
         ConfigError: the data set is not there, or some of its files are not.
+        InputError: its archive cannot be unpacked, or holds something else.
     """
+    found = _find(name, root, layouts, source)
+    if found is not None:
+        return found
     for layout in layouts:
-        for inner in ("", *layout.folders):
-            folder = root / inner
-            absent = [file for file in layout.files if not is_present(folder, file)]
-            if not absent:
-                return folder, layout
-            if len(absent) < len(layout.files):
-                raise ConfigError(
-                    f"{name}: {', '.join(absent)} missing in {folder}: expected "
-                    f"{', '.join(layout.files)} there; get the files from {source}"
-                )
-    for layout in layouts:
-        for archive in layout.archives:
-            if (root / archive).is_file():
-                logger.info("unpacking %s", root / archive)
-                unpack(root / archive, layout.folders[0])
-                return locate(name, root, layouts, source)
+        for archive in (root / each for each in layout.archives):
+            if not archive.is_file():
+                continue
+            folder = root / layout.folders[0]
+            if not folder.is_dir() or not any(folder.iterdir()):
+                logger.info("unpacking %s", archive)
+                unpack(archive, layout.folders[0])
+            found = _find(name, root, layouts, source)  # another process may have unpacked it, too
+            if found is not None:
+                return found
+            raise InputError(
+                f"{name}: expected {', '.join(layout.files)} in {folder}, got none of them; remove "
+                f"that folder to have {archive.name} unpacked, or get the archive again from "
+                f"{source}"
+            )
     expected = " or ".join(", ".join(layout.files) for layout in layouts)
     archives = [archive for layout in layouts for archive in layout.archives]
     packed = f", or {' or '.join(archives)}" if archives else ""
@@ -93,10 +98,34 @@ def locate(name: str, root: Path, layouts: Sequence[Layout], source: str) -> tup
     )
 
 
-def is_present(folder: Path, file: str) -> bool:
-    """Whether a folder holds a file, plain or with `.gz`, or a folder (`name/`)."""
+def _find(
+    name: str, root: Path, layouts: Sequence[Layout], source: str
+) -> tuple[Path, Layout] | None:
+    """The first layout that is there as a whole, or None if nothing is there.
+
+    Raises:
+        ConfigError: some files of one are there, some are not.
+    """
+    for layout in layouts:
+        for inner in ("", *layout.folders):
+            folder = root / inner
+            absent = [file for file in layout.files if not is_present(folder, file, layout.packed)]
+            if not absent:
+                return folder, layout
+            if len(absent) < len(layout.files):
+                raise ConfigError(
+                    f"{name}: {', '.join(absent)} missing in {folder}: expected "
+                    f"{', '.join(layout.files)} there; get the files from {source}"
+                )
+    return None
+
+
+def is_present(folder: Path, file: str, packed: bool = False) -> bool:
+    """Whether a folder holds a folder (`name/`) or a file, plain or, if `packed`, with `.gz`."""
     path = folder / file
-    return path.is_dir() if file.endswith("/") else plain_or_gz(path).is_file()
+    if file.endswith("/"):
+        return path.is_dir()
+    return (plain_or_gz(path) if packed else path).is_file()
 
 
 def plain_or_gz(path: Path) -> Path:

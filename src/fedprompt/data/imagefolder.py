@@ -72,15 +72,30 @@ def _from_folders(root: Path, options: ImageFolderOptions) -> Published:
             f"imagefolder: no data in {root}: expected folders train/CLASS/, test/CLASS/, or "
             "CLASS/, with images in them; say where they are with data.root=FOLDER"
         )
-    # A folder `train` without folders in it is a class of that name.
-    found = {
-        SPLITS[name]: root / name
-        for name in class_folders(root)
-        if name in SPLITS and class_folders(root / "train")
-    } or {"train": root}
+    found = _split_folders(root) or {"train": root}
     names = sorted({name for folder in found.values() for name in class_folders(folder)})
     splits = {split: _read_folder(folder, names, options) for split, folder in found.items()}
     return _complete(tuple(names), splits, options)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits; none where the root holds the classes themselves.
+
+    Raises:
+        InputError: some folders look like splits, but not all, or two are the same one.
+    """
+    names = class_folders(root)
+    # A folder `train` without folders in it is a class of that name.
+    if not any(name.lower() in SPLITS and class_folders(root / name) for name in names):
+        return {}
+    found = {SPLITS[name]: root / name for name in names if name in SPLITS}
+    if "train" not in found or len(found) < len(names):
+        raise InputError(
+            f"{root}: expected folders train and, as you like, val (or valid, validation) and test "
+            f"and no other, or a folder for each class, got {', '.join(names)}; rename or remove "
+            "what does not belong there"
+        )
+    return found
 
 
 def _read_folder(folder: Path, class_names: Sequence[str], options: ImageFolderOptions) -> Labelled:
@@ -190,7 +205,8 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 def _numbered(values: Sequence[str]) -> tuple[tuple[str, ...], Indices]:
     """The different values in order (as numbers if all are), and each value's number."""
-    names = set(values)
-    order = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    order = sorted(set(values))
+    if all(name.isdecimal() for name in order):
+        order.sort(key=int)
     number_of = {name: number for number, name in enumerate(order)}
     return tuple(order), np.array([number_of[value] for value in values], np.int64)

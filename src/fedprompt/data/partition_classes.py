@@ -46,7 +46,7 @@ def imbalance(options: ImbalanceOptions) -> Partitioner:
     """99 % of each class to the clients that it dominates, index by index as in PFPT's released
     code.
 
-    The lists of `dominant_clients` say who they are; a class without samples dominates nobody. The
+    The lists of `dominant_clients` say who they are, also for a class without samples. The
     first floor(0.99 n_c) samples of class c are dealt to them in equal pieces, the rest is cut by
     one Dirichlet(1) over the other clients in shuffled order. If there are no other clients, the
     class's own get all of it.
@@ -54,7 +54,7 @@ def imbalance(options: ImbalanceOptions) -> Partitioner:
 
     def split(labels: Indices, num_clients: int, seed: int) -> list[Indices]:
         labels = check_request(labels, num_clients, seed, options.min_samples)
-        members = [each for each in class_members(labels) if len(each)]
+        members = class_members(labels)
         _check_dominated(options.dominated, len(members), num_clients)
         generator = np.random.RandomState(seed % 2**32)  # as for `dirichlet`
         lists = dominant_clients(options.dominated, num_clients, len(members), generator)
@@ -74,10 +74,11 @@ def imbalance(options: ImbalanceOptions) -> Partitioner:
         parts = collect(np.concatenate(members), np.concatenate(owners), num_clients)
         least = min(len(part) for part in parts)
         if least < options.min_samples:
+            smallest = min(len(each) for each in members if len(each))
             raise ConfigError(
                 f"partition.min_samples: expected at least {options.min_samples} of "
                 f"{len(labels)} samples for each of {num_clients} clients, but the smallest class "
-                f"has {min(map(len, members))} and partition=imbalance left a client {least}; "
+                f"has {smallest} and partition=imbalance left a client {least}; "
                 "lower clients.count or partition.min_samples"
             )
         return parts

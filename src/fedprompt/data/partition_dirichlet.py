@@ -8,6 +8,7 @@ released code, and with it the paper's numbers, does the first (`dirichlet`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +62,16 @@ def dirichlet(options: DirichletOptions) -> Partitioner:
         members = class_members(labels)
         class_sizes = np.array([len(each) for each in members])
         start = seed % SEEDS
-        tries = min(MAX_REDRAWS, max(10, MAX_SHARES // (len(members) * num_clients)))
+        tries = min(MAX_REDRAWS, max(1, MAX_SHARES // (len(members) * num_clients)))
+        clients = np.arange(num_clients)
         for attempt in range(tries):
-            pieces = draw_pieces(class_sizes, num_clients, options.alpha, start + attempt)
-            if pieces.sum(axis=0).min() >= options.min_samples:
-                clients = np.arange(num_clients)
-                owners = np.concatenate([np.repeat(clients, sizes) for sizes in pieces])
-                return collect(np.concatenate(members), owners, num_clients)
+            held = np.zeros(num_clients, np.int64)
+            owners = []
+            for sizes in draw_pieces(class_sizes, num_clients, options.alpha, start + attempt):
+                held += sizes
+                owners.append(np.repeat(clients, sizes))
+            if held.min() >= options.min_samples:
+                return collect(np.concatenate(members), np.concatenate(owners), num_clients)
         raise ConfigError(
             f"partition.min_samples: no Dirichlet({options.alpha:g}) draw gave all "
             f"{num_clients} clients at least {options.min_samples} of {len(labels)} samples in "
@@ -77,8 +81,10 @@ def dirichlet(options: DirichletOptions) -> Partitioner:
     return split
 
 
-def draw_pieces(class_sizes: Indices, num_clients: int, alpha: float, seed: int) -> Indices:
-    """How many samples of each class go to each client: (classes, clients).
+def draw_pieces(
+    class_sizes: Indices, num_clients: int, alpha: float, seed: int
+) -> Iterator[Indices]:
+    """How many samples of a class go to each client, (m,), class by class.
 
     Args:
         class_sizes: (C,); a class without samples draws its shares, too, as in the released code.
@@ -89,15 +95,13 @@ def draw_pieces(class_sizes: Indices, num_clients: int, alpha: float, seed: int)
     # The generator that the released partitions were drawn with; a local one, not NumPy's global.
     generator = np.random.RandomState(seed)
     concentration = np.full(num_clients, alpha)
-    pieces = np.empty((len(class_sizes), num_clients), np.int64)
     for label, size in enumerate(class_sizes):
         share = generator.dirichlet(concentration)
         if not abs(share.sum() - 1) < 1e-6:  # all gammas were 0, or their sum was infinite
             other = np.random.default_rng([seed, label])
             share = log_gamma_shares(other, alpha, 1, num_clients)[0]
         cuts = (np.cumsum(share)[:-1] * size).astype(np.int64)
-        pieces[label] = np.diff(np.minimum(cuts, size), prepend=0, append=size)
-    return pieces
+        yield np.diff(np.minimum(cuts, size), prepend=0, append=size)
 
 
 @dataclasses.dataclass(frozen=True)

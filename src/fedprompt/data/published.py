@@ -7,6 +7,7 @@ the training images where the publisher has none, applies limits, and checks.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -166,6 +167,7 @@ def build_task(
         ConfigError: a share or a limit leaves no image, or not one of each class.
         InputError: a class has no training image, or one is tested that is not trained.
     """
+    check_no_repeats(name, published)
     splits = draw_splits(name, published, options, share, balanced)
     return Task(
         name=name,
@@ -207,6 +209,31 @@ def draw_splits(
         generator = numpy_generator(options.seed, f"data/{name}/{limit}")
         drawn.append(split.take(limited(strata, bound, generator, balanced)))
     return drawn[0], drawn[1], drawn[2]
+
+
+def check_no_repeats(name: str, published: Published) -> None:
+    """No file is listed twice, in one split or in two.
+
+    Raises:
+        InputError: names the first file and where it stands.
+    """
+    seen: dict[str, str] = {}
+    for which in ("train", "validation", "test"):
+        split: Labelled | None = getattr(published, which)
+        if split is None or not isinstance(split.images, ImageFiles):
+            continue
+        root = str(split.images.root)
+        for image in split.images.names:
+            path = os.path.normpath(f"{root}/{image}")
+            if path in seen:
+                where = (
+                    f"twice in {which}" if seen[path] == which else f"in {seen[path]} and {which}"
+                )
+                raise InputError(
+                    f"{name}: expected each image once, got {path} {where}; a list of the data set "
+                    "is wrong: get the files again, or remove the line"
+                )
+            seen[path] = which
 
 
 def check_all_trained(name: str, published: Published) -> None:

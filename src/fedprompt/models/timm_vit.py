@@ -16,7 +16,6 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -98,16 +97,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"model.pretrained: expected a file of weights, got no file at {path}")
     try:
+        content: Any
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"model.pretrained: {path} holds more than tensors and could run code when it is read; "
-            "expected a state_dict; save model.state_dict() alone, as safetensors at best"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        cause = " ".join(str(error).split())[:150]
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged or foreign file makes the readers raise is open
+        foreign = "invalid load key" in str(error)  # no pickle at all
+        if isinstance(error, pickle.UnpicklingError) and not foreign:
+            raise ConfigError(
+                f"model.pretrained: {path} holds more than tensors and could run code when it is "
+                "read; expected a state_dict; save model.state_dict() alone, as safetensors at best"
+            ) from error
+        cause = "it is none" if foreign else " ".join(f"{error!r}".split())[:150]
         raise ConfigError(
             f"model.pretrained: {path} cannot be read as "
             f"{'safetensors' if path.suffix == '.safetensors' else 'a torch file'} ({cause}); "
@@ -120,6 +122,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         isinstance(value, Tensor) for value in content.values()
     ):
         raise ConfigError(f"model.pretrained: expected a state_dict of tensors in {path}")
+    for name, tensor in content.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(
+                f"model.pretrained: expected finite weights, got NaN or infinity in '{name}' of "
+                f"{path}; copy or download the file again"
+            )
     tensors: dict[str, Tensor] = clean_state_dict(content)
     return tensors
 
