@@ -142,10 +142,10 @@ class ExperimentConfig:
                 "head.mode=frozen: with prompts.count=0 nothing is left to train; "
                 "set prompts.count or use head.mode=shared"
             )
-        if getattr(objective, "needs_sgd", False) and self.clients.optimizer != "sgd":
+        if getattr(objective, "needs_sgd", False) and self.clients.optimizer == "adam":
             raise ConfigError(
                 f"objective={self.objective.name}: its arithmetic holds for gradient steps only; "
-                f"expected clients.optimizer=sgd, got '{self.clients.optimizer}'"
+                "expected clients.optimizer=sgd or auto, got 'adam'"
             )
         head = (self.head.name, self.head.bias, self.head.mode)
         solved = bare and head == ("linear", False, "shared")
@@ -155,26 +155,19 @@ class ExperimentConfig:
                 " expected prompts.count=0, tuning=none, head.name=linear, head.bias=false and "
                 "head.mode=shared; method=fedcof sets them"
             )
-        self._check_rows()
-
-    def _check_rows(self) -> None:
-        """Refuse what needs rows of prompts that stay, or one set for all, where there is none."""
-        keeps_rows = getattr(aggregators.entry(self.aggregator.name).factory, "keeps_rows", False)
         made = self.generator.name != "none"
-        moving = self.prompts.count > 0 and (made or not keeps_rows)
-        if moving and getattr(self.objective.options, "control_prompts", False):
-            where = "generator" if made else "aggregator"
-            raise ConfigError(
-                "objective.control_prompts: control variates of prompts need rows that stay, which "
-                f"{where}={getattr(self, where).name} does not keep; expected aggregator=mean; "
-                "set it, or set objective.control_prompts=false"
-            )
         if made and (self.prompts.sends_keys or self.prompts.mode != "shared"):
             raise ConfigError(
                 f"generator={self.generator.name}: makes prompts and no keys; expected "
                 "prompts.selection=all or l2p and prompts.mode=shared, got "
                 f"'{self.prompts.selection}' and '{self.prompts.mode}'"
             )
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether row i of the prompts is the same prompt in every round."""
+        factory = aggregators.entry(self.aggregator.name).factory
+        return self.generator.name == "none" and getattr(factory, "keeps_rows", False)
 
     @property
     def has_global_model(self) -> bool:

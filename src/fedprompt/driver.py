@@ -169,7 +169,7 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
         fixed["prompts"], values, keys = values, values[:0], keys[:0]
     tuning = recipe.build_tuning()
     shared.update(tuning.initial(backbone, torch_generator(config.seed, "initial tuning")))
-    trainable = {**({"prompts": values} if len(values) else {}), **shared}
+    trainable = {**({"prompts": values} if config.keeps_rows and len(values) else {}), **shared}
     shared.update(recipe.build_objective().begin(trainable))
     memory: dict[str, Tensor] = {}
     maker = config.build_generator()

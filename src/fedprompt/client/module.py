@@ -168,7 +168,7 @@ class ClientModule(pl.LightningModule):
         for name, parameter in self.trainable():
             by_rate.setdefault(self.recipe.rate(name), []).append(parameter)
         groups = [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
-        if self.recipe.training.optimizer == "sgd":
+        if self.recipe.optimizer == "sgd":
             return torch.optim.SGD(groups)
         return torch.optim.Adam(groups, betas=(0.9, 0.98), eps=1e-6)
 

@@ -11,7 +11,7 @@ from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.models.tuning import Tuning, tunings
 from fedprompt.objectives import Objective, objectives
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("auto", "adam", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,9 @@ class TrainingOptions:
     epochs: int = 5
     """Local epochs."""
     batch_size: int = 16
-    optimizer: str = "adam"
-    """`adam` as released (beta 0.9 / 0.98, eps 1e-6), or plain `sgd`."""
+    optimizer: str = "auto"
+    """`adam` as released (beta 0.9 / 0.98, eps 1e-6), or plain `sgd`; `auto` is `sgd` where the
+    objective's arithmetic needs it, and `adam` otherwise."""
     lr: float | None = None
     """One learning rate for all; null leaves `prompts.lr`, `head.lr` and `tuning.lr` in force."""
 
@@ -85,6 +86,13 @@ class LocalRecipe:
     def needs_tokens(self) -> bool:
         """Whether images run through the blocks; otherwise their cached CLS features do."""
         return self.prompts.count > 0 or self.tuning != "none"
+
+    @property
+    def optimizer(self) -> str:
+        """`adam` or `sgd`."""
+        if self.training.optimizer != "auto":
+            return self.training.optimizer
+        return "sgd" if self.build_objective().needs_sgd else "adam"
 
     def rate(self, name: str) -> float:
         """The learning rate of a trainable tensor by its name."""

@@ -83,7 +83,8 @@ class Objective:
         """Shared tensors of its own in the initial state.
 
         Args:
-            trainable: the initial tensors that are trained and shared, `prompts` among them.
+            trainable: the initial tensors that are trained and shared; `prompts` is among them if
+                its rows mean the same in every round.
         """
         return {}
 

@@ -12,8 +12,8 @@ The variates cover the prompts (row by row of the broadcast) and all shared tens
 `control.NAME` among the shared tensors; c_i is the client's own state and never leaves it: the
 client returns the difference c_i+ - c_i. Variates double what is sent, and the byte counts say so.
 
-Prompt variates need rows that mean the same in every round. An aggregator that makes a new set of
-prompts each round has none; there `control_prompts=false` corrects the other tensors alone.
+Prompt variates need rows that mean the same in every round. With an aggregator that makes a new set
+of prompts each round, the shared tensors alone have variates.
 
 `variant=sampled` divides the sum of Eq. 5 by the size of the cohort instead of N, a common slip of
 published programs: c then overshoots by N / |cohort| under partial participation.
@@ -40,8 +40,6 @@ class ScaffoldOptions:
 
     variant: str = "scaffold"
     """`scaffold`: Eq. 5 as published; `sampled`: the sum over the cohort divided by its size."""
-    control_prompts: bool = True
-    """False leaves the prompts without variates, for aggregators that do not keep their rows."""
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -60,11 +58,7 @@ class Scaffold(Objective):
 
     def begin(self, trainable: Tensors) -> dict[str, torch.Tensor]:
         """Zero variates: the first round is FedAvg."""
-        return {
-            PREFIX + name: torch.zeros_like(value)
-            for name, value in trainable.items()
-            if name != "prompts" or self.options.control_prompts
-        }
+        return {PREFIX + name: torch.zeros_like(value) for name, value in trainable.items()}
 
     def correction(self, received: Tensors, own: Tensors) -> dict[str, torch.Tensor]:
         """c - c_i for every tensor that has a variate."""
