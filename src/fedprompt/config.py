@@ -257,13 +257,32 @@ def load_group(group: str, name: str) -> Tree:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class MethodCard:
+    """What the first lines of a method's preset say."""
+
+    name: str
+    text: str
+    source: str
+
+
+def list_methods() -> list[MethodCard]:
+    """All presets of `conf/method` in alphabetical order."""
+    cards = []
+    for path in sorted((conf_root() / "method").glob("*.yaml")):
+        lines = [line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines()]
+        cards.append(MethodCard(path.stem, lines[0], lines[1].removeprefix("Source: ")))
+    return cards
+
+
 def compose(
     config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> ExperimentConfig:
     """Compose and check an experiment.
 
     Args:
-        config: name of a file in `conf/experiment/`, path of a YAML file, or a mapping.
+        config: name of a file in `conf/experiment/`, such as `quickstart` or
+            `paper/cifar100_alpha_0.1`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
 
     Raises:
@@ -492,12 +511,14 @@ def _owners(key: str) -> str:
 
 
 def _read_experiment(name: str) -> Tree:
-    named = conf_root() / "experiment" / f"{name}.yaml"
-    if FILE_NAME.fullmatch(name) and named.is_file():
+    folder = conf_root() / "experiment"
+    named = folder / f"{name}.yaml"
+    if all(map(FILE_NAME.fullmatch, name.split("/"))) and named.is_file():
         return _read_yaml(named)
     if Path(name).is_file():
         return _read_yaml(Path(name))
-    names = sorted(file.stem for file in (conf_root() / "experiment").glob("*.yaml"))
+    files = folder.rglob("*.yaml")
+    names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
     raise ConfigError(
         f"no experiment '{name}': expected the path of a YAML file, or one of {', '.join(names)}"
         f"{suggest(name, names)}"
