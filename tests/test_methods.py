@@ -114,13 +114,16 @@ def assert_equal_bits(left: ServerState, right: ServerState) -> None:
 
 
 def method(name: str) -> list[str]:
-    """Overrides that pick a preset over those of `tiny`, which sets prompts of its own."""
-    preset = load_group("method", name)["prompts"]
-    if preset.get("count") == 0:
-        return [f"method={name}", "prompts.count=0"]
-    return (
-        [f"method={name}", "prompts.pool=4"] if preset["selection"] != "all" else [f"method={name}"]
-    )
+    """Overrides that pick a preset over those of `tiny`, which sets prompts and rounds of its own."""
+    preset = load_group("method", name)
+    overrides = [f"method={name}"]
+    if preset["prompts"].get("count") == 0:
+        overrides.append("prompts.count=0")
+    elif preset["prompts"]["selection"] != "all":
+        overrides.append("prompts.pool=4")
+    if preset.get("rounds") == 1:
+        overrides += ["rounds=1", "clients.per_round=null"]
+    return overrides
 
 
 # Presets
