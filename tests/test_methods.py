@@ -114,7 +114,7 @@ def assert_equal_bits(left: ServerState, right: ServerState) -> None:
 
 
 def method(name: str) -> list[str]:
-    """Overrides that pick a preset over those of `tiny`, which sets prompts and rounds of its own."""
+    """Overrides that pick a preset over those of `tiny`, which sets prompts and rounds itself."""
     preset = load_group("method", name)
     overrides = [f"method={name}"]
     if preset["prompts"].get("count") == 0:
