@@ -9,7 +9,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
 	&& echo $$each && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint typecheck format bench pretrain clean
+.PHONY: help setup run test lint typecheck format bench bench-methods pretrain clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ format: setup ## format the code
 
 bench: setup ## measure the quickstart over three seeds and the state hashes (about 15 minutes)
 	@$(BIN)/python benchmarks/quickstart.py $(ARGS)
+
+bench-methods: setup ## compare all methods: runs what is missing (hours), tables, figures
+	@$(BIN)/python benchmarks/methods/run.py $(ARGS)
+	@$(BIN)/python benchmarks/methods/tables.py
 
 pretrain: setup ## train the embedded backbone again (about an hour): make pretrain [ARGS="--help"]
 	@$(BIN)/fedprompt pretrain $(ARGS)

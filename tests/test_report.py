@@ -100,6 +100,8 @@ def test_comparison_table_by_hand(tmp_path: Path) -> None:
         "accuracy": 0.9,  # round 2: round 3 was not evaluated
         "best_round": 2,
         "best_accuracy": 0.9,
+        "balanced_accuracy": None,
+        "personalised": None,
         "prompts": 10,
         "mb_up": 4.0,
         "mb_down": 8.0,

@@ -189,6 +189,15 @@ def partition(arguments: tuple[str, ...], picture: Path | None, save: Path | Non
 
 
 @main.command()
+def methods() -> None:
+    """List the methods with a line and a citation each."""
+    from fedprompt.config import list_methods
+
+    for each in list_methods():
+        click.echo(f"{each.name}\n    {each.text}\n    {each.source}")
+
+
+@main.command()
 @click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
 def report(run_dirs: tuple[Path, ...]) -> None:
     """Print the summary of runs and draw their figures and report.html again."""

@@ -29,9 +29,11 @@ from fedprompt.data.cache import CacheOptions
 from fedprompt.data.partition import partitioners
 from fedprompt.data.task import datasets
 from fedprompt.errors import ConfigError, suggest
+from fedprompt.generators import PromptGenerator, generators
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.options import ModelOptions
 from fedprompt.models.prompted_vit import PromptOptions
+from fedprompt.models.tuning import tunings
 from fedprompt.objectives import objectives
 from fedprompt.registry import Registry
 from fedprompt.runtime import runtimes
@@ -45,8 +47,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "data": datasets,
     "partition": partitioners,
     "runtime": runtimes,
+    "generator": generators,
+    "tuning": tunings,
 }
 GROUPS = (*REGISTRIES, "head", "model")
+EVAL_CLIENTS = ("last", "every", "never")
 FILE_NAME = re.compile(r"\w[\w.+-]*")
 """What can be the name of a file in a group; a path cannot."""
 
@@ -72,6 +77,10 @@ class ExperimentConfig:
     seed: int
     rounds: int
     eval_every: int
+    eval_clients: str
+    """When each client's own model is measured on its share of the held-out splits: after the
+    `last` round, at `every` evaluation, or `never`. Methods without a global model are measured so
+    at every evaluation unless it is `never`."""
     run_dir: str | None
     note: str | None
     """What the reader of the result should know; shown under the summary table."""
@@ -81,6 +90,8 @@ class ExperimentConfig:
     partition: Choice
     aggregator: Choice
     objective: Choice
+    generator: Choice
+    tuning: Choice
     runtime: RuntimeOptions
     model: ModelOptions
     head: HeadOptions
@@ -95,16 +106,12 @@ class ExperimentConfig:
             raise ConfigError(f"eval_every: expected an integer >= 1, got {self.eval_every}")
         if self.seed < 0:
             raise ConfigError(f"seed: expected an integer >= 0, got {self.seed}")
-        if self.prompts.count == 0 and self.method != "head_only":
+        if self.eval_clients not in EVAL_CLIENTS:
             raise ConfigError(
-                f"prompts.count: {self.method} needs at least 1 prompt, got 0; "
-                "method=head_only trains the head alone"
+                f"eval_clients: expected one of {', '.join(EVAL_CLIENTS)}, "
+                f"got '{self.eval_clients}'{suggest(self.eval_clients, EVAL_CLIENTS)}"
             )
-        if self.prompts.count == 0 and self.head.mode == "frozen":
-            raise ConfigError(
-                "head.mode=frozen: with prompts.count=0 nothing is left to train; "
-                "set prompts.count or use head.mode=shared"
-            )
+        self._check_method()
         bound = getattr(self.aggregator.options, "max_prompts", 0)
         if 0 < bound < self.prompts.count:
             raise ConfigError(
@@ -119,6 +126,65 @@ class ExperimentConfig:
                 raise ConfigError(f"compare: {error}") from error
         if len(set(self.compare)) < len(self.compare):
             raise ConfigError(f"compare: expected each method once, got {', '.join(self.compare)}")
+
+    def _check_method(self) -> None:
+        """Refuse plug-ins that do not fit together."""
+        objective = objectives.entry(self.objective.name).factory
+        preset = _section(load_group("method", self.method).get("prompts"), "prompts")
+        if self.prompts.count == 0 and preset.get("count") != 0:
+            raise ConfigError(
+                f"prompts.count: {self.method} needs at least 1 prompt, got 0; "
+                "method=head_only trains the head alone"
+            )
+        bare = self.prompts.count == 0 and self.tuning.name == "none"
+        if bare and self.head.mode == "frozen":
+            raise ConfigError(
+                "head.mode=frozen: with prompts.count=0 nothing is left to train; "
+                "set prompts.count or use head.mode=shared"
+            )
+        if getattr(objective, "needs_sgd", False) and self.clients.optimizer == "adam":
+            raise ConfigError(
+                f"objective={self.objective.name}: its arithmetic holds for gradient steps only; "
+                "expected clients.optimizer=sgd or auto, got 'adam'"
+            )
+        head = (self.head.name, self.head.bias, self.head.mode)
+        solved = bare and head == ("linear", False, "shared")
+        if not getattr(objective, "trains", True) and not solved:
+            raise ConfigError(
+                f"objective={self.objective.name}: computes a linear head from the frozen features;"
+                " expected prompts.count=0, tuning=none, head.name=linear, head.bias=false and "
+                "head.mode=shared; method=fedcof sets them"
+            )
+        made = self.generator.name != "none"
+        if made and (self.prompts.sends_keys or self.prompts.mode != "shared"):
+            raise ConfigError(
+                f"generator={self.generator.name}: makes prompts and no keys; expected "
+                "prompts.selection=all or l2p and prompts.mode=shared, got "
+                f"'{self.prompts.selection}' and '{self.prompts.mode}'"
+            )
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether row i of the prompts is the same prompt in every round."""
+        factory = aggregators.entry(self.aggregator.name).factory
+        return self.generator.name == "none" and getattr(factory, "keeps_rows", False)
+
+    @property
+    def has_global_model(self) -> bool:
+        """Whether prompts and head are the same for all clients, so that there is one model."""
+        return "personal" not in (self.head.mode, self.prompts.mode)
+
+    def measures_clients(self, round_index: int) -> bool:
+        """Whether each client's own model is measured after a round that is evaluated."""
+        if self.eval_clients == "never":
+            return False
+        often = self.eval_clients == "every" or not self.has_global_model
+        return often or round_index == self.rounds
+
+    def build_generator(self) -> PromptGenerator | None:
+        """The generator of prompts, if the experiment has one."""
+        options = dataclasses.asdict(self.generator.options)
+        return generators.create(self.generator.name, **options)
 
     @property
     def label(self) -> str:
@@ -154,11 +220,14 @@ class ExperimentConfig:
             objective=self.objective.name,
             objective_options=dataclasses.asdict(self.objective.options),
             num_classes=num_classes,
+            tuning=self.tuning.name,
+            tuning_options=dataclasses.asdict(self.tuning.options),
         )
 
     def with_method(self, method: str) -> ExperimentConfig:
         """The same experiment with another method: same data, partition and seed."""
         tree = self.tree()
+        _withdraw(tree, load_group("method", self.method))
         _merge_layer(tree, load_group("method", method))
         return build({**tree, "method": method, "name": f"{self.name}/{method}", "compare": []})
 
@@ -188,13 +257,32 @@ def load_group(group: str, name: str) -> Tree:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class MethodCard:
+    """What the first lines of a method's preset say."""
+
+    name: str
+    text: str
+    source: str
+
+
+def list_methods() -> list[MethodCard]:
+    """All presets of `conf/method` in alphabetical order."""
+    cards = []
+    for path in sorted((conf_root() / "method").glob("*.yaml")):
+        lines = [line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines()]
+        cards.append(MethodCard(path.stem, lines[0], lines[1].removeprefix("Source: ")))
+    return cards
+
+
 def compose(
     config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> ExperimentConfig:
     """Compose and check an experiment.
 
     Args:
-        config: name of a file in `conf/experiment/`, path of a YAML file, or a mapping.
+        config: name of a file in `conf/experiment/`, such as `quickstart` or
+            `paper/cifar100_alpha_0.1`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
 
     Raises:
@@ -206,7 +294,10 @@ def compose(
     changes = _parse_overrides(overrides)
     tree: Tree = {}
     _merge_layer(tree, _read_yaml(conf_root() / "default.yaml"))
-    _merge_layer(tree, load_group("method", _name(experiment.get("method", tree["method"]))))
+    # A method named on the command line takes the place of the experiment's own, of which nothing
+    # is left.
+    if "method" not in changes:
+        _merge_layer(tree, load_group("method", _name(experiment.get("method", tree["method"]))))
     _merge_layer(tree, experiment)
     if "method" in changes:
         _merge_layer(tree, load_group("method", _name(changes["method"])))
@@ -252,6 +343,7 @@ class _Scalars:
     seed: int = 0
     rounds: int = 10
     eval_every: int = 1
+    eval_clients: str = "last"
     run_dir: str | None = None
     note: str | None = None
     method: str = "pfpt"
@@ -288,6 +380,26 @@ def _merge_layer(tree: Tree, layer: Mapping[str, Any]) -> None:
             continue  # a section whose lines are all commented out
         else:
             tree[key] = value
+
+
+def _withdraw(tree: Tree, preset: Mapping[str, Any]) -> None:
+    """Put the default in the place of every value that a method's preset set and that still stands,
+    in place: another method is not to inherit it.
+    """
+    defaults: Tree = {}
+    _merge_layer(defaults, _read_yaml(conf_root() / "default.yaml"))
+    for key, value in preset.items():
+        if not isinstance(value, Mapping) or "name" in value or isinstance(tree.get(key), str):
+            whole = value.get("name") if isinstance(value, Mapping) else value
+            standing = _section(tree[key], key).get("name") if key in GROUPS else tree.get(key)
+            if standing == whole and key in defaults:
+                tree[key] = defaults[key]
+            continue
+        section = _section(tree.get(key), key)
+        for name, item in value.items():
+            if section.get(name) == item:
+                section[name] = _section(defaults.get(key), key).get(name)
+        tree[key] = section
 
 
 def _pick(tree: Tree, group: str, name: str) -> None:
@@ -399,12 +511,14 @@ def _owners(key: str) -> str:
 
 
 def _read_experiment(name: str) -> Tree:
-    named = conf_root() / "experiment" / f"{name}.yaml"
-    if FILE_NAME.fullmatch(name) and named.is_file():
+    folder = conf_root() / "experiment"
+    named = folder / f"{name}.yaml"
+    if all(map(FILE_NAME.fullmatch, name.split("/"))) and named.is_file():
         return _read_yaml(named)
     if Path(name).is_file():
         return _read_yaml(Path(name))
-    names = sorted(file.stem for file in (conf_root() / "experiment").glob("*.yaml"))
+    files = folder.rglob("*.yaml")
+    names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
     raise ConfigError(
         f"no experiment '{name}': expected the path of a YAML file, or one of {', '.join(names)}"
         f"{suggest(name, names)}"

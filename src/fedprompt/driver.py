@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fedprompt.aggregation import aggregators
 from fedprompt.checkpoint import load_latest, save_state
@@ -21,6 +22,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.train import ClientData, ClientWorker, WorkerSetup
 from fedprompt.config import ExperimentConfig
 from fedprompt.data.cache import PrefixCache
+from fedprompt.data.mirror import mirror_partition
 from fedprompt.data.partition import check_none_empty, class_counts, partitioners, split_task
 from fedprompt.data.partition_file import make_recipe
 from fedprompt.data.tables import FeatureTable
@@ -35,8 +37,9 @@ from fedprompt.report import comparison_table, make_html
 from fedprompt.runtime import Runtime
 from fedprompt.seeding import torch_generator
 from fedprompt.server.evaluate import Evaluation, evaluate
-from fedprompt.server.round import RoundSettings, make_job, run_round
-from fedprompt.types import ClientUpdate, ServerState
+from fedprompt.server.evaluate_clients import evaluate_clients
+from fedprompt.server.round import RoundSettings, broadcast_of, make_job, run_round
+from fedprompt.types import Broadcast, ClientUpdate, ServerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,39 +132,59 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
         public = cache.table(task.public)
-        frozen_head = fit_frozen_head(backbone, public, task.num_classes, device)
+        frozen_head = fit_frozen_head(backbone, public, task.num_classes, device, config.head.fit)
     notes = (*task.notes, *cache.notes)
     return Federation(task, backbone, validation, test, setup, frozen_head, notes)
 
 
 def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
     """The state before the first round: drawn prompts, drawn unit keys, an untrained head or the
-    frozen one.
+    frozen one, the untouched backbone.
 
     The head is drawn before and apart from the prompts, so that all methods of a seed start from
-    the same one.
+    the same one. What is personal stands among the fixed tensors: clients begin with it, and the
+    server never changes it.
     """
     prompts, backbone = config.prompts, federation.backbone
-    width = backbone.embed_dim
+    width = prompts.width(backbone.embed_dim, backbone.depth)
     recipe = config.recipe(federation.task.num_classes)
     generator = torch_generator(config.seed, "initial head")
     head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
     tensors = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
-    frozen = federation.frozen_head
-    shared = tensors if frozen is None else {}
+    shared: dict[str, Tensor] = {}
+    fixed: dict[str, Tensor] = {}
+    if federation.frozen_head is not None and recipe.head.mode == "frozen":
+        fixed.update(federation.frozen_head.tensors)
+    else:
+        (fixed if recipe.head.mode == "personal" else shared).update(tensors)
     query_dim = federation.data.table.queries.shape[1]
     if prompts.selection == "l2p" and prompts.count:
-        shared["query_projection"] = torch.eye(width, query_dim)
+        shared["query_projection"] = torch.eye(backbone.embed_dim, query_dim)
     generator = torch_generator(config.seed, "initial prompts")
     values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
     keys = F.normalize(torch.randn(prompts.pool_size, query_dim, generator=generator), dim=1)
-    return ServerState(0, values, keys, shared, fixed=frozen.tensors if frozen else {})
+    if not prompts.sends_keys:
+        keys = keys[:, :0]
+    if prompts.mode == "personal":
+        fixed["prompts"], values, keys = values, values[:0], keys[:0]
+    tuning = recipe.build_tuning()
+    shared.update(tuning.initial(backbone, torch_generator(config.seed, "initial tuning")))
+    trainable = {**({"prompts": values} if config.keeps_rows and len(values) else {}), **shared}
+    shared.update(recipe.build_objective().begin(trainable))
+    memory: dict[str, Tensor] = {}
+    maker = config.build_generator()
+    if maker is not None:
+        draws = torch_generator(config.seed, "initial generator")
+        memory = maker.begin(values, config.clients.count, draws)
+        values = maker.consensus(memory)
+    return ServerState(0, values, keys, shared, aggregator=memory, fixed=fixed)
 
 
 def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettings:
     """What stays the same in all rounds of a method."""
     recipe = config.recipe(federation.task.num_classes)
-    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe)
+    generator = config.build_generator()
+    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator)
 
 
 def latest_state(
@@ -179,7 +202,7 @@ def run_method(
 ) -> Iterator[Any]:
     """All rounds of one method, from the start or from its last checkpoint."""
     settings = settings_of(config, federation)
-    evaluate_state = evaluator(settings.recipe, federation)
+    evaluate_state = evaluator(settings.recipe, federation, config.measures_clients, settings)
     aggregator = aggregators.create(
         config.aggregator.name, **dataclasses.asdict(config.aggregator.options)
     )
@@ -206,17 +229,52 @@ def run_method(
 
 
 def evaluator(
-    recipe: LocalRecipe, federation: Federation
+    recipe: LocalRecipe,
+    federation: Federation,
+    measures_clients: Callable[[int], bool] = lambda round_index: False,
+    settings: RoundSettings | None = None,
 ) -> Callable[[ServerState], tuple[Evaluation, Evaluation]]:
-    """A function that measures a state on the test and the validation split."""
+    """A function that measures a state on the test and the validation split.
+
+    Args:
+        recipe: how clients select and classify.
+        federation: splits and backbone.
+        measures_clients: says for a round whether each client's own model is measured as well;
+            needs `settings`, which tell what a client receives.
+        settings: of the run.
+    """
     device = torch.device(federation.setup.device)
+    data = federation.data
+    table = data.table
+    shares = {
+        id(held): mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups)
+        for held in (federation.test, federation.validation)
+    }
+    queries = [torch.from_numpy(table.queries[part]).mean(dim=0) for part in data.parts]
+
+    def received(state: ServerState, client_id: int) -> Broadcast:
+        assert settings is not None  # asked for only with `measures_clients`
+        return make_job(state, settings, client_id, state.broadcast()).broadcast
 
     def measure(state: ServerState) -> tuple[Evaluation, Evaluation]:
-        test, validation = (
-            evaluate(state, recipe, federation.backbone, table, federation.data.class_mask, device)
-            for table in (federation.test, federation.validation)
-        )
-        return test, validation
+        figures = []
+        for held in (federation.test, federation.validation):
+            found = evaluate(state, recipe, federation.backbone, held, data.class_mask, device)
+            if settings is not None and measures_clients(state.round_index):
+                clients = evaluate_clients(
+                    state,
+                    recipe,
+                    federation.backbone,
+                    held,
+                    shares[id(held)],
+                    queries,
+                    data.class_mask,
+                    device,
+                    received,
+                )
+                found = dataclasses.replace(found, clients=clients)
+            figures.append(found)
+        return figures[0], figures[1]
 
     return measure
 
@@ -286,7 +344,7 @@ def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) ->
     federation = prepare(config)
     state, _ = latest_state(config, federation, directory)
     settings = settings_of(config, federation)
-    job = make_job(state, settings, client_id, state.broadcast())
+    job = make_job(state, settings, client_id, broadcast_of(state, settings))
     return ClientWorker(federation.setup).train(settings.recipe, job)
 
 
@@ -298,6 +356,6 @@ def describe(federation: Federation, config: ExperimentConfig) -> str:
         f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
         f"{len(task.test)} test images of {task.num_classes} classes; "
         f"{len(sizes)} clients ({config.partition.name}) with "
-        f"{sizes.min()}-{sizes.max()} images, {config.clients.per_round} a round; "
+        f"{sizes.min()}-{sizes.max()} images, {config.clients.cohort_size} a round; "
         f"frozen backbone {config.model.backbone}"
     )

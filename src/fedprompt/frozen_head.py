@@ -44,9 +44,13 @@ class FrozenHead:
 
 
 def fit_frozen_head(
-    backbone: Backbone, public: FeatureTable, num_classes: int, device: torch.device
+    backbone: Backbone,
+    public: FeatureTable,
+    num_classes: int,
+    device: torch.device,
+    fit: str = "logistic",
 ) -> FrozenHead:
-    """Fit a linear head on public images, domain by domain (logistic regression).
+    """Fit a linear head on public images, domain by domain.
 
     Where the backbone has task tokens, the ones of a domain are chosen by cross-validation on its
     public images; clients' images, validation and test play no part.
@@ -56,6 +60,7 @@ def fit_frozen_head(
         public: labelled images that nobody's privacy depends on.
         num_classes: rows of the head.
         device: where to compute features.
+        fit: `logistic` regression, or `class_means`: the nearest class mean in closed form.
 
     Raises:
         ConfigError: a domain has public images of one class only.
@@ -81,13 +86,9 @@ def fit_frozen_head(
         chosen = next(iter(features))
         if len(features) > 1 and folds > 1:
             chosen = max(features, key=lambda name: _score(features[name], labels, folds))
-        scaler, model = _fit(features[chosen], labels)
-        scaled = model.coef_ / scaler.scale_
-        own_bias = model.intercept_ - scaled @ scaler.mean_
-        if len(classes) == 2:  # scikit-learn gives the second class's row only
-            scaled = np.vstack([-scaled, scaled]) / 2
-            own_bias = np.hstack([-own_bias, own_bias]) / 2
-        weight[classes] = torch.from_numpy(scaled).float()
+        rule = _class_means if fit == "class_means" else _logistic
+        own_weight, own_bias = rule(features[chosen], labels)
+        weight[classes] = torch.from_numpy(own_weight).float()
         bias[classes] = torch.from_numpy(own_bias).float()
         conditions.append(chosen)
     return FrozenHead({"head.0.weight": weight, "head.0.bias": bias}, tuple(conditions))
@@ -128,6 +129,32 @@ def _score(features: NDArray[np.float64], labels: NDArray[np.int64], folds: int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return float(cross_val_score(model, features, labels, cv=order).mean())
+
+
+def _logistic(
+    features: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight (c, d) and bias (c,) of the c classes, ascending."""
+    scaler, model = _fit(features, labels)
+    weight = model.coef_ / scaler.scale_
+    bias = model.intercept_ - weight @ scaler.mean_
+    if len(model.classes_) == 2:  # scikit-learn gives the second class's row only
+        return np.vstack([-weight, weight]) / 2, np.hstack([-bias, bias]) / 2
+    return weight, bias
+
+
+def _class_means(
+    features: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As `_logistic`, for the nearest class mean in standardised features.
+
+    -|x - m|^2 / 2 = x m - |m|^2 / 2 + (what is the same for all classes)
+    """
+    scaler = StandardScaler().fit(features)
+    scaled = scaler.transform(features)
+    means = np.stack([scaled[labels == label].mean(axis=0) for label in np.unique(labels)])
+    weight = means / scaler.scale_
+    return weight, -weight @ scaler.mean_ - (means**2).sum(axis=1) / 2
 
 
 def _fit(

@@ -34,6 +34,7 @@ INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e7eb"
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 PHASE_COLOURS = {"train": "#0072B2", "aggregate": "#D55E00", "evaluate": "#8CC5E3"}
+PERSONALISED = ("mean", "deviation", "worst_tenth", "jain")
 PHASES = tuple(PHASE_COLOURS)
 FATE_COLOURS = {"kept": "#0072B2", "born": "#009E73", "pruned": "#D55E00", "merged": "#000000"}
 """What became of summarizing prompts in a round, as the matching aggregators report it."""
@@ -57,6 +58,15 @@ class Run:
         """Rounds and values of the records that have a number under `key`."""
         pairs = [(r["round"], float(r[key])) for r in self.records if r.get(key) is not None]
         return [index for index, _ in pairs], [value for _, value in pairs]
+
+    def personalised(self, split: str) -> list[tuple[int, dict[str, float]]]:
+        """Rounds in which the clients' own models were measured, and the figures over clients."""
+        told = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
+        return [
+            (index, {name: figures[name] for name in PERSONALISED})
+            for index, figures in told
+            if figures and figures.get("mean") is not None
+        ]
 
     def seconds(self, phase: str) -> list[float]:
         """Seconds that each round spent in `phase`."""
@@ -98,8 +108,12 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     Returns:
         Rows with `name`, `state`, `rounds`, `accuracy` (last evaluated round, test split),
         `best_round` (highest validation accuracy, the earliest of equals), `best_accuracy` (test
-        split, in that round), `prompts`, `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds`
-        (all phases and rounds), `state_sha256`. What a run does not tell is None.
+        split, in that round), `balanced_accuracy` (mean over classes, last evaluated round),
+        `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the clients' own models
+        on their own shares of the test split, the last time they were measured), `prompts`,
+        `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (all phases and rounds),
+        `state_sha256`. What a run does not tell is None. A method without a global model has its
+        best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
 
     Raises:
         ConfigError: a folder is no run directory.
@@ -135,6 +149,12 @@ def _unused(name: str, runs: Sequence[Run]) -> str:
 def _row(run: Run) -> dict[str, Any]:
     accuracies = dict(zip(*run.series("accuracy"), strict=True))
     validation = dict(zip(*run.series("validation_accuracy"), strict=True))
+    balanced = run.series("balanced_accuracy")[1]
+    last = accuracies[max(accuracies)] if accuracies else None
+    personalised = run.personalised("test")
+    if not accuracies and personalised:
+        validation = {index: figures["mean"] for index, figures in run.personalised("validation")}
+        accuracies = {index: figures["mean"] for index, figures in personalised}
     prompts = run.series("num_prompts")[1]
     best = max(validation, key=lambda index: (validation[index], -index)) if validation else None
     digest = run.summary.get("state_sha256")
@@ -142,9 +162,11 @@ def _row(run: Run) -> dict[str, Any]:
         "name": run.name,
         "state": run.status.get("state"),
         "rounds": max((record["round"] for record in run.records), default=0),
-        "accuracy": accuracies[max(accuracies)] if accuracies else None,
+        "accuracy": last,
         "best_round": best,
         "best_accuracy": accuracies.get(best) if best is not None else None,
+        "balanced_accuracy": balanced[-1] if balanced else None,
+        "personalised": personalised[-1][1] if personalised else None,
         "prompts": int(prompts[-1]) if prompts else None,
         "mb_up": sum(run.series("bytes_up")[1]) / MEGABYTE,
         "mb_down": sum(run.series("bytes_down")[1]) / MEGABYTE,
@@ -770,9 +792,15 @@ def _cards_html(row: Mapping[str, Any]) -> str:
 def _summary_html(runs: Sequence[Run]) -> str:
     heads = (
         *("method", "test accuracy", "at best validation (round)", "prompts kept"),
-        *("MB up", "MB down", "seconds", "state SHA-256"),
+        *("MB up", "MB down", "seconds", "state SHA-256", "clients' own models (worst tenth)"),
     )
-    return _table_html(heads, [_cells(_row(run)) for run in runs], lead=True)
+    return _table_html(heads, [_html_cells(_row(run)) for run in runs], lead=True)
+
+
+def _html_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    own = row["personalised"] or {}
+    clients = f"{percent(own.get('mean'))} ({percent(own.get('worst_tenth'))})" if own else "-"
+    return (*_cells(row), clients)
 
 
 def _table_html(heads: Sequence[str], rows: Iterable[Sequence[object]], lead: bool = False) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,8 @@ class Broadcast:
     shared: Tensors
     """Named tensors of fixed shape."""
     fixed: Tensors = dataclasses.field(default_factory=dict)
-    """Named tensors that nobody trains, such as a frozen head; part of the model as the backbone
-    is, and not counted as traffic."""
+    """Named tensors that do not change: a frozen head, or what personal tensors begin with; known
+    to all as the backbone is, and not counted as traffic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,9 @@ class ServerState:
     clients: Mapping[int, Tensors] = dataclasses.field(default_factory=dict)
     """Own tensors of the clients that returned some."""
     fixed: Tensors = dataclasses.field(default_factory=dict)
-    """Tensors that no round changes, such as a frozen head."""
+    """Tensors that no round changes: a frozen head, what personal tensors begin with."""
+    objective: Tensors = dataclasses.field(default_factory=dict)
+    """The objective's own memory at the server."""
 
     def broadcast(self) -> Broadcast:
         """What the clients of the next round receive."""
@@ -89,7 +92,7 @@ class ServerState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: `prompts`, `keys`, `shared/X`, `aggregator/X`, `clients/ID/X`,
-        `fixed/X`.
+        `fixed/X`, `objective/X`.
         """
         flat = {"prompts": self.prompts, "keys": self.keys}
         flat.update({f"shared/{name}": value for name, value in self.shared.items()})
@@ -97,12 +100,14 @@ class ServerState:
         for client_id, tensors in self.clients.items():
             flat.update({f"clients/{client_id}/{name}": value for name, value in tensors.items()})
         flat.update({f"fixed/{name}": value for name, value in self.fixed.items()})
+        flat.update({f"objective/{name}": value for name, value in self.objective.items()})
         return flat
 
     @classmethod
     def from_tensors(cls, round_index: int, flat: Tensors) -> ServerState:
         """Inverse of `tensors`."""
-        named: dict[str, dict[str, Tensor]] = {"shared": {}, "aggregator": {}, "fixed": {}}
+        kinds = ("shared", "aggregator", "fixed", "objective")
+        named: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         clients: dict[int, dict[str, Tensor]] = {}
         for name, value in flat.items():
             kind, _, rest = name.partition("/")
@@ -140,6 +145,12 @@ class RoundReport:
     bytes_down: int
     seconds: Mapping[str, float]
     """`train`, `aggregate`, `evaluate`."""
+    balanced_accuracy: float = math.nan
+    """Mean of the classes' accuracies on the test split."""
+    class_accuracy: tuple[float, ...] = ()
+    personalised: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Every client's own model on its own share of a split, `test` and `validation`: mean,
+    deviation, worst tenth, Jain's index and each client's accuracy. Empty if not measured."""
     clients: tuple[Mapping[str, Any], ...] = ()
     quarantined: tuple[Mapping[str, Any], ...] = ()
     """`client` and `reason` of each refused update."""

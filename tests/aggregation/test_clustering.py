@@ -251,3 +251,20 @@ def test_configuration_files_hold_the_defaults(name: str) -> None:
     assert values.pop("name") == name
     options = aggregation.aggregators.entry(name).options
     assert values == {key: getattr(options(), key) for key in options.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("covariance", ["spherical", "diag"])
+def test_gmm_does_not_collapse_in_many_dimensions(covariance: str) -> None:
+    """Five prompts of 128 numbers and drift as large as their spread; scikit-learn's prior scale,
+    which is 1 / 128 here, sees one component.
+    """
+    draws = torch.Generator().manual_seed(0)
+    true = torch.randn(5, 128, generator=draws)
+    sets = [true + torch.randn(5, 128, generator=draws) for _ in range(10)]
+    found = {}
+    for prior in (0.3, 1 / 128):
+        gmm = aggregation.create("gmm", covariance=covariance, prior_variance=prior)
+        found[prior] = gmm.aggregate(sets, previous=true, generator=draws)
+    assert len(found[1 / 128].prompts) == 1
+    assert len(found[0.3].prompts) == 5
+    assert all(torch.equal(rows, found[0.3].assignment[0]) for rows in found[0.3].assignment)

@@ -6,9 +6,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators, check_inputs
+from fedprompt.aggregation.base import (
+    Aggregation,
+    Aggregator,
+    SharedRule,
+    aggregators,
+    check_inputs,
+)
 
-__all__ = ["Aggregation", "Aggregator", "aggregators", "check_inputs", "create", "names"]
+__all__ = [
+    "Aggregation",
+    "Aggregator",
+    "SharedRule",
+    "aggregators",
+    "check_inputs",
+    "create",
+    "names",
+]
 
 
 def create(name: str, **options: Any) -> Aggregator:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,26 @@ class Aggregator(Protocol):
 
         Raises:
             InputError: an input is malformed; the message names the client.
+        """
+        ...
+
+
+@runtime_checkable
+class SharedRule(Protocol):
+    """An aggregator that has a rule of its own for the shared tensors, too."""
+
+    def merge_shared(
+        self,
+        mean: Mapping[str, Tensor],
+        previous: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The next shared tensors, and what is added to the aggregator's state.
+
+        Args:
+            mean: the shared tensors that clients returned, averaged by sample counts.
+            previous: those that were broadcast.
+            state: the aggregator's state before the round.
         """
         ...
 

@@ -35,6 +35,8 @@ class MeanOptions:
 class Mean:
     """Row-wise weighted mean; rows that nobody used keep their previous value."""
 
+    keeps_rows = True
+
     def __init__(self, options: MeanOptions) -> None:
         self.options = options
 

@@ -1,7 +1,13 @@
-"""The LightningModule of one client in one round: prompts and head on a frozen backbone."""
+"""The LightningModule of one client in one round: prompts and head on a frozen backbone.
+
+A step has three parts, so that several clients can share one pass through the backbone: `choose`
+(which prompts), `encode` (the backbone; `packable` says whether it is the frozen one), and
+`step_loss` (the client's own head and loss).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +22,7 @@ from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
 from fedprompt.models.prompted_vit import select_rows
 from fedprompt.seeding import torch_generator
-from fedprompt.types import Broadcast, ClientJob
+from fedprompt.types import Broadcast, ClientJob, Tensors
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """(B, T, d) tokens, or (B, d) features without prompts; (B, q) queries; (B,) labels and groups"""
@@ -44,26 +50,34 @@ class ClientModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.recipe = recipe
+        self._constants: dict[str, Tensor] | None = None
         # In __dict__ and not as a submodule: Lightning must neither move, count nor switch the
         # shared backbone.
         self.__dict__["backbone"] = backbone
         self.broadcast = job.broadcast
+        self.own = job.state
         self.objective = recipe.build_objective()
+        self.tuning = recipe.build_tuning()
         generator = torch_generator(job.seed, "head")
-        self.prompts = nn.Parameter(job.broadcast.prompts.clone())
+        self.prompts = nn.Parameter(own_prompts(recipe, job.broadcast, job.state).clone())
         self.register_buffer("keys", job.broadcast.keys.clone())
         self.register_buffer("class_mask", torch.from_numpy(class_mask.copy()))
-        self.register_buffer(
-            "use_counts", torch.zeros(len(job.broadcast.prompts), dtype=torch.int64)
-        )
+        self.register_buffer("use_counts", torch.zeros(len(self.prompts), dtype=torch.int64))
         self.head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
         self.projection = (
             nn.Parameter(job.broadcast.shared["query_projection"].clone())
             if "query_projection" in job.broadcast.shared
             else None
         )
-        load_head(self.head, job.broadcast)
-        self.head.requires_grad_(recipe.head.mode == "shared")
+        load_head(self.head, job.broadcast, job.state)
+        self.head.requires_grad_(recipe.head.mode != "frozen")
+        # Parameters whose names hold dots, which a module's attributes cannot.
+        tuned = tuned_tensors(job.broadcast.shared)
+        self.tuned_names = list(tuned)
+        self.tuned_values = nn.ParameterList(
+            nn.Parameter(value.clone()) for value in tuned.values()
+        )
+        self.start = {name: value.detach().clone() for name, value in self.trainable()}
         # Sums over the last epoch, kept as tensors so that a step needs no synchronisation.
         self.register_buffer("sums", torch.zeros(3))
 
@@ -76,71 +90,145 @@ class ClientModule(pl.LightningModule):
         for name, parameter in self.head.named_parameters():
             if parameter.requires_grad:
                 yield f"head.{name}", parameter
+        yield from self.tuned().items()
+
+    def tuned(self) -> dict[str, nn.Parameter]:
+        """The tensors tuned inside the backbone, by the name under which they travel."""
+        return dict(zip(self.tuned_names, self.tuned_values, strict=True))
+
+    @property
+    def packable(self) -> bool:
+        """Whether the backbone is the frozen one, so that clients can share a pass through it."""
+        return not self.tuned_names
+
+    def choose(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prompts' rows (k,) for a batch with queries (B, q), and the similarity term."""
+        return select_rows(self.recipe.prompts, queries, self.prompts, self.keys, self.projection)
+
+    def encode(self, inputs: Tensor, rows: Tensor) -> Tensor:
+        """(B, T, d) tokens -> (B, feature_dim); cached CLS features are returned as they are."""
+        if not self.recipe.needs_tokens:
+            return inputs
+        prompts = self.prompts[rows] if self.recipe.prompts.count else None
+        return self.tuning.encode(self.backbone, self.tuned(), inputs, prompts)
 
     def forward(self, inputs: Tensor, queries: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """One batch: (B, classes) logits, the similarity term or None, the prompts' rows (k,)."""
-        rows, similarity = select_rows(
-            self.recipe.prompts, queries, self.prompts, self.keys, self.projection
-        )
-        # Without prompts the inputs are the cached CLS features: nothing of the backbone has to be
-        # computed.
-        features = (
-            self.backbone.encode(inputs, self.prompts[rows])
-            if self.recipe.prompts.count
-            else inputs
-        )
-        logits: Tensor = self.head(features)
+        rows, similarity = self.choose(queries)
+        logits: Tensor = self.head(self.encode(inputs, rows))
         return logits, similarity, rows
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Cross-entropy over the classes of each image's domain, similarity and objective terms."""
+        """One batch of one client: choose, encode, loss."""
         inputs, queries, labels, groups = batch
-        logits, similarity, rows = self(inputs, queries)
+        rows, similarity = self.choose(queries)
+        return self.step_loss(self.encode(inputs, rows), rows, similarity, labels, groups)
+
+    def step_loss(
+        self,
+        features: Tensor,
+        rows: Tensor,
+        similarity: Tensor | None,
+        labels: Tensor,
+        groups: Tensor,
+    ) -> Tensor:
+        """Cross-entropy over the classes of each image's domain, similarity and objective terms.
+
+        Args:
+            features: (B, feature_dim) from `encode`.
+            rows: (k,) and
+            similarity: from `choose`.
+            labels: (B,)
+            groups: (B,)
+        """
+        logits: Tensor = self.head(features)
         logits = logits.masked_fill(~self.class_mask[groups], -torch.inf)
         self.use_counts[rows] += 1
         loss = F.cross_entropy(logits, labels)
         self._record(loss.detach(), logits.detach(), labels)
         if similarity is not None:
             loss = loss + self.recipe.prompts.similarity_weight * similarity
-        penalty = self.objective.penalty(dict(self.trainable()), self._start())
-        return loss if penalty is None else loss + penalty
+        current = dict(self.trainable())
+        penalty = self.objective.penalty(current, self._start())
+        loss = loss if penalty is None else loss + penalty
+        for name, constant in self._correction().items():
+            # The gradient of this term is the constant.
+            loss = loss + (constant * current[name]).sum()
+        return loss
 
     def on_train_epoch_start(self) -> None:
         """The metrics that a client reports are those of its last epoch."""
         self.sums.zero_()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam as released (beta 0.9 / 0.98, eps 1e-6), a rate each for prompts and head."""
-        options = self.recipe
-        one_rate = options.training.lr
-        prompt_rate = options.prompts.lr if one_rate is None else one_rate
-        head_rate = options.head.lr if one_rate is None else one_rate
-        trainable = dict(self.trainable())
-        head = [p for name, p in trainable.items() if name.startswith("head.")]
-        prompts = [p for name, p in trainable.items() if not name.startswith("head.")]
-        groups = [{"params": prompts, "lr": prompt_rate}, {"params": head, "lr": head_rate}]
-        return torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.98), eps=1e-6)
+        """Adam as released (beta 0.9 / 0.98, eps 1e-6) or plain SGD, a rate each for prompts, head
+        and what is tuned in the backbone.
+        """
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.trainable():
+            by_rate.setdefault(self.recipe.rate(name), []).append(parameter)
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        if self.recipe.optimizer == "sgd":
+            return torch.optim.SGD(groups)
+        return torch.optim.Adam(groups, betas=(0.9, 0.98), eps=1e-6)
 
     def metrics(self) -> dict[str, float]:
         """Mean cross-entropy and accuracy over the last epoch."""
         loss, correct, count = self.sums.tolist()
-        return {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
+        if count == 0:  # an objective without training
+            return {"loss": math.nan, "accuracy": math.nan}
+        return {"loss": loss / count, "accuracy": correct / count}
 
     def _record(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         correct = (logits.argmax(dim=1) == labels).sum()
         self.sums += torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
 
     def _start(self) -> dict[str, Tensor]:
-        tensors = {"prompts": self.broadcast.prompts, **self.broadcast.shared}
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        return {name: tensor.to(self.device) for name, tensor in self.start.items()}
+
+    def _correction(self) -> dict[str, Tensor]:
+        """The objective's constants, computed once."""
+        if self._constants is None:
+            received, own = self.broadcast.shared, self.own
+            constants = self.objective.correction(received, own)
+            self._constants = {
+                name: value.to(self.device)
+                for name, value in constants.items()
+                if name in self.start
+            }
+        return self._constants
 
 
-def load_head(head: nn.Module, broadcast: Broadcast) -> None:
-    """Copy the tensors of the shared or frozen head (`head.*`) into a head."""
+def own_prompts(recipe: LocalRecipe, broadcast: Broadcast, own: Tensors) -> Tensor:
+    """The prompts that a client begins with: the server's, or its own with `prompts.mode=personal`.
+
+    Args:
+        recipe: the mode.
+        broadcast: what the server sent.
+        own: the client's state; without prompts before its first round.
+    """
+    if recipe.prompts.mode == "shared":
+        return broadcast.prompts
+    return own["prompts"] if "prompts" in own else broadcast.fixed["prompts"]
+
+
+def tuned_tensors(shared: Tensors) -> dict[str, Tensor]:
+    """Those of the shared tensors that change the backbone."""
+    other = ("head.", "control.")
+    return {
+        name: value
+        for name, value in shared.items()
+        if name != "query_projection" and not name.startswith(other)
+    }
+
+
+def load_head(head: nn.Module, broadcast: Broadcast, own: Tensors | None = None) -> None:
+    """Copy a head's tensors (`head.*`) into it: the client's own ones, the shared or fixed ones."""
     prefix = "head."
     tensors = {
         name[len(prefix) :]: value
-        for name, value in {**broadcast.fixed, **broadcast.shared}.items()
+        for name, value in {**broadcast.fixed, **broadcast.shared, **(own or {})}.items()
         if name.startswith(prefix)
     }
-    head.load_state_dict(tensors)
+    if tensors:  # an objective without training sends none
+        head.load_state_dict(tensors)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from fedprompt.errors import ConfigError
+from fedprompt.errors import ConfigError, suggest
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.prompted_vit import PromptOptions
+from fedprompt.models.tuning import Tuning, tunings
 from fedprompt.objectives import Objective, objectives
+
+OPTIMIZERS = ("auto", "adam", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,26 +19,46 @@ class TrainingOptions:
     """The local schedule: the `clients` section of a config."""
 
     count: int = 20
-    per_round: int = 10
-    """Clients sampled in each round."""
+    per_round: int | None = 10
+    """Clients sampled in each round; null for all."""
+    pooled: bool = False
+    """True: one client alone, who holds the data of all (centralised training)."""
     epochs: int = 5
     """Local epochs."""
     batch_size: int = 16
+    optimizer: str = "auto"
+    """`adam` as released (beta 0.9 / 0.98, eps 1e-6), or plain `sgd`; `auto` is `sgd` where the
+    objective's arithmetic needs it, and `adam` otherwise."""
     lr: float | None = None
-    """One learning rate for prompts and head; null leaves `prompts.lr` and `head.lr` in force."""
+    """One learning rate for all; null leaves `prompts.lr`, `head.lr` and `tuning.lr` in force."""
 
     def __post_init__(self) -> None:
         for field in ("count", "per_round", "epochs", "batch_size"):
             value = getattr(self, field)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"clients.{field}: expected an integer >= 1, got {value}")
-        if self.per_round > self.count:
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(
+                f"clients.optimizer: expected one of {', '.join(OPTIMIZERS)}, "
+                f"got '{self.optimizer}'{suggest(self.optimizer, OPTIMIZERS)}"
+            )
+        if self.per_round is not None and self.per_round > self.count:
             raise ConfigError(
                 f"clients.per_round: cannot sample {self.per_round} of {self.count} clients; "
                 f"expected clients.per_round <= clients.count; set clients.per_round={self.count}"
             )
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr >= 0):
             raise ConfigError(f"clients.lr: expected a finite number >= 0, got {self.lr}")
+
+    @property
+    def population(self) -> int:
+        """Clients that can be sampled."""
+        return 1 if self.pooled else self.count
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients of a round."""
+        return min(self.population, self.count if self.per_round is None else self.per_round)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +71,35 @@ class LocalRecipe:
     objective: str
     objective_options: dict[str, object]
     num_classes: int
+    tuning: str = "none"
+    tuning_options: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def build_objective(self) -> Objective:
         """The objective that the recipe names."""
         return objectives.create(self.objective, **self.objective_options)
+
+    def build_tuning(self) -> Tuning:
+        """What the recipe tunes inside the backbone."""
+        return tunings.create(self.tuning, **self.tuning_options)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether images run through the blocks; otherwise their cached CLS features do."""
+        return self.prompts.count > 0 or self.tuning != "none"
+
+    @property
+    def optimizer(self) -> str:
+        """`adam` or `sgd`."""
+        if self.training.optimizer != "auto":
+            return self.training.optimizer
+        return "sgd" if self.build_objective().needs_sgd else "adam"
+
+    def rate(self, name: str) -> float:
+        """The learning rate of a trainable tensor by its name."""
+        if self.training.lr is not None:
+            return self.training.lr
+        if name.startswith("head."):
+            return self.head.lr
+        if name in ("prompts", "query_projection"):
+            return self.prompts.lr
+        return self.build_tuning().lr

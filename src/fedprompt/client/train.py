@@ -31,6 +31,7 @@ from fedprompt.errors import ClientError
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.options import ModelOptions
 from fedprompt.models.prompted_vit import PromptOptions
+from fedprompt.objectives import LocalResult
 from fedprompt.seeding import torch_generator
 from fedprompt.types import ClientJob, ClientUpdate
 
@@ -75,9 +76,10 @@ class ClientBatches(IterableDataset[Batch]):
         data: all clients' data.
         client_id: whose.
         batch_size: images of a batch.
-        prompts: whether tokens or, without prompts, features are needed, and by which queries
-            prompts are chosen.
+        prompts: by which queries prompts are chosen.
         generator: draws the permutations.
+        tokens: whether tokens or the CLS features are needed; by default as there are prompts.
+        pooled: take the data of all clients.
     """
 
     def __init__(
@@ -87,13 +89,14 @@ class ClientBatches(IterableDataset[Batch]):
         batch_size: int,
         prompts: PromptOptions,
         generator: torch.Generator,
+        tokens: bool | None = None,
+        pooled: bool = False,
     ) -> None:
         table = data.table
+        tokens = prompts.count > 0 if tokens is None else tokens
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
-        index = data.parts[client_id]
-        self.inputs = (
-            table.tokens_at(index) if prompts.count else torch.from_numpy(table.features[index])
-        )
+        index = np.sort(np.concatenate(data.parts)) if pooled else data.parts[client_id]
+        self.inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
         self.queries = torch.from_numpy(table.queries[index])
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             self.queries = self.queries.mean(dim=0).expand(len(index), -1)
@@ -147,10 +150,13 @@ class ClientWorker:
                 recipe.training.batch_size,
                 recipe.prompts,
                 generator=torch_generator(job.seed, "batches"),
+                tokens=recipe.needs_tokens,
+                pooled=recipe.training.pooled,
             )
             stage = "fit"
-            with contextlib.nullcontext() if self.verbose else quiet_lightning():
-                fit(module, batches, recipe.training.epochs, self.device, job.seed)
+            if module.objective.trains:
+                with contextlib.nullcontext() if self.verbose else quiet_lightning():
+                    fit(module, batches, recipe.training.epochs, self.device, job.seed)
             stage = "collect"
             return collect(module, batches, job, time.perf_counter() - started)
         except Exception as error:
@@ -190,12 +196,36 @@ def collect(
 ) -> ClientUpdate:
     """The update of a fitted module.
 
-    A client returns the prompts that it used, each with the client's mean query as its address.
+    A client returns the prompts that it used, each with the client's mean query as its address if
+    keys travel at all. What is personal goes into the client's own state.
     """
+    recipe, objective = module.recipe, module.objective
     counts = module.use_counts.cpu()
     rows = torch.nonzero(counts).flatten()
     tuned = {name: _copy(parameter) for name, parameter in module.trainable()}
-    key = batches.queries.mean(dim=0)
+    personal = {name: tensor for name, tensor in tuned.items() if is_personal(recipe, name)}
+    if "prompts" in personal:
+        rows = rows[:0]
+    width = module.keys.shape[1]
+    key = batches.queries.mean(dim=0)[:width]
+    steps = len(batches) * recipe.training.epochs if objective.trains else 0
+    result = LocalResult(
+        start=module.start,
+        end=tuned,
+        received=job.broadcast.shared,
+        own=job.state,
+        steps=steps,
+        rates={name: recipe.rate(name) for name in tuned},
+        features=batches.inputs,
+        labels=batches.labels,
+        num_classes=recipe.num_classes,
+    )
+    sent, kept = objective.finish(result)
+    trained = {
+        name: tensor
+        for name, tensor in tuned.items()
+        if objective.trains and name != "prompts" and name not in personal
+    }
     return ClientUpdate(
         client_id=job.client_id,
         num_examples=len(batches.labels),
@@ -203,14 +233,17 @@ def collect(
         keys=key.expand(len(rows), -1).clone(),
         origins=rows.clone(),
         use_counts=counts[rows].clone(),
-        shared={name: tensor for name, tensor in tuned.items() if name != "prompts"},
-        state={},
-        metrics={
-            **module.metrics(),
-            "steps": float(len(batches) * module.recipe.training.epochs),
-            "seconds": seconds,
-        },
+        shared={**trained, **{name: _copy(tensor) for name, tensor in sent.items()}},
+        state={**personal, **{name: _copy(tensor) for name, tensor in kept.items()}},
+        metrics={**module.metrics(), "steps": float(steps), "seconds": seconds},
     )
+
+
+def is_personal(recipe: LocalRecipe, name: str) -> bool:
+    """Whether a trainable tensor stays with its client."""
+    if name == "prompts":
+        return recipe.prompts.mode == "personal"
+    return name.startswith("head.") and recipe.head.mode == "personal"
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -115,7 +115,9 @@ class Backbone(nn.Module):
             tokens: (B, T, d) from `embed`.
             prompts: (n, d) for the whole batch, (B, n, d) one set per image, or None. They stand
                 after the prefix and get no position embedding. Where the network pools over
-                patches, prompts are left out of the pool.
+                patches, prompts are left out of the pool. Rows of depth * d numbers are deep
+                prompts (Jia et al., "Visual Prompt Tuning", ECCV 2022, Eq. 5): the i-th d numbers
+                enter block i in the place of what block i - 1 made of the prompts.
 
         Returns:
             (B, feature_dim): the features, or the logits of the network's own classifier.
@@ -125,12 +127,17 @@ class Backbone(nn.Module):
     def _blocks(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """(B, T, d) -> (B, T, d) after the final norm, without the prompts' outputs."""
         prefix, count = self.num_prefix_tokens, 0
+        parts: list[Tensor] = []
         if prompts is not None and prompts.shape[-2] > 0:
             if prompts.ndim == 2:
                 prompts = prompts.unsqueeze(0).expand(tokens.shape[0], -1, -1)
             count = prompts.shape[1]
-            tokens = torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1)
-        for block in self.vit.blocks:
+            first, *parts = torch.split(prompts, self.embed_dim, dim=-1)
+            tokens = torch.cat([tokens[:, :prefix], first, tokens[:, prefix:]], dim=1)
+        for index, block in enumerate(self.vit.blocks):
+            if 0 < index <= len(parts):
+                own, patches = tokens[:, :prefix], tokens[:, prefix + count :]
+                tokens = torch.cat([own, parts[index - 1], patches], dim=1)
             tokens = block(tokens)
         tokens = self.vit.norm(tokens)
         if count and self.vit.global_pool != "token":

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fedprompt.errors import ConfigError, suggest
 
 HEADS = ("linear", "released")
-MODES = ("shared", "frozen")
+MODES = ("shared", "personal", "frozen")
+FITS = ("logistic", "class_means")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +29,31 @@ class HeadOptions:
     """Width between the two linear layers of `released`."""
     dropout: float = 0.5
     """Between the two linear layers of `released`."""
+    bias: bool = True
+    """Whether the linear layers have biases."""
     lr: float = 3e-3
     """Adam's learning rate for the head."""
     mode: str = "shared"
-    """`shared`: the clients train it and the server averages it; `frozen`: fitted once on the
-    task's public images, so that prompts alone are federated."""
+    """`shared`: the clients train it and the server averages it; `personal`: every client trains
+    and keeps its own; `frozen`: fitted once on the task's public images, so that prompts alone are
+    federated."""
+    fit: str = "logistic"
+    """How a frozen head is fitted: logistic regression, or `class_means` in closed form."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(
                 f"head.mode: expected one of {', '.join(MODES)}, got '{self.mode}'"
                 f"{suggest(self.mode, MODES)}"
+            )
+        if self.fit not in FITS:
+            raise ConfigError(
+                f"head.fit: expected one of {', '.join(FITS)}, got '{self.fit}'"
+                f"{suggest(self.fit, FITS)}"
+            )
+        if self.mode == "frozen" and not self.bias:
+            raise ConfigError(
+                "head.mode=frozen is fitted with biases; expected head.bias=true, got false"
             )
         if self.mode == "frozen" and self.name != "linear":
             raise ConfigError(
@@ -87,20 +102,23 @@ def build_head(
         generator: draws the initial weights, and the dropout masks afterwards.
     """
     if options.name == "linear":
-        return nn.Sequential(_linear(embed_dim, num_classes, generator))
+        return nn.Sequential(_linear(embed_dim, num_classes, generator, options.bias))
     # The released head has no activation between its layers.
     return nn.Sequential(
-        _linear(embed_dim, options.hidden, generator),
+        _linear(embed_dim, options.hidden, generator, options.bias),
         SeededDropout(options.dropout, generator),
-        _linear(options.hidden, num_classes, generator),
+        _linear(options.hidden, num_classes, generator, options.bias),
     )
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def _linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool) -> nn.Linear:
     """`nn.Linear` with torch's default U(-1/sqrt(inputs), 1/sqrt(inputs)), from `generator`."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, inputs, outputs, bias=bias
+    )
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+        if bias:
+            layer.bias.uniform_(-bound, bound, generator=generator)
     return layer

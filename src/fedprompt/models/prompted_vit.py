@@ -18,7 +18,8 @@ from fedprompt.models.voting import majority_vote
 
 SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
-PLACEMENTS = ("input",)
+PLACEMENTS = ("input", "pool", "shallow", "deep", "none")
+MODES = ("shared", "personal")
 CHOICES = ("client", "batch")
 
 
@@ -31,7 +32,12 @@ class PromptOptions:
     pool: int | None = None
     """Prompts that the server starts with; null means `count`."""
     placement: str = "input"
-    """Where prompts enter: `input` is after CLS, below the first block."""
+    """Where prompts enter. `input`: after CLS, below the first block; `pool` and `shallow` are the
+    same and say that prompts are selected from a pool (L2P) or all used (VPT-shallow). `deep`: a
+    prompt has a part for every block and takes the place of its own output there (VPT-deep).
+    `none`: there are none."""
+    mode: str = "shared"
+    """`shared`: the server merges them; `personal`: every client keeps its own."""
     selection: str = "keyed"
     """`keyed`: nearest keys to the batch's mean query; `l2p`: majority vote of cosines; `all`."""
     query: str = "style"
@@ -53,6 +59,7 @@ class PromptOptions:
             ("selection", SELECTIONS),
             ("query", QUERIES),
             ("placement", PLACEMENTS),
+            ("mode", MODES),
             ("choose_by", CHOICES),
         ):
             value = getattr(self, field)
@@ -74,6 +81,12 @@ class PromptOptions:
                 f"prompts.pool: selection=all prepends the whole pool, so expected {self.count} "
                 f"(prompts.count), got {self.pool}; leave prompts.pool out"
             )
+        self._check_placement()
+        if self.mode == "personal" and self.selection != "all":
+            raise ConfigError(
+                f"prompts.mode=personal: a client uses all prompts that it keeps, so expected "
+                f"prompts.selection=all, got '{self.selection}'"
+            )
         if self.eval_batch < 1:
             raise ConfigError(
                 f"prompts.eval_batch: expected an integer >= 1, got {self.eval_batch}"
@@ -86,6 +99,30 @@ class PromptOptions:
             raise ConfigError(
                 f"prompts.similarity_weight: expected a finite number, got {self.similarity_weight}"
             )
+
+    def _check_placement(self) -> None:
+        """Refuse a placement that says something else than the other options."""
+        if self.placement == "none" and self.count:
+            raise ConfigError(
+                f"prompts.placement=none: expected prompts.count=0, got {self.count}; "
+                "set prompts.count=0"
+            )
+        selects = self.selection != "all"
+        if self.placement in ("pool", "shallow") and selects != (self.placement == "pool"):
+            expected = "keyed or l2p" if self.placement == "pool" else "all"
+            raise ConfigError(
+                f"prompts.placement={self.placement}: expected prompts.selection={expected}, "
+                f"got '{self.selection}'; set it, or use prompts.placement=input for both"
+            )
+
+    @property
+    def sends_keys(self) -> bool:
+        """Whether prompts travel with their keys."""
+        return self.selection == "keyed" and self.count > 0
+
+    def width(self, embed_dim: int, depth: int) -> int:
+        """Length of one prompt's row: d, or a part of d for every block with `deep`."""
+        return embed_dim * depth if self.placement == "deep" else embed_dim
 
     @property
     def pool_size(self) -> int:
@@ -122,7 +159,7 @@ def select_rows(
     Args:
         options: the rule and its count.
         queries: (B, q) of the batch.
-        prompts: (n, d) the pool.
+        prompts: (n, d) the pool; of deep prompts, the part of the first block is compared.
         keys: (n, q) its addresses.
         projection: (d, q) trainable query projection of `l2p`; None for the other rules.
 
@@ -137,6 +174,7 @@ def select_rows(
         return nearest_keys(queries.mean(dim=0), keys, options.count), None
     if projection is None:
         raise ConfigError("prompts.selection=l2p needs the shared tensor 'query_projection'")
-    similarity = F.normalize(queries @ projection.T, dim=-1) @ F.normalize(prompts, dim=-1).T
+    addresses = prompts[:, : projection.shape[0]]
+    similarity = F.normalize(queries @ projection.T, dim=-1) @ F.normalize(addresses, dim=-1).T
     rows = majority_vote(similarity.detach(), options.count)
     return rows, similarity[:, rows].sum() / queries.shape[0]

@@ -1,20 +1,59 @@
-"""What a local objective is: a term of the client's loss, beside cross-entropy."""
+"""What a local objective is: what a client minimises beside cross-entropy, and its server half.
+
+An objective is pure: tensors in, tensors out. What it remembers lies where the federation keeps it:
+a client's memory in the client's own state, the server's in the shared tensors (if clients need it)
+or in `ServerState.objective` (if they do not).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from fedprompt.registry import Registry
+from fedprompt.types import ClientUpdate, Tensors
 
 
-class Objective(Protocol):
-    """A term that is added to the loss of every local step."""
+@dataclasses.dataclass(frozen=True)
+class LocalResult:
+    """A client's finished work, as its objective sees it."""
+
+    start: Tensors
+    """The trainable tensors by name (`prompts`, `head.*`, ...) as the client began with them."""
+    end: Tensors
+    """The same after the local epochs."""
+    received: Tensors
+    """All shared tensors of the broadcast."""
+    own: Tensors
+    """The client's own state, as its last update left it."""
+    steps: int
+    rates: Mapping[str, float]
+    """Learning rate of each trainable tensor."""
+    features: Tensor
+    """(N, ...) what the client's images are to the module: tokens, or the CLS features."""
+    labels: Tensor
+    """(N,)"""
+    num_classes: int
+
+
+class Objective:
+    """Plain federated averaging; an objective overrides what it does otherwise."""
+
+    trains: bool = True
+    """False: clients send what `finish` computes and take no training step."""
+    needs_sgd: bool = False
+    """True: the arithmetic holds for plain gradient steps only (`clients.optimizer=sgd`)."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    # The client's half.
 
     def penalty(self, current: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor | None:
-        """The term's value, or None for none.
+        """A term that is added to the loss of every local step, or None for none.
 
         Args:
             current: the client's trainable tensors by name (`prompts` and the shared tensors).
@@ -23,7 +62,58 @@ class Objective(Protocol):
         Returns:
             A scalar that is differentiable in `current`.
         """
-        ...
+        return None
+
+    def correction(self, received: Tensors, own: Tensors) -> dict[str, Tensor]:
+        """Constants that are added to the gradients of every local step, by trainable tensor.
+
+        Args:
+            received: the shared tensors of the broadcast.
+            own: the client's own state.
+        """
+        return {}
+
+    def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the client sends beside its trained tensors, and what it keeps for itself."""
+        return {}, {}
+
+    # The server's half.
+
+    def begin(self, trainable: Tensors) -> dict[str, Tensor]:
+        """Shared tensors of its own in the initial state.
+
+        Args:
+            trainable: the initial tensors that are trained and shared; `prompts` is among them if
+                its rows mean the same in every round.
+        """
+        return {}
+
+    def outgoing(self, shared: Tensors) -> Tensors:
+        """The part of the server's shared tensors that clients receive."""
+        return shared
+
+    def reply(self, shared: Tensors) -> Tensors:
+        """A tensor like each one that a client must return: same names, shapes and dtypes."""
+        return shared
+
+    def combine(
+        self,
+        before: Tensors,
+        mean: Tensors,
+        updates: Sequence[ClientUpdate],
+        num_clients: int,
+        memory: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """The next shared tensors and the server's memory.
+
+        Args:
+            before: the shared tensors before the round.
+            mean: those that the clients returned, averaged by sample counts.
+            updates: the round's good updates.
+            num_clients: clients of the whole federation.
+            memory: what this method returned the last time; empty at first.
+        """
+        return mean, memory
 
 
 objectives: Registry[Objective] = Registry("objective", "fedprompt.objectives")

@@ -1,13 +1,14 @@
-"""`plain`: cross-entropy alone (FedAvg's local objective)."""
+"""`plain`: cross-entropy alone, the local objective of FedAvg.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, Algorithm 1.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
-from torch import Tensor
-
-from fedprompt.objectives.base import objectives
+from fedprompt.objectives.base import Objective, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +17,5 @@ class PlainOptions:
 
 
 @objectives.register("plain", PlainOptions)
-class Plain:
+class Plain(Objective):
     """Adds nothing to the loss."""
-
-    def __init__(self, options: PlainOptions) -> None:
-        self.options = options
-
-    def penalty(self, current: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor | None:
-        """None: nothing is added."""
-        return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedprompt.errors import ConfigError
-from fedprompt.objectives.base import objectives
+from fedprompt.objectives.base import Objective, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,10 @@ class ProximalOptions:
 
 
 @objectives.register("proximal", ProximalOptions)
-class Proximal:
+class Proximal(Objective):
     """Adds (mu / 2) * ||w - w_broadcast||^2 over all trainable tensors."""
 
-    def __init__(self, options: ProximalOptions) -> None:
-        self.options = options
+    options: ProximalOptions
 
     def penalty(self, current: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor | None:
         """The proximal term, or None when mu is 0."""

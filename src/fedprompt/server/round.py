@@ -6,8 +6,11 @@
 3. clients train                          `runtime.map`
 4. sort by client, so that finishing order does not matter
 5. check every update, quarantine bad ones `quarantine`
-6. weighted mean of the shared tensors    `merge_shared`
-7. aggregate the prompt sets              `aggregator.aggregate`
+6. shared tensors: weighted mean          `merge_shared`
+   the objective's server half            `objective.combine`
+   the aggregator's rule, if it has one   `step_shared`
+7. aggregate the prompt sets              `aggregate_prompts`
+   or let a generator learn from them     `teach_generator`
 8. next state, in fresh memory            `next_state`
 9. evaluate and report
 """
@@ -23,9 +26,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation import Aggregation, Aggregator
+from fedprompt.aggregation import Aggregation, Aggregator, SharedRule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import RoundError
+from fedprompt.generators import PromptGenerator
 from fedprompt.seeding import derive_seed, torch_generator
 from fedprompt.server.evaluate import Evaluation
 from fedprompt.server.sampling import sample_cohort
@@ -53,6 +57,8 @@ class RoundSettings:
     rounds: int
     eval_every: int
     recipe: LocalRecipe
+    generator: PromptGenerator | None = None
+    """Makes every client's prompts; without one, all get the server's."""
 
 
 def run_round(
@@ -80,20 +86,31 @@ def run_round(
     """
     round_index = state.round_index + 1
     started = time.perf_counter()
+    objective = settings.recipe.build_objective()
     jobs = make_jobs(state, settings)
     updates = sorted(runtime.map(settings.recipe, jobs), key=lambda update: update.client_id)
     trained = time.perf_counter()
 
-    good, refused = quarantine(updates, jobs[0].broadcast)
+    good, refused = quarantine(updates, jobs, objective.reply(state.shared))
     if not good:
         raise RoundError(
             f"round {round_index}: all {len(updates)} updates were refused "
             f"(client {refused[0]['client']}: {refused[0]['reason']}); "
             "lower the learning rates or check the data"
         )
-    shared = merge_shared(good)
-    merged = aggregate_prompts(good, state, settings, aggregator, round_index)
-    state = next_state(state, merged, shared, good, round_index)
+    shared, memory = objective.combine(
+        state.shared,
+        merge_shared(good),
+        good,
+        settings.recipe.training.population,
+        state.objective,
+    )
+    shared, moments = step_shared(aggregator, shared, state)
+    if settings.generator is None:
+        merged = aggregate_prompts(good, state, settings, aggregator, round_index)
+    else:
+        merged = teach_generator(settings.generator, good, jobs, state)
+    state = next_state(state, merged, shared, good, round_index, moments, memory)
     aggregated = time.perf_counter()
 
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
@@ -104,22 +121,34 @@ def run_round(
         "aggregate": aggregated - trained,
         "evaluate": time.perf_counter() - aggregated,
     }
-    return state, report(state, jobs, updates, good, refused, merged, test, validation, seconds)
+    traffic = count_bytes(settings.recipe, jobs, updates)
+    return state, report(state, updates, good, refused, merged, test, validation, traffic, seconds)
 
 
 def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
     """One job for each client of the next round's cohort; all share one broadcast."""
     training = settings.recipe.training
-    cohort = sample_cohort(settings.seed, state.round_index + 1, training.count, training.per_round)
-    broadcast = state.broadcast()
+    cohort = sample_cohort(
+        settings.seed, state.round_index + 1, training.population, training.cohort_size
+    )
+    broadcast = broadcast_of(state, settings)
     return [make_job(state, settings, client_id, broadcast) for client_id in cohort]
+
+
+def broadcast_of(state: ServerState, settings: RoundSettings) -> Broadcast:
+    """What all clients of the round after `state` receive."""
+    shared = settings.recipe.build_objective().outgoing(state.shared)
+    return dataclasses.replace(state.broadcast(), shared=shared)
 
 
 def make_job(
     state: ServerState, settings: RoundSettings, client_id: int, broadcast: Broadcast
 ) -> ClientJob:
-    """What one client gets for the round after `state`."""
+    """What one client gets for the round after `state`; a generator makes its prompts."""
     round_index = state.round_index + 1
+    if settings.generator is not None:
+        prompts = settings.generator.prompts_for(client_id, state.aggregator)
+        broadcast = dataclasses.replace(broadcast, prompts=prompts)
     return ClientJob(
         client_id=client_id,
         round_index=round_index,
@@ -130,13 +159,14 @@ def make_job(
 
 
 def quarantine(
-    updates: Sequence[ClientUpdate], broadcast: Broadcast
+    updates: Sequence[ClientUpdate], jobs: Sequence[ClientJob], reply: Tensors
 ) -> tuple[list[ClientUpdate], list[dict[str, Any]]]:
     """Part the updates into usable ones and refused ones (client and reason)."""
+    broadcasts = {job.client_id: job.broadcast for job in jobs}
     good: list[ClientUpdate] = []
     refused: list[dict[str, Any]] = []
     for update in updates:
-        reason = fault(update, broadcast)
+        reason = fault(update, broadcasts[update.client_id], reply)
         if reason is None:
             good.append(update)
         else:
@@ -145,8 +175,14 @@ def quarantine(
     return good, refused
 
 
-def fault(update: ClientUpdate, broadcast: Broadcast) -> str | None:
-    """Why an update must not reach an aggregator, or None if nothing is wrong with it."""
+def fault(update: ClientUpdate, broadcast: Broadcast, reply: Tensors) -> str | None:
+    """Why an update must not reach an aggregator, or None if nothing is wrong with it.
+
+    Args:
+        update: what a client returned.
+        broadcast: what it had received.
+        reply: a tensor like each shared one that it must return.
+    """
     if update.num_examples < 1:
         return f"expected num_examples >= 1, got {update.num_examples}"
     if "loss" not in update.metrics:
@@ -158,11 +194,11 @@ def fault(update: ClientUpdate, broadcast: Broadcast) -> str | None:
         ("origins", update.origins, (rows,), torch.int64),
         ("use_counts", update.use_counts, (rows,), torch.int64),
     ]
-    if set(update.shared) != set(broadcast.shared):
-        return f"expected shared tensors {sorted(broadcast.shared)}, got {sorted(update.shared)}"
+    if set(update.shared) != set(reply):
+        return f"expected shared tensors {sorted(reply)}, got {sorted(update.shared)}"
     expected += [
         (name, update.shared[name], tuple(tensor.shape), tensor.dtype)
-        for name, tensor in broadcast.shared.items()
+        for name, tensor in reply.items()
     ]
     for name, tensor, shape, dtype in expected:
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
@@ -189,6 +225,44 @@ def merge_shared(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
     return merged
 
 
+def step_shared(
+    aggregator: Aggregator, shared: Tensors, state: ServerState
+) -> tuple[Tensors, Tensors]:
+    """Let an aggregator with a rule for shared tensors go on from their mean; others keep it.
+
+    Returns:
+        The shared tensors, and what the aggregator remembers of them.
+    """
+    if not isinstance(aggregator, SharedRule):
+        return shared, {}
+    return aggregator.merge_shared(shared, state.shared, state.aggregator)
+
+
+def teach_generator(
+    generator: PromptGenerator,
+    updates: Sequence[ClientUpdate],
+    jobs: Sequence[ClientJob],
+    state: ServerState,
+) -> Aggregation:
+    """A generator's step from what clients made of their prompts; unused ones are unchanged."""
+    returned = {job.client_id: job.broadcast.prompts.clone() for job in jobs}
+    for update in updates:
+        returned[update.client_id][update.origins] = update.prompts
+    memory, figures = generator.learn(
+        state.aggregator,
+        {update.client_id: returned[update.client_id] for update in updates},
+        {update.client_id: float(update.num_examples) for update in updates},
+    )
+    prompts = generator.consensus(memory)
+    return Aggregation(
+        prompts=prompts,
+        keys=None,
+        assignment=[update.origins for update in updates],
+        state=memory,
+        diagnostics={"num_prompts": float(len(prompts)), **figures},
+    )
+
+
 def aggregate_prompts(
     updates: Sequence[ClientUpdate],
     state: ServerState,
@@ -196,16 +270,17 @@ def aggregate_prompts(
     aggregator: Aggregator,
     round_index: int,
 ) -> Aggregation | None:
-    """Merge the prompt sets; None when the experiment has no prompts."""
-    if settings.recipe.prompts.count == 0:
+    """Merge the prompt sets; None when no prompts travel."""
+    options = settings.recipe.prompts
+    if options.count == 0 or options.mode == "personal":
         return None
     return aggregator.aggregate(
         [update.prompts for update in updates],
         weights=torch.tensor([float(update.num_examples) for update in updates]),
         origins=[update.origins for update in updates],
         previous=state.prompts,
-        keys=[update.keys for update in updates],
-        previous_keys=state.keys,
+        keys=[update.keys for update in updates] if options.sends_keys else None,
+        previous_keys=state.keys if options.sends_keys else None,
         state=state.aggregator,
         generator=torch_generator(settings.seed, "aggregate", round_index),
     )
@@ -217,32 +292,38 @@ def next_state(
     shared: Tensors,
     updates: Sequence[ClientUpdate],
     round_index: int,
+    moments: Tensors,
+    memory: Tensors,
 ) -> ServerState:
     """The state after the round; every tensor is a fresh copy that nobody else holds."""
-    keys = state.keys if merged is None or merged.keys is None else merged.keys
+    keys = state.keys
+    if merged is not None:
+        absent = state.keys.new_zeros(len(merged.prompts), state.keys.shape[1])
+        keys = absent if merged.keys is None else merged.keys
     own = {update.client_id: update.state for update in updates if update.state}
     return ServerState(
         round_index=round_index,
         prompts=(state.prompts if merged is None else merged.prompts).clone(),
         keys=keys.clone(),
         shared=_clone(shared),
-        aggregator={} if merged is None else _clone(merged.state),
+        aggregator=_clone({**({} if merged is None else merged.state), **moments}),
         clients={
             client_id: _clone(tensors) for client_id, tensors in {**state.clients, **own}.items()
         },
         fixed=_clone(state.fixed),
+        objective=_clone(memory),
     )
 
 
 def report(
     state: ServerState,
-    jobs: Sequence[ClientJob],
     updates: Sequence[ClientUpdate],
     good: Sequence[ClientUpdate],
     refused: Sequence[dict[str, Any]],
     merged: Aggregation | None,
     test: Evaluation,
     validation: Evaluation,
+    traffic: tuple[int, int],
     seconds: dict[str, float],
 ) -> RoundReport:
     """What the round tells; see `RoundReport`."""
@@ -263,18 +344,42 @@ def report(
         validation_accuracy=validation.accuracy,
         train_loss=sum(update.metrics["loss"] * update.num_examples for update in good) / total,
         num_prompts=len(state.prompts),
-        bytes_up=sum(upload_bytes(update) for update in updates),
-        bytes_down=sum(download_bytes(job) for job in jobs),
+        bytes_up=traffic[0],
+        bytes_down=traffic[1],
         seconds=seconds,
+        balanced_accuracy=test.balanced_accuracy,
+        class_accuracy=test.class_accuracy,
+        personalised={
+            name: evaluation.clients.summary()
+            for name, evaluation in (("test", test), ("validation", validation))
+            if evaluation.clients is not None
+        },
         clients=clients,
         quarantined=tuple(refused),
         diagnostics={} if merged is None else merged.diagnostics,
     )
 
 
-def upload_bytes(update: ClientUpdate) -> int:
-    """Bytes of the tensors that a client sends; its own state would not travel in reality."""
-    sets = [update.prompts, update.keys, update.origins, update.use_counts]
+def count_bytes(
+    recipe: LocalRecipe, jobs: Sequence[ClientJob], updates: Sequence[ClientUpdate]
+) -> tuple[int, int]:
+    """Bytes up and down of a round."""
+    selects = recipe.prompts.selection != "all"
+    up = sum(upload_bytes(update, selects) for update in updates)
+    return up, sum(download_bytes(job) for job in jobs)
+
+
+def upload_bytes(update: ClientUpdate, selects: bool = True) -> int:
+    """Bytes of the tensors that a client sends; its own state would not travel in reality.
+
+    Args:
+        update: what the client returned.
+        selects: whether it chose among the prompts. If it did not, it returns all of them in their
+            order, and need not say which they are and how often it used each.
+    """
+    sets = [update.prompts, update.keys]
+    if selects:
+        sets += [update.origins, update.use_counts]
     return _bytes(sets + list(update.shared.values()))
 
 

@@ -1,0 +1,208 @@
+"""Run the methods benchmark: only what is missing, two runs at a time.
+
+    python benchmarks/methods/run.py [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
+                                     [--output benchmarks/results/methods]
+
+First the runs that choose each method's learning rates on the validation split (seed 0, Dirichlet
+0.5, three scales), then those that are reported. Each run has one thread, writes one JSON file and
+is never done again while that file is there; stop the program at any time and call it again. A run
+that fails is named, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import grid
+import numpy as np
+from grid import Cell
+from numpy.typing import NDArray
+
+OUTPUT = Path(__file__).parents[1] / "results" / "methods"
+CURVES = ("round", "accuracy", "validation_accuracy", "train_loss", "num_prompts")
+
+
+def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
+    """What a user would type after the experiment's name."""
+    from fedprompt.config import compose
+
+    changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.ABLATIONS.get(cell.method, ())]
+    if cell.preset not in grid.WITHOUT_RATES:
+        changes.append(f"rounds={rounds}")
+    if cell.method.endswith("_plus"):
+        changes.append(f"prompts.pool={grid.POOL}")
+    config = compose(experiment_of(cell.setting), changes)
+    changes += [
+        f"prompts.lr={config.prompts.lr * scale:g}",
+        f"head.lr={config.head.lr * scale:g}",
+    ]
+    if config.tuning.name != "none":
+        changes.append(f"tuning.lr={config.tuning.options.lr * scale:g}")
+    return changes
+
+
+def experiment_of(setting: str) -> dict[str, Any]:
+    """A setting as an experiment."""
+    task, partition = setting.split("/")
+    return {
+        "name": setting.replace("/", "-"),
+        "runtime": {"name": "serial"},
+        "partition": grid.PARTITIONS[partition],
+        **grid.TASKS[task],
+    }
+
+
+def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
+    """Do one run and write its file; returns one line about it."""
+    # Imported here: in the process that does the work.
+    import torch
+
+    import fedprompt
+    from fedprompt.checkpoint import atomic_write, json_ready, load_latest
+    from fedprompt.events import RoundFinished
+    from fedprompt.records import manifest
+
+    torch.set_num_threads(1)
+    changes = overrides_of(cell, rounds, scale)
+    keeps_prompts = cell.method == "pfpt" and cell.seed == 0 and cell.scale is None
+    pools: list[NDArray[np.float16]] = []
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+
+        def watch(event: Any) -> None:
+            if keeps_prompts and isinstance(event, RoundFinished):
+                prompts = load_latest(run_dir / "state").state.prompts
+                pools.append(prompts.numpy().astype(np.float16))
+
+        result = fedprompt.run(
+            experiment_of(cell.setting), [*changes, f"run_dir={run_dir}"], on_event=watch
+        )
+    last = result.reports[-1]
+    about = manifest()
+    content = {
+        "setting": cell.setting,
+        "method": cell.method,
+        "seed": cell.seed,
+        "scale": scale,
+        "overrides": changes,
+        "rounds": len(result.reports),
+        "accuracy": result.summary["accuracy"],
+        "best_round": result.summary["best_round"],
+        "best_accuracy": result.summary["best_accuracy"],
+        "validation_accuracy": validation_of(last),
+        "balanced_accuracy": result.summary["balanced_accuracy"],
+        "personalised": result.summary["personalised"],
+        "prompts": result.summary["prompts"],
+        "bytes_up": sum(report["bytes_up"] for report in result.reports),
+        "bytes_down": sum(report["bytes_down"] for report in result.reports),
+        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_of": {
+            phase: round(sum(report["seconds"][phase] for report in result.reports), 2)
+            for phase in last["seconds"]
+        },
+        "state_sha256": result.summary["state_sha256"],
+        "curves": {name: [report[name] for report in result.reports] for name in CURVES},
+        "machine": about,
+    }
+    path = output / cell.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if keeps_prompts:
+        named = {f"round_{number:03d}": pool for number, pool in enumerate(pools, start=1)}
+        np.savez_compressed(path.with_suffix(".npz"), **named)  # type: ignore[arg-type]
+    atomic_write(path, json.dumps(json_ready(content), indent=1) + "\n")
+    shown = result.summary["accuracy"]
+    own = (result.summary["personalised"] or {}).get("mean")
+    return f"{cell.file}: accuracy {shown}, clients {own}, {content['seconds']} s"
+
+
+def validation_of(report: dict[str, Any]) -> float | None:
+    """Validation accuracy of a round: the global model's, or the clients' where there is none."""
+    if report["validation_accuracy"] is not None:
+        return float(report["validation_accuracy"])
+    mean = report["personalised"].get("validation", {}).get("mean")
+    return None if mean is None else float(mean)
+
+
+def choose(cell: Cell, output: Path) -> float:
+    """The scale with the best validation accuracy in the last round; equal ones: the smallest.
+
+    Raises:
+        FileNotFoundError: a run of the choice is missing.
+    """
+    if cell.scale is not None:
+        return cell.scale
+    if cell.preset in grid.WITHOUT_RATES:
+        return 1.0
+    setting = grid.rate_setting(cell.setting)
+    found = {}
+    for scale in grid.SCALES:
+        path = output / Cell(setting, cell.preset, 0, scale).file
+        found[scale] = json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"] or 0.0
+    return max(found, key=lambda scale: (found[scale], -scale))
+
+
+def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
+    """Do the runs that are missing; returns how many failed."""
+    todo = [cell for cell in cells if not (output / cell.file).is_file()]
+    print(f"{len(cells)} runs, {len(cells) - len(todo)} there, {len(todo)} to do", flush=True)
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        running = {}
+        for cell in todo:
+            try:
+                scale = choose(cell, output)
+            except FileNotFoundError as error:
+                failed += 1
+                print(f"{cell.file}: no learning rate ({error.filename} is missing)", flush=True)
+                continue
+            running[pool.submit(run_cell, cell, rounds, scale, output)] = cell
+        for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
+            try:
+                print(f"[{number}/{len(running)}] {future.result()}", flush=True)
+            except Exception as error:  # named, and the others go on
+                failed += 1
+                print(
+                    f"[{number}/{len(running)}] {running[future].file}: FAILED: {error}", flush=True
+                )
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="cells whose file contains a TEXT")
+    parser.add_argument("--list", action="store_true", help="say what is there and what is missing")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=grid.ROUNDS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the processes
+    cells = grid.final_cells()
+    if arguments.only:
+        cells = [cell for cell in cells if any(text in cell.file for text in arguments.only)]
+    rates = grid.rate_cells(cells)
+    if arguments.list:
+        for cell in [*rates, *cells]:
+            state = "there  " if (arguments.output / cell.file).is_file() else "missing"
+            print(state, cell.file)
+        return
+    failed = run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
+    failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
+    if failed:
+        sys.exit(f"{failed} runs failed; call again to try them again")
+
+
+if __name__ == "__main__":
+    main()

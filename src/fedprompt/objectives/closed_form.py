@@ -1,0 +1,175 @@
+"""`closed_form`: a linear head from class means and covariances, in one round, without training.
+
+Clients send sums of the frozen CLS features; the server solves for the head. C classes, features
+x in R^d, N_c samples of class c with mean mu_c, N_kc and mu_kc those of client k:
+
+- `ncm`: W_c = mu_c / ||mu_c||, cosine to the class mean. Legate et al., "Guiding the Last Layer in
+  Federated Learning with Pre-Trained Models" (FedNCM), NeurIPS 2023, Section 3.2.
+- `cof`: ridge regression with class covariances that are estimated from the spread of the clients'
+  means, so that only means are sent. Goswami et al., "Covariances for Free: Exploiting Mean
+  Distributions for Federated Learning with Pre-trained Models" (FedCOF), NeurIPS 2025:
+
+      Sigma_c = 1 / (K_c - 1) sum_k N_kc (mu_kc - mu_c)(mu_kc - mu_c)^T + shrinkage I
+      G       = sum_c (N_c - 1) Sigma_c + N mu mu^T         (mu: mean of all samples)
+      W       = (G + ridge I)^-1 [N_1 mu_1 ... N_C mu_C],   rows scaled to norm 1
+
+  The spread between classes is left out of G, as the authors advise; `between=true` puts it in.
+- `ridge`: the same with the exact G = sum x x^T, which clients send as well. Fani et al.,
+  "Accelerating Heterogeneous Federated Learning with Closed-form Classifiers" (Fed3R), ICML 2024.
+
+Sums add up over rounds and every client contributes once, so that with few clients a round the
+head grows into that of all clients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedprompt.errors import ConfigError, suggest
+from fedprompt.objectives.base import LocalResult, Objective, objectives
+from fedprompt.types import ClientUpdate, Tensors
+
+RULES = ("ncm", "cof", "ridge")
+WEIGHT = "head.0.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedFormOptions:
+    """Options of closed-form heads."""
+
+    rule: str = "cof"
+    """`ncm`, `cof` or `ridge`."""
+    ridge: float = 1.0
+    """Added to the diagonal of G (`cof`, `ridge`)."""
+    shrinkage: float = 0.1
+    """Added to the diagonal of each class covariance, in units of its mean variance over classes
+    (`cof`)."""
+    between: bool = False
+    """Whether G holds the spread between classes as well (`cof`)."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(
+                f"objective.rule: expected one of {', '.join(RULES)}, "
+                f"got '{self.rule}'{suggest(self.rule, RULES)}"
+            )
+        for field in ("ridge", "shrinkage"):
+            value = getattr(self, field)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"objective.{field}: expected a finite number >= 0, got {value}")
+
+
+@objectives.register("closed_form", ClosedFormOptions)
+class ClosedForm(Objective):
+    """Clients send class sums; the server computes the head."""
+
+    trains = False
+    options: ClosedFormOptions
+
+    def outgoing(self, shared: Tensors) -> Tensors:
+        """Nothing: the clients need no head."""
+        return {}
+
+    def reply(self, shared: Tensors) -> Tensors:
+        """Class sums (C, d) and counts (C,); with `ridge` the second moment (d, d) as well."""
+        weight = shared[WEIGHT]
+        sums = {"stats.sum": weight, "stats.count": weight[:, 0]}
+        if self.options.rule == "ridge":
+            sums["stats.second"] = weight.new_zeros(weight.shape[1], weight.shape[1])
+        return sums
+
+    def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The client's sums the first time, and zeros when it is sampled again."""
+        features = result.features.double()
+        fresh = "stats.sent" not in result.own
+        one_hot = F.one_hot(result.labels, result.num_classes).double() * float(fresh)
+        sums = {"stats.sum": one_hot.T @ features, "stats.count": one_hot.sum(dim=0)}
+        if self.options.rule == "ridge":
+            sums["stats.second"] = features.T @ features * float(fresh)
+        return (
+            {name: value.float() for name, value in sums.items()},
+            {"stats.sent": torch.ones(1)},
+        )
+
+    def combine(
+        self,
+        before: Tensors,
+        mean: Tensors,
+        updates: Sequence[ClientUpdate],
+        num_clients: int,
+        memory: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """Add the clients' sums to those of earlier rounds and solve for the head."""
+        total = dict(memory) or _nothing(before[WEIGHT], self.options.rule)
+        for update in updates:
+            _add(total, update.shared, self.options.rule)
+        return {WEIGHT: solve(total, self.options).to(before[WEIGHT].dtype)}, total
+
+
+def _nothing(weight: Tensor, rule: str) -> dict[str, Tensor]:
+    """Sums of no client, in float64."""
+    classes, width = weight.shape
+    shapes = {"sum": (classes, width), "count": (classes,)}
+    if rule == "cof":
+        shapes |= {"outer": (classes, width, width), "clients": (classes,)}
+    if rule == "ridge":
+        shapes |= {"second": (width, width)}
+    return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def _add(total: dict[str, Tensor], sent: Tensors, rule: str) -> None:
+    """Add one client's sums in place of the entries of `total`."""
+    sums, count = sent["stats.sum"].double(), sent["stats.count"].double()
+    total["sum"] = total["sum"] + sums
+    total["count"] = total["count"] + count
+    if rule == "cof":
+        # sum_k N_kc mu_kc mu_kc^T = sum_k s_kc s_kc^T / N_kc
+        scale = 1 / count.clamp_min(1)
+        total["outer"] = total["outer"] + torch.einsum("cd,ce,c->cde", sums, sums, scale)
+        total["clients"] = total["clients"] + (count > 0)
+    if rule == "ridge":
+        total["second"] = total["second"] + sent["stats.second"].double()
+
+
+def solve(total: Tensors, options: ClosedFormOptions) -> Tensor:
+    """The head's weight (C, d) from sums over all clients, float64.
+
+    Args:
+        total: `sum` (C, d) and `count` (C,) of each class; for `cof` `outer` (C, d, d), the sum of
+            N_kc mu_kc mu_kc^T, and `clients` (C,), how many clients have the class; for `ridge`
+            `second` (d, d).
+        options: rule and regularisation.
+    """
+    count = total["count"]
+    means = total["sum"] / count.clamp_min(1)[:, None]
+    if options.rule == "ncm":
+        return F.normalize(means, dim=1)
+    scatter = total["second"] if options.rule == "ridge" else _scatter(total, means, options)
+    identity = torch.eye(means.shape[1], dtype=means.dtype)
+    weight = torch.linalg.solve(scatter + options.ridge * identity, total["sum"].T).T
+    return weight if options.rule == "ridge" else F.normalize(weight, dim=1)
+
+
+def _scatter(total: Tensors, means: Tensor, options: ClosedFormOptions) -> Tensor:
+    """G of `cof`: (d, d)."""
+    count, clients = total["count"], total["clients"]
+    spread = total["outer"] - torch.einsum("cd,ce,c->cde", means, means, count)
+    covariances = spread / (clients - 1).clamp_min(1)[:, None, None]
+    known = clients > 1
+    if known.any():
+        # A class that one client holds shows no spread of means: it gets the average of the others.
+        covariances[~known] = covariances[known].mean(dim=0)
+    identity = torch.eye(means.shape[1], dtype=means.dtype)
+    unit = covariances.diagonal(dim1=1, dim2=2).mean()
+    covariances = covariances + options.shrinkage * unit * identity
+    within = torch.einsum("cde,c->de", covariances, (count - 1).clamp_min(0))
+    if options.between:
+        return within + torch.einsum("cd,ce,c->de", means, means, count)
+    centre = total["sum"].sum(dim=0) / count.sum().clamp_min(1)
+    return within + count.sum() * torch.outer(centre, centre)

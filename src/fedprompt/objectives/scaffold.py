@@ -1,0 +1,103 @@
+"""`scaffold`: SCAFFOLD, control variates against client drift.
+
+Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020,
+Algorithm 1. With y the client's tensors, g their gradient, c the server's variate and c_i the
+client's, K local steps of rate eta and N clients in all:
+
+    y  <- y - eta (g(y) - c_i + c)                                            (Eq. 3)
+    c_i+ = c_i - c + (x - y) / (K eta)                                        (Eq. 4, option II)
+    c  <- c + (1 / N) sum over the cohort of (c_i+ - c_i)                     (Eq. 5)
+
+The variates cover the prompts (row by row of the broadcast) and all shared tensors. c travels as
+`control.NAME` among the shared tensors; c_i is the client's own state and never leaves it: the
+client returns the difference c_i+ - c_i. Variates double what is sent, and the byte counts say so.
+
+Prompt variates need rows that mean the same in every round. With an aggregator that makes a new set
+of prompts each round, the shared tensors alone have variates.
+
+`variant=sampled` divides the sum of Eq. 5 by the size of the cohort instead of N, a common slip of
+published programs: c then overshoots by N / |cohort| under partial participation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from fedprompt.errors import ConfigError, suggest
+from fedprompt.objectives.base import LocalResult, Objective, objectives
+from fedprompt.types import ClientUpdate, Tensors
+
+PREFIX = "control."
+VARIANTS = ("scaffold", "sampled")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaffoldOptions:
+    """Options of SCAFFOLD."""
+
+    variant: str = "scaffold"
+    """`scaffold`: Eq. 5 as published; `sampled`: the sum over the cohort divided by its size."""
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ConfigError(
+                f"objective.variant: expected one of {', '.join(VARIANTS)}, "
+                f"got '{self.variant}'{suggest(self.variant, VARIANTS)}"
+            )
+
+
+@objectives.register("scaffold", ScaffoldOptions)
+class Scaffold(Objective):
+    """Corrects every local gradient by the difference of two control variates."""
+
+    needs_sgd = True
+    options: ScaffoldOptions
+
+    def begin(self, trainable: Tensors) -> dict[str, torch.Tensor]:
+        """Zero variates: the first round is FedAvg."""
+        return {PREFIX + name: torch.zeros_like(value) for name, value in trainable.items()}
+
+    def correction(self, received: Tensors, own: Tensors) -> dict[str, torch.Tensor]:
+        """c - c_i for every tensor that has a variate."""
+        return {
+            key.removeprefix(PREFIX): control - own.get(key, torch.zeros_like(control))
+            for key, control in received.items()
+            if key.startswith(PREFIX)
+        }
+
+    def finish(
+        self, result: LocalResult
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The change of the client's variates (sent) and the variates (kept)."""
+        changes, variates = {}, {}
+        for key, control in result.received.items():
+            if not key.startswith(PREFIX):
+                continue
+            name = key.removeprefix(PREFIX)
+            before = result.own.get(key, torch.zeros_like(control))
+            length = result.steps * result.rates[name]
+            # Nothing moved at rate 0, so nothing was learnt about the gradient.
+            moved = (result.start[name] - result.end[name]) / length if length else control
+            variates[key] = before - control + moved
+            changes[key] = variates[key] - before
+        return changes, variates
+
+    def combine(
+        self,
+        before: Tensors,
+        mean: Tensors,
+        updates: Sequence[ClientUpdate],
+        num_clients: int,
+        memory: Tensors,
+    ) -> tuple[Tensors, Tensors]:
+        """Eq. 5 for the variates; everything else is the mean."""
+        number = len(updates) if self.options.variant == "sampled" else num_clients
+        shared = dict(mean)
+        for key, control in before.items():
+            if key.startswith(PREFIX):
+                changes = torch.stack([update.shared[key] for update in updates])
+                shared[key] = control + changes.sum(dim=0) / number
+        return shared, memory

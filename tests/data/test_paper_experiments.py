@@ -1,0 +1,65 @@
+"""The paper's experiments (conf/experiment/paper) compose, and run on small files in the true
+layouts, on a small backbone instead of ViT-B/32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from layouts import cifar10_binary, cifar100_binary, four, tinyimagenet
+
+import fedprompt
+from fedprompt.config import compose, conf_root
+
+Overrides = Callable[..., list[str]]
+NAMES = sorted(path.stem for path in (conf_root() / "experiment" / "paper").glob("*.yaml"))
+IDS = [f"n{number:08d}" for number in range(12)]
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "cifar10": lambda root: cifar10_binary(root, per_batch=60),
+    "cifar100": lambda root: cifar100_binary(root, per_class=8),
+    "tinyimagenet": lambda root: tinyimagenet(root, IDS, per_class=10),
+    "fourdataset": lambda root: four(root, per_class=10),
+}
+SMALL = {"fourdataset": ["data.size=32", "data.validation=0.25", "data.max_train=40"]}
+
+
+def test_all_settings_of_the_paper_are_there() -> None:
+    sets, partitions = WRITERS, ("alpha_0.5", "alpha_0.1", "imbalance")
+    expected = {f"{data}_{partition}" for data in sets for partition in partitions}
+    expected |= {f"cifar100_lt_{factor}" for factor in (10, 50, 100)} | {"imagenet_lt"}
+    assert set(NAMES) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_compose(name: str) -> None:
+    config = compose(f"paper/{name}")
+    assert config.name == name
+    assert (config.rounds, config.clients.epochs, config.clients.batch_size) == (120, 5, 16)
+    assert (config.prompts.count, config.prompts.pool) == (10, 20)
+    assert config.model.backbone.startswith("vit_base_patch32")
+    assert config.clients.lr == (5e-4 if "alpha_0.5" in name or "_lt_" in name else 1e-4)
+    first = (conf_root() / "experiment" / "paper" / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith(f"# fedprompt run paper/{name} ")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "imagenet_lt" and "lt_50" not in n])
+def test_they_run_on_small_files(tiny: Overrides, tmp_path: Path, name: str) -> None:
+    data = name.split("_")[0]
+    WRITERS[data](tmp_path / "files")
+    clients = ["clients.count=8", "clients.per_round=2", "rounds=1", "eval_clients=never"]
+    # With so few images a partition cannot be as large or as skewed as the paper's.
+    dominated = {"cifar10": 2, "cifar100": 13, "tinyimagenet": 2, "fourdataset": 5}[data]
+    fitted = {
+        "dirichlet": "partition.min_samples=1",
+        "imbalance": f"partition.dominated={dominated}",
+    }
+    partition = compose(f"paper/{name}").partition.name
+    files = [f"data.root={tmp_path / 'files'}", *SMALL.get(data, [])]
+    small = ["model.pretrained=true", "model.features=pre_logits", "model.image_size=null"]
+    overrides = tiny(*files, *clients, *small, fitted[partition], "prompts.pool=4")
+    result = fedprompt.run(f"paper/{name}", overrides)
+    assert result.summary["rounds"] == 1
+    assert 0 <= result.summary["accuracy"] <= 1
