@@ -74,9 +74,7 @@ class Command(click.Group):
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Show what Ray and Lightning say, and tracebacks."
-)
+@click.option("-v", "--verbose", is_flag=True, help="Show what Ray says, and tracebacks.")
 @click.version_option(fedprompt.__version__, prog_name="fedprompt")
 @click.pass_context
 def main(ctx: click.Context, verbose: bool) -> None:
@@ -95,7 +93,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run that run_dir holds.")
 @click.option("--print-config", is_flag=True, help="Print the composed config and stop.")
-@click.option("-v", "--verbose", is_flag=True, help="Show what Ray and Lightning say.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
 @click.pass_context
 def run(
     ctx: click.Context,

@@ -68,7 +68,7 @@ def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
     config = plan.config
     try:
         runtime.warm_up()
-        federation = prepare(config, plan.verbose)
+        federation = prepare(config)
         if plan.resume:
             directory = RunDirectory.open(plan.run_dir)
             check_unchanged(directory, federation)
@@ -103,7 +103,7 @@ def run_methods(
         finish(comparison, variant)
 
 
-def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
+def prepare(config: ExperimentConfig) -> Federation:
     """Read the data, compute the frozen prefix once, and partition.
 
     Raises:
@@ -120,7 +120,7 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
     cache = PrefixCache(backbone, config.prompts.query, device, config.cache)
     train, validation, test = map(cache.table, (task.train, task.validation, task.test))
     data = ClientData(train, tuple(parts), task.class_mask)
-    setup = WorkerSetup(config.model, data, device.type, config.runtime.threads, verbose)
+    setup = WorkerSetup(config.model, data, device.type, config.runtime.threads)
     frozen_head = None
     if config.head.mode == "frozen":
         if task.public is None:
@@ -287,7 +287,7 @@ def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) ->
     state, _ = latest_state(config, federation, directory)
     settings = settings_of(config, federation)
     job = make_job(state, settings, client_id, state.broadcast())
-    return ClientWorker(federation.setup).train(settings.recipe, job)
+    return ClientWorker(federation.setup).train(settings.recipe, [job])[0]
 
 
 def describe(federation: Federation, config: ExperimentConfig) -> str:

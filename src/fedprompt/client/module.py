@@ -64,6 +64,7 @@ class ClientModule(pl.LightningModule):
         )
         load_head(self.head, job.broadcast)
         self.head.requires_grad_(recipe.head.mode == "shared")
+        self._on_device: dict[str, Tensor] | None = None
         # Sums over the last epoch, kept as tensors so that a step needs no synchronisation.
         self.register_buffer("sums", torch.zeros(3))
 
@@ -79,9 +80,7 @@ class ClientModule(pl.LightningModule):
 
     def forward(self, inputs: Tensor, queries: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """One batch: (B, classes) logits, the similarity term or None, the prompts' rows (k,)."""
-        rows, similarity = select_rows(
-            self.recipe.prompts, queries, self.prompts, self.keys, self.projection
-        )
+        rows, similarity = self.choose(queries)
         # Without prompts the inputs are the cached CLS features: nothing of the backbone has to be
         # computed.
         features = (
@@ -92,10 +91,33 @@ class ClientModule(pl.LightningModule):
         logits: Tensor = self.head(features)
         return logits, similarity, rows
 
+    def choose(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prompts' rows (k,) for a batch of queries (B, q), and the similarity term or None."""
+        return select_rows(self.recipe.prompts, queries, self.prompts, self.keys, self.projection)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Cross-entropy over the classes of each image's domain, similarity and objective terms."""
+        """The loss of one batch."""
         inputs, queries, labels, groups = batch
         logits, similarity, rows = self(inputs, queries)
+        return self.loss(logits, similarity, rows, labels, groups)
+
+    def loss(
+        self,
+        logits: Tensor,
+        similarity: Tensor | None,
+        rows: Tensor,
+        labels: Tensor,
+        groups: Tensor,
+    ) -> Tensor:
+        """Cross-entropy over the classes of each image's domain, similarity and objective terms.
+
+        Args:
+            logits: (B, classes).
+            similarity: the similarity term of `choose`.
+            rows: (k,) the prompts that were used, which are counted.
+            labels: (B,)
+            groups: (B,)
+        """
         logits = logits.masked_fill(~self.class_mask[groups], -torch.inf)
         self.use_counts[rows] += 1
         loss = F.cross_entropy(logits, labels)
@@ -131,8 +153,11 @@ class ClientModule(pl.LightningModule):
         self.sums += torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
 
     def _start(self) -> dict[str, Tensor]:
-        tensors = {"prompts": self.broadcast.prompts, **self.broadcast.shared}
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        """The trainable tensors as they were broadcast; brought to the device once."""
+        if self._on_device is None:
+            tensors = {"prompts": self.broadcast.prompts, **self.broadcast.shared}
+            self._on_device = {name: value.to(self.device) for name, value in tensors.items()}
+        return self._on_device
 
 
 def load_head(head: nn.Module, broadcast: Broadcast) -> None:

@@ -25,7 +25,7 @@ import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ConfigError, FedpromptError, WorkerError
-from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, runtimes
+from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -79,10 +79,11 @@ class ClientActor:
         return self._worker
 
     def train(
-        self, setup: list[Any], recipe: LocalRecipe, job: ClientJob, broadcast: Broadcast
-    ) -> ClientUpdate:
-        """One client's local work."""
-        return self._load(setup).train(recipe, dataclasses.replace(job, broadcast=broadcast))
+        self, setup: list[Any], recipe: LocalRecipe, jobs: list[ClientJob], broadcast: Broadcast
+    ) -> list[ClientUpdate]:
+        """The local work of a pack of clients."""
+        whole = [dataclasses.replace(job, broadcast=broadcast) for job in jobs]
+        return self._load(setup).train(recipe, whole)
 
 
 @runtimes.register("ray", RuntimeOptions)
@@ -150,7 +151,7 @@ class RayRuntime:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Give each idle actor the next job."""
+        """Give each idle actor the next pack of jobs."""
         ray = import_ray()
         if self._recipe is None or self._recipe[0] is not recipe:
             self._recipe = (recipe, ray.put(recipe))
@@ -159,12 +160,14 @@ class RayRuntime:
         broadcasts = {id(job.broadcast): job.broadcast for job in jobs}
         refs = {key: ray.put(value) for key, value in broadcasts.items()}
 
-        def submit(actor: Any, job: ClientJob) -> Any:
-            light = dataclasses.replace(job, broadcast=_NOTHING)
-            return actor.train.remote(self._setup, recipe_ref, light, refs[id(job.broadcast)])
+        def submit(actor: Any, pack: list[ClientJob]) -> Any:
+            light = [dataclasses.replace(job, broadcast=_NOTHING) for job in pack]
+            return actor.train.remote(self._setup, recipe_ref, light, refs[id(pack[0].broadcast)])
 
+        packs = pack_jobs(jobs, self.options.pack_size(len(jobs)))
         try:
-            yield from ray.util.ActorPool(self._actors).map_unordered(submit, list(jobs))
+            for updates in ray.util.ActorPool(self._actors).map_unordered(submit, packs):
+                yield from updates
         except ray.exceptions.RayTaskError as error:
             raise unwrapped(error) from error
         except ray.exceptions.RayActorError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, runtimes
+from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.types import ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -37,11 +37,11 @@ class SerialRuntime:
         self._worker = setup.build()
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """One job after the other."""
+        """One pack of jobs after the other."""
         if self._worker is None:
             raise RuntimeError("SerialRuntime.map was called before open")
-        for job in jobs:
-            yield self._worker.train(recipe, job)
+        for pack in pack_jobs(jobs, self.options.pack_size(len(jobs))):
+            yield from self._worker.train(recipe, pack)
 
     def close(self) -> None:
         """Forget the worker."""
