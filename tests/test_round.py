@@ -19,6 +19,7 @@ from fedprompt.config import ExperimentConfig, compose
 from fedprompt.driver import Federation, evaluator, initial_state, prepare
 from fedprompt.errors import ClientError, RoundError
 from fedprompt.seeding import torch_generator
+from fedprompt.server.evaluate import Piece, Tally, measure_piece
 from fedprompt.server.round import (
     RoundSettings,
     download_bytes,
@@ -27,7 +28,7 @@ from fedprompt.server.round import (
     run_round,
     upload_bytes,
 )
-from fedprompt.types import ClientJob, ClientUpdate, ServerState
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate, ServerState
 
 Overrides = Callable[..., list[str]]
 
@@ -59,6 +60,11 @@ class Direct:
         for job in reversed(jobs):  # any order is allowed
             self.updates.append(self.tamper(self.worker.train(recipe, [job])[0]))
             yield self.updates[-1]
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        return [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}
@@ -95,7 +101,7 @@ def play(
         bench.settings,
         runtime,
         aggregation.create(name),
-        evaluator(bench.recipe, bench.federation),
+        evaluator(runtime, bench.recipe, bench.federation),
     )
 
 

@@ -228,6 +228,22 @@ def doctor(as_json: bool, use_ray: bool) -> None:
         raise SystemExit(1)
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def bench(as_json: bool, threads: int, device: str) -> None:
+    """Say how fast clients train here and how near that is to the machine's ceiling (a minute)."""
+    from fedprompt.bench import render, run_bench
+
+    peak, rows = run_bench(threads, device)
+    if as_json:
+        table = {"ceiling_gflops": peak / 1e9, "rows": [dataclasses.asdict(row) for row in rows]}
+        click.echo(json.dumps(table, indent=2))
+    else:
+        Console().print(render(peak, rows, threads))
+
+
 class PretrainCommand(click.Command):
     """`fedprompt pretrain`, whose module is imported when it is asked for: this takes seconds."""
 

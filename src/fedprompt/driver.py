@@ -23,7 +23,6 @@ from fedprompt.config import ExperimentConfig
 from fedprompt.data.cache import PrefixCache
 from fedprompt.data.partition import check_none_empty, class_counts, partitioners, split_task
 from fedprompt.data.partition_file import make_recipe
-from fedprompt.data.tables import FeatureTable
 from fedprompt.data.task import Task, datasets
 from fedprompt.errors import CheckpointError, ConfigError
 from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
@@ -34,7 +33,7 @@ from fedprompt.records import RunDirectory, manifest
 from fedprompt.report import comparison_table, make_html
 from fedprompt.runtime import Runtime
 from fedprompt.seeding import torch_generator
-from fedprompt.server.evaluate import Evaluation, evaluate
+from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
 from fedprompt.server.round import RoundSettings, make_job, run_round
 from fedprompt.types import ClientUpdate, ServerState
 
@@ -45,8 +44,6 @@ class Federation:
 
     task: Task
     backbone: Backbone
-    validation: FeatureTable
-    test: FeatureTable
     setup: WorkerSetup
     frozen_head: FrozenHead | None = None
     """With `head.mode=frozen`."""
@@ -120,7 +117,7 @@ def prepare(config: ExperimentConfig) -> Federation:
     cache = PrefixCache(backbone, config.prompts.query, device, config.cache)
     train, validation, test = map(cache.table, (task.train, task.validation, task.test))
     data = ClientData(train, tuple(parts), task.class_mask)
-    setup = WorkerSetup(config.model, data, device.type, config.runtime.threads)
+    setup = WorkerSetup(config.model, data, (test, validation), device.type, config.runtime.threads)
     frozen_head = None
     if config.head.mode == "frozen":
         if task.public is None:
@@ -131,7 +128,7 @@ def prepare(config: ExperimentConfig) -> Federation:
         public = cache.table(task.public)
         frozen_head = fit_frozen_head(backbone, public, task.num_classes, device)
     notes = tuple(cache.notes)
-    return Federation(task, backbone, validation, test, setup, frozen_head, notes)
+    return Federation(task, backbone, setup, frozen_head, notes)
 
 
 def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
@@ -179,7 +176,7 @@ def run_method(
 ) -> Iterator[Any]:
     """All rounds of one method, from the start or from its last checkpoint."""
     settings = settings_of(config, federation)
-    evaluate_state = evaluator(settings.recipe, federation)
+    evaluate_state = evaluator(runtime, settings.recipe, federation)
     aggregator = aggregators.create(
         config.aggregator.name, **dataclasses.asdict(config.aggregator.options)
     )
@@ -206,16 +203,12 @@ def run_method(
 
 
 def evaluator(
-    recipe: LocalRecipe, federation: Federation
+    runtime: PieceMap, recipe: LocalRecipe, federation: Federation
 ) -> Callable[[ServerState], tuple[Evaluation, Evaluation]]:
     """A function that measures a state on the test and the validation split."""
-    device = torch.device(federation.setup.device)
 
     def measure(state: ServerState) -> tuple[Evaluation, Evaluation]:
-        test, validation = (
-            evaluate(state, recipe, federation.backbone, table, federation.data.class_mask, device)
-            for table in (federation.test, federation.validation)
-        )
+        test, validation = evaluate(runtime, state, recipe, federation.setup.splits)
         return test, validation
 
     return measure

@@ -78,7 +78,7 @@ class PackedClients(pl.LightningModule):
         in a step is not touched.
         """
         optimizers = [only_optimizer(self._client(i)) for i in range(len(self.clients))]
-        kind = type(optimizers[0])
+        kind: Any = type(optimizers[0])
         groups = []
         for alike in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True):
             options = [_options(group) for group in alike]
@@ -90,7 +90,7 @@ class PackedClients(pl.LightningModule):
                     f"got {[(type(each).__name__, *options) for each in optimizers]}"
                 )
             groups.append({**options[0], "params": [p for group in alike for p in group["params"]]})
-        return kind(groups)
+        return kind(groups)  # type: ignore[no-any-return]
 
     def on_fit_start(self) -> None:
         """Passed on."""
@@ -170,17 +170,19 @@ def encode_together(
         features: dict[int, Tensor] = {}
         for length in sorted({len(own) for own in rows}):
             members = [index for index, own in enumerate(rows) if len(own) == length]
-            own = encode_together(
-                *([part[index] for index in members] for part in (clients, inputs, rows))
+            alike = encode_together(
+                [clients[index] for index in members],
+                [inputs[index] for index in members],
+                [rows[index] for index in members],
             )
-            features.update(zip(members, own, strict=True))
+            features.update(zip(members, alike, strict=True))
         return [features[index] for index in range(len(clients))]
     prompts = [
         client.prompts[own].expand(len(batch), -1, -1)
         for client, batch, own in zip(clients, inputs, rows, strict=True)
     ]
     encoded = clients[0].backbone.encode(torch.cat(list(inputs)), torch.cat(prompts))
-    return list(encoded.split([len(batch) for batch in inputs]))
+    return list(torch.split(encoded, [len(batch) for batch in inputs]))
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:

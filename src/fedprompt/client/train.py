@@ -52,6 +52,8 @@ class WorkerSetup:
     model: ModelOptions
     """Which backbone, for `load_backbone`."""
     data: ClientData
+    splits: tuple[FeatureTable, ...]
+    """Splits on which the global model is measured: test and validation."""
     device: str
     threads: int
 
@@ -61,8 +63,9 @@ class WorkerSetup:
 
     def loaded(self) -> WorkerSetup:
         """The same with the features in memory, for workers that cannot open the cache's files."""
-        table = self.data.table.loaded()
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, table=table))
+        data = dataclasses.replace(self.data, table=self.data.table.loaded())
+        splits = tuple(table.loaded() for table in self.splits)
+        return dataclasses.replace(self, data=data, splits=splits)
 
 
 class ClientBatches(IterableDataset[Batch]):
@@ -114,7 +117,8 @@ class ClientBatches(IterableDataset[Batch]):
 
 
 class ClientWorker:
-    """Trains any client of a federation; holds no client's state.
+    """Trains any client of a federation, and has what it takes to measure the global model; holds
+    no client's state.
 
     Args:
         setup: backbone, data and device.
@@ -124,6 +128,7 @@ class ClientWorker:
         self.device = torch.device(setup.device)
         self.backbone: Backbone = load_backbone(setup.model).to(self.device)
         self.data = setup.data
+        self.splits = setup.splits
         self.largest_pack = sys.maxsize
         """Clients of a pack that fit in memory, as far as is known."""
 

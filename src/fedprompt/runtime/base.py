@@ -15,10 +15,11 @@ from threadpoolctl import threadpool_limits
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ConfigError, suggest
 from fedprompt.registry import Registry
-from fedprompt.types import ClientJob, ClientUpdate
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.train import WorkerSetup
+    from fedprompt.server.evaluate import Piece, Tally
 
 DEVICES = ("auto", "cpu", "cuda")
 MAX_ACTORS_PER_CPU = 8
@@ -159,6 +160,12 @@ class Runtime(Protocol):
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         """Do the jobs and yield their updates as they finish."""
+        ...
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        """Measure the global model on pieces of the setup's splits; tallies come in their order."""
         ...
 
     def close(self) -> None:
