@@ -17,6 +17,7 @@ from fedprompt.client.train import ClientWorker
 from fedprompt.config import compose
 from fedprompt.driver import initial_state, prepare, settings_of
 from fedprompt.errors import ClientError, ConfigError
+from fedprompt.events import Note
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.base import pack_jobs
 from fedprompt.server.round import RoundSettings, make_jobs
@@ -47,7 +48,7 @@ def laid(tiny: Overrides) -> Callable[..., Laid]:
 
 def assert_alike(one: torch.Tensor, other: torch.Tensor) -> None:
     """Within 1e-5 of the tensor's size."""
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.detach().abs().max()))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -204,6 +205,26 @@ def test_packs_are_halved_when_memory_runs_out(
         assert torch.equal(one.prompts, other.prompts)
     worker.train(settings.recipe, jobs[:3])
     assert tried[4:] == [2, 1]
+
+
+def test_a_run_reports_that_packs_were_halved(
+    tiny: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.fit
+
+    def small_memory(module: pl.LightningModule, *arguments: object) -> None:
+        if isinstance(module, PackedClients) and len(module.clients) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(module, *arguments)
+
+    monkeypatch.setattr(train, "fit", small_memory)
+    notes: list[str] = []
+    fedprompt.run(
+        "quickstart",
+        tiny("runtime.pack=2"),
+        on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+    )
+    assert notes == ["round 1: 2 clients did not fit in memory together; going on with packs of 1"]
 
 
 def test_one_client_without_enough_memory_is_an_error(

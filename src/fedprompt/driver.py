@@ -185,6 +185,8 @@ def run_method(
         yield Note(warning)
     directory.truncate_rounds(state.round_index)
     yield PhaseStarted(config.label, config.rounds, state.round_index)
+    cohort = config.clients.per_round
+    largest_pack = min(cohort, config.runtime.pack_size(cohort))
     while state.round_index < config.rounds:
         started = time.perf_counter()
         state, report = run_round(state, settings, runtime, aggregator, evaluate_state)
@@ -199,6 +201,13 @@ def run_method(
                 f"round {report.round}: the update of client {refused['client']} was left out: "
                 f"{refused['reason']}"
             )
+        packed = max(int(client["pack"]) for client in report.clients)
+        if packed < largest_pack:
+            yield Note(
+                f"round {report.round}: {largest_pack} clients did not fit in memory together; "
+                f"going on with packs of {packed}"
+            )
+            largest_pack = packed
         yield RoundFinished(report, time.perf_counter() - started)
 
 
