@@ -50,8 +50,8 @@ class EncodedDigits(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = Image.open(io.BytesIO(self.files[index]))
-        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        large = image.resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
+        pixels = torch.from_numpy(np.array(large)).permute(2, 0, 1).float() / 255
         return (pixels - 0.5) / 0.5, int(self.labels[index])
 
 

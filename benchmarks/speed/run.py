@@ -47,14 +47,15 @@ from fedprompt.aggregation.nets import PromptNets
 from fedprompt.client import train
 from fedprompt.client.loop import fit
 from fedprompt.client.module import ClientModule
-from fedprompt.client.train import ClientData
+from fedprompt.client.train import ClientData, ClientWorker
 from fedprompt.data.digits import source_digits
 from fedprompt.events import RoundFinished
 from fedprompt.models.backbone import Backbone
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.ray_runtime import RayRuntime, start_ray
 from fedprompt.runtime.serial import SerialRuntime
-from fedprompt.server.round import aggregate_prompts, merge_shared
+from fedprompt.server import round as round_module
+from fedprompt.server.round import aggregate_prompts, merge_shared, run_round
 from fedprompt.types import ClientUpdate
 from released_loop import released_per_candidate
 
@@ -73,11 +74,11 @@ def encoded_digits(laid: Laid) -> EncodedDigits:
     images, labels = source_digits()
     task = laid.federation.task
     # The split's order is not told by the task: found again by content.
-    size = task.train.images.shape[1]
+    size = int(task.train.images.shape[1])
     both = EncodedDigits(images, labels, size)
     pixels = np.stack([((both[i][0] + 1) * 127.5).round().byte().numpy() for i in range(len(both))])
     places = {image.transpose(1, 2, 0).tobytes(): i for i, image in enumerate(pixels)}
-    order = [places[image.tobytes()] for image in task.train.images]
+    order = [places[image.tobytes()] for image in np.asarray(task.train.images)]
     return EncodedDigits(images[order], labels[order], size)
 
 
@@ -186,7 +187,7 @@ def bare(laid: Laid) -> list[Tensor]:
         batches = client_batches(laid, job)
         for _ in range(laid.recipe.training.epochs):
             for index, batch in enumerate(batches):
-                loss = module.training_step(batch, index)
+                loss: Any = module.training_step(batch, index)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -213,9 +214,10 @@ def case_workers(repeats: int) -> dict[str, Any]:
             )
             return [update.prompts for update in updates]
 
-        for own, ray, serial in zip(bare(laid), through("ray"), through("serial"), strict=True):
-            assert torch.equal(ray, serial)
-            assert len(serial) == 0 or all((own == row).all(dim=1).any() for row in serial)
+        sides = (bare(laid), through("ray"), through("serial"))
+        for own, remote, serial in zip(*sides, strict=True):
+            assert torch.equal(remote, serial)
+            assert all((own == row).all(dim=1).any() for row in serial)
         samples = in_turn(
             {
                 "bare": lambda: bare(laid),
@@ -239,7 +241,7 @@ def case_workers(repeats: int) -> dict[str, Any]:
 
 def case_peak(repeats: int) -> dict[str, Any]:
     """Share of the matmul peak in a training step, nano and ViT-B/32, and how cost grows."""
-    large = Backbone(timm.create_model(bench.LARGE, num_classes=0), 224)
+    large = bench.drawn_backbone(bench.LARGE, 224)
     small = nano_of_depth(6)
     rows = []
     for name, backbone, prompts, images in [
@@ -265,10 +267,8 @@ def case_peak(repeats: int) -> dict[str, Any]:
         )
     sizes = []
     for size in (64, 128, 224):
-        vit = timm.create_model(
-            "vit_tiny_patch16_224", num_classes=0, img_size=size, depth=4, pretrained=False
-        )
-        seconds, flops = bench.measure_step(Backbone(vit, size), CPU, 16, 10, 2 * repeats)
+        backbone = bench.drawn_backbone("vit_tiny_patch16_224", size, depth=4)
+        seconds, flops = bench.measure_step(backbone, CPU, 16, 10, 2 * repeats)
         sizes.append(
             {"image_size": size, "milliseconds": round(seconds * 1e3, 1), "gflop": flops / 1e9}
         )
@@ -279,18 +279,19 @@ def case_overhead(repeats: int) -> dict[str, Any]:
     """Framework time: around the steps of a client, and of a round outside clients, aggregation
     and evaluation.
     """
-    outside, inside = [], []
-    for _ in range(repeats):
-        one, other, _ = bench.measure_clients("cpu", 1)
-        outside += one
-        inside += other
-    result: dict[str, Any] = {
-        "client_milliseconds": {
+    result: dict[str, Any] = {}
+    for name, clock in {"wall": time.perf_counter, "cpu": time.process_time}.items():
+        outside, inside = [], []
+        for _ in range(repeats):
+            one, other, _ = bench.measure_clients("cpu", 1, clock)
+            outside += one
+            inside += other
+        result[f"client_milliseconds_{name}"] = {
             "outside_median": round(statistics.median(outside) * 1e3, 2),
             "outside_least": round(min(outside) * 1e3, 2),
             "inside_median": round(statistics.median(inside) * 1e3, 1),
         }
-    }
+    result["round_milliseconds_cpu_serial"] = round(round_overhead_cpu(4 * repeats) * 1e3, 2)
     for name in ("serial", "ray"):
         seconds = round_overheads(name, 4 * repeats)
         result[f"round_milliseconds_{name}"] = {
@@ -321,6 +322,37 @@ def round_overheads(runtime: str, rounds: int) -> list[float]:
             on_event=note,
         )
     return found[1:]  # the first round of an actor takes longer
+
+
+def round_overhead_cpu(rounds: int) -> float:
+    """Mean CPU seconds of a round that belong to no client, aggregation or evaluation (serial).
+
+    What waits for the disk is not in it.
+    """
+    marks: list[tuple[float, float]] = []
+    with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
+        watch.patch(ClientWorker, "train", "clients", ClientWorker.train)
+        for module, name in (
+            (round_module, "aggregate_prompts"),
+            (round_module, "merge_shared"),
+            (driver, "evaluate"),
+        ):
+            watch.patch(module, name, name, getattr(module, name))
+
+        def note(event: Any) -> None:
+            if isinstance(event, RoundFinished):
+                marks.append((time.process_time(), watch.spent()))
+
+        experiment.run(
+            "quickstart",
+            [
+                *(f"rounds={rounds}", "compare=[]", "runtime=serial", "clients.epochs=1"),
+                f"run_dir={folder}/run",
+            ],
+            on_event=note,
+        )
+    (first, first_spent), (last, last_spent) = marks[0], marks[-1]
+    return ((last - first) - (last_spent - first_spent)) / (rounds - 1)
 
 
 def case_loops(repeats: int) -> dict[str, Any]:
@@ -359,7 +391,7 @@ def case_loops(repeats: int) -> dict[str, Any]:
         def run(loop: Callable[..., None], laid: Laid = laid, jobs: Any = jobs) -> list[Tensor]:
             tuned = []
             for job in jobs:
-                module = ClientModule(
+                module: Any = ClientModule(
                     laid.recipe, laid.worker.backbone, job, laid.worker.data.class_mask
                 )
                 loop(module, client_batches(laid, job), laid.recipe.training.epochs)
@@ -473,9 +505,13 @@ class Stopwatch:
         setattr(owner, name, timed if phase else function)
         self._undo.append(lambda: setattr(owner, name, before))
 
+    def spent(self) -> float:
+        """Seconds of all phases until now."""
+        return sum(self._seconds.values())
+
     def phases(self) -> dict[str, float]:
         """Seconds of each phase, of the rest and of the whole."""
-        rest = self._whole - sum(self._seconds.values())
+        rest = self._whole - self.spent()
         return {**self._seconds, "rest": rest, "whole": self._whole}
 
 
@@ -565,7 +601,7 @@ def case_flat(repeats: int) -> dict[str, Any]:
         def play(settings: Any = settings, runtime: Any = runtime) -> Any:
             evaluate = driver.evaluator(runtime, settings.recipe, laid.federation)
             mean = aggregation.create("mean")
-            return driver.run_round(laid.state, settings, runtime, mean, evaluate)
+            return run_round(laid.state, settings, runtime, mean, evaluate)
 
         rounds[str(clients)] = play
     steps = {key: sum(c["steps"] for c in play()[1].clients) for key, play in rounds.items()}
@@ -654,9 +690,10 @@ def _ray_processes() -> Iterator[tuple[str, float]]:
 
 def _spilled() -> int:
     """Bytes that Ray has spilled to disk so far."""
-    from ray._private.internal_api import memory_summary
+    from ray._private import internal_api
 
-    text = memory_summary(stats_only=True)
+    summarize: Any = internal_api.memory_summary
+    text = summarize(stats_only=True)
     return 0 if "Spilled" not in text else -1
 
 
