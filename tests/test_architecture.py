@@ -19,7 +19,7 @@ LEVELS = {
     3: ["runtime"],
     4: [
         *("config", "events", "driver", "experiment", "frozen_head", "checkpoint", "records"),
-        *("report", "display", "pretrain", "preview", "doctor", "cli", "__main__"),
+        *("report", "display", "pretrain", "preview", "doctor", "bench", "cli", "__main__"),
     ],
 }
 # `server` evaluates and briefs clients, so it may use `client`, which knows nothing of it.

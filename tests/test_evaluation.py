@@ -73,7 +73,7 @@ def test_clients_shares_make_up_the_pooled_accuracy(tiny: Overrides) -> None:
     from fedprompt.driver import prepare
 
     federation = prepare(compose(result.run_dir / "config.yaml"))
-    table, test = federation.data.table, federation.test
+    table, test = federation.data.table, federation.setup.splits[0]
     shares = mirror_partition(partition, table.labels, table.groups, test.labels, test.groups)
     correct = sum(own["by_client"][str(c)] * len(share) for c, share in enumerate(shares))
     assert correct / len(test) == pytest.approx(report["accuracy"], abs=1e-6)

@@ -18,8 +18,9 @@ from fedprompt.client.train import ClientWorker
 from fedprompt.config import ExperimentConfig, compose, conf_root, load_group
 from fedprompt.driver import Federation, evaluator, initial_state, prepare, settings_of
 from fedprompt.errors import ConfigError
+from fedprompt.server.evaluate import Piece, Tally, measure_piece
 from fedprompt.server.round import RoundSettings, make_jobs, run_round
-from fedprompt.types import ClientJob, ClientUpdate, RoundReport, ServerState
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate, RoundReport, ServerState
 
 Overrides = Callable[..., list[str]]
 METHODS = sorted(path.stem for path in (conf_root() / "method").glob("*.yaml"))
@@ -65,16 +66,19 @@ class Laid:
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         for job in jobs:
-            self.updates.append(self.worker.train(recipe, job))
+            self.updates += self.worker.train(recipe, [job])
             yield self.updates[-1]
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        return [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
 
     def play(self, rounds: int = 1) -> tuple[ServerState, list[RoundReport]]:
         aggregator = aggregators.create(
             self.config.aggregator.name, **dataclasses.asdict(self.config.aggregator.options)
         )
-        measure = evaluator(
-            self.settings.recipe, self.federation, self.config.measures_clients, self.settings
-        )
+        measure = evaluator(self, self.federation, self.settings, self.config.measures_clients)
         state, reports = self.state, []
         for _ in range(rounds):
             state, report = run_round(state, self.settings, self, aggregator, measure)

@@ -152,7 +152,10 @@ def test_rounds_come_back_with_null_for_nan(tmp_path: Path) -> None:
     assert "Infinity" not in text
 
 
-@pytest.mark.parametrize("torn", [b'{"round": 3, "accur', b"{", b"\x00\x00\x00\x00", b'{"a": 1}'])
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"round": 3, "accur', b"{", b"\x00\x00\x00\x00", b'{"a": 1}', b'{"x": "' + b"a" * 200_000],
+)
 def test_torn_last_line_is_left_out_and_mended(tmp_path: Path, torn: bytes) -> None:
     run = RunDirectory.create(tmp_path)
     for round_index in (1, 2):

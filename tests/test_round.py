@@ -19,6 +19,7 @@ from fedprompt.config import ExperimentConfig, compose
 from fedprompt.driver import Federation, evaluator, initial_state, prepare
 from fedprompt.errors import ClientError, RoundError
 from fedprompt.seeding import torch_generator
+from fedprompt.server.evaluate import Piece, Tally, measure_piece
 from fedprompt.server.round import (
     RoundSettings,
     download_bytes,
@@ -27,7 +28,7 @@ from fedprompt.server.round import (
     run_round,
     upload_bytes,
 )
-from fedprompt.types import ClientJob, ClientUpdate, ServerState
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate, ServerState
 
 Overrides = Callable[..., list[str]]
 
@@ -57,8 +58,13 @@ class Direct:
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         for job in reversed(jobs):  # any order is allowed
-            self.updates.append(self.tamper(self.worker.train(recipe, job)))
+            self.updates.append(self.tamper(self.worker.train(recipe, [job])[0]))
             yield self.updates[-1]
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        return [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}
@@ -95,7 +101,7 @@ def play(
         bench.settings,
         runtime,
         aggregation.create(name),
-        evaluator(bench.recipe, bench.federation),
+        evaluator(runtime, bench.federation, bench.settings),
     )
 
 
@@ -211,7 +217,7 @@ def test_keyed_selection_goes_by_the_client_or_by_the_batch(
 def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[..., Bench]) -> None:
     b = bench()
     job = make_jobs(b.state, b.settings)[0]
-    update = b.worker.train(b.recipe, job)
+    update = b.worker.train(b.recipe, [job])[0]
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
     batches = ClientBatches(
         b.federation.data, job.client_id, 64, b.recipe.prompts, torch_generator(job.seed, "batches")
@@ -231,11 +237,11 @@ def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[...,
 def test_a_job_depends_on_nothing_but_itself(bench: Callable[..., Bench]) -> None:
     b = bench()
     jobs = make_jobs(b.state, b.settings)
-    first = b.worker.train(b.recipe, jobs[0])
+    first = b.worker.train(b.recipe, [jobs[0]])[0]
     torch.manual_seed(99)  # neither the global generator
     np.random.seed(99)
-    b.worker.train(b.recipe, jobs[1])  # nor what the worker did before
-    again = b.worker.train(b.recipe, jobs[0])
+    b.worker.train(b.recipe, [jobs[1]])  # nor what the worker did before
+    again = b.worker.train(b.recipe, [jobs[0]])[0]
     assert torch.equal(first.prompts, again.prompts)
     assert all(torch.equal(value, again.shared[name]) for name, value in first.shared.items())
 
@@ -253,7 +259,7 @@ def test_order_of_finishing_does_not_matter(bench: Callable[..., Bench]) -> None
 
     class InOrder(Direct):
         def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-            yield from (self.worker.train(recipe, job) for job in jobs)
+            yield from (self.worker.train(recipe, [job])[0] for job in jobs)
 
     assert play(b)[0].sha256() == play(b, InOrder(b.worker))[0].sha256()
 
@@ -315,7 +321,7 @@ def test_a_raising_client_is_named(
 
     monkeypatch.setattr(ClientModule, "training_step", burst)
     with pytest.raises(ClientError) as caught:
-        b.worker.train(b.recipe, job)
+        b.worker.train(b.recipe, [job])[0]
     assert str(caught.value) == (
         f"client {job.client_id} failed in round 1 while it was in stage 'fit': "
         "RuntimeError: the loss burst"
@@ -325,7 +331,7 @@ def test_a_raising_client_is_named(
 def test_bytes_are_the_sum_of_tensor_sizes(bench: Callable[..., Bench]) -> None:
     b = bench("head=linear")
     job = make_jobs(b.state, b.settings)[0]
-    update = b.worker.train(b.recipe, job)
+    update = b.worker.train(b.recipe, [job])[0]
     head = 4 * (128 * 10 + 10)
     prompts_and_keys = 2 * 4 * 2 * 128
     assert download_bytes(job) == head + prompts_and_keys

@@ -40,13 +40,18 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+EVALUATED = ("accuracy", "loss", "validation_accuracy")
+FIGURES: list[dict[str, float]] = []
+"""What `straight` measured in its last round."""
+
+
 @pytest.fixture(scope="module")
 def straight(random_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """State hash of the tiny experiment, run serially without interruption."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    return str(
-        fedprompt.run("quickstart", experiment_of(random_backbone, folder)).summary["state_sha256"]
-    )
+    result = fedprompt.run("quickstart", experiment_of(random_backbone, folder))
+    FIGURES.append({key: result.reports[-1][key] for key in EVALUATED})
+    return str(result.summary["state_sha256"])
 
 
 def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
@@ -91,6 +96,7 @@ def test_ray_gives_the_bits_of_serial(
     assert result.summary["state_sha256"] == straight
     assert result.state.sha256() == straight
     assert [report["round"] for report in result.reports] == [1, 2, 3]
+    assert {key: result.reports[-1][key] for key in EVALUATED} == FIGURES[0]
 
 
 def actor_process(name: str, session: int = 0) -> int:

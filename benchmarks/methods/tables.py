@@ -288,7 +288,9 @@ def main() -> None:
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     if not results:
-        raise SystemExit(f"no results in {arguments.results}: run benchmarks/methods/run.py first")
+        raise SystemExit(
+            f"no results in {arguments.results}: run benchmarks/methods/runner.py first"
+        )
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     arguments.tables.write_text(markdown(rows, rate_lines(arguments.results)), encoding="utf-8")

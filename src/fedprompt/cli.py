@@ -74,9 +74,7 @@ class Command(click.Group):
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Show what Ray and Lightning say, and tracebacks."
-)
+@click.option("-v", "--verbose", is_flag=True, help="Show what Ray says, and tracebacks.")
 @click.version_option(fedprompt.__version__, prog_name="fedprompt")
 @click.pass_context
 def main(ctx: click.Context, verbose: bool) -> None:
@@ -95,7 +93,7 @@ def main(ctx: click.Context, verbose: bool) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run that run_dir holds.")
 @click.option("--print-config", is_flag=True, help="Print the composed config and stop.")
-@click.option("-v", "--verbose", is_flag=True, help="Show what Ray and Lightning say.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -246,6 +244,22 @@ def doctor(as_json: bool, use_ray: bool) -> None:
         Console().print(render(findings))
     if not can_run(findings):
         raise SystemExit(1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def bench(as_json: bool, threads: int, device: str) -> None:
+    """Say how fast clients train here and how near that is to the machine's ceiling (a minute)."""
+    from fedprompt.bench import render, run_bench
+
+    peak, rows = run_bench(threads, device)
+    if as_json:
+        table = {"ceiling_gflops": peak / 1e9, "rows": [dataclasses.asdict(row) for row in rows]}
+        click.echo(json.dumps(table, indent=2))
+    else:
+        Console().print(render(peak, rows, threads))
 
 
 class PretrainCommand(click.Command):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fedprompt.aggregation import aggregators
 from fedprompt.checkpoint import load_latest, save_state
-from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.train import ClientData, ClientWorker, WorkerSetup
 from fedprompt.config import ExperimentConfig
 from fedprompt.data.cache import PrefixCache
@@ -36,8 +35,9 @@ from fedprompt.records import RunDirectory, manifest
 from fedprompt.report import comparison_table, make_html
 from fedprompt.runtime import Runtime
 from fedprompt.seeding import torch_generator
-from fedprompt.server.evaluate import Evaluation, evaluate
+from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
 from fedprompt.server.evaluate_clients import evaluate_clients
+from fedprompt.server.personalised import ClientFigures
 from fedprompt.server.round import RoundSettings, broadcast_of, make_job, run_round
 from fedprompt.types import Broadcast, ClientUpdate, ServerState
 
@@ -48,8 +48,6 @@ class Federation:
 
     task: Task
     backbone: Backbone
-    validation: FeatureTable
-    test: FeatureTable
     setup: WorkerSetup
     frozen_head: FrozenHead | None = None
     """With `head.mode=frozen`."""
@@ -71,7 +69,7 @@ def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
     config = plan.config
     try:
         runtime.warm_up()
-        federation = prepare(config, plan.verbose)
+        federation = prepare(config)
         if plan.resume:
             directory = RunDirectory.open(plan.run_dir)
             check_unchanged(directory, federation)
@@ -106,7 +104,7 @@ def run_methods(
         finish(comparison, variant)
 
 
-def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
+def prepare(config: ExperimentConfig) -> Federation:
     """Read the data, compute the frozen prefix once, and partition.
 
     Raises:
@@ -123,7 +121,7 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
     cache = PrefixCache(backbone, config.prompts.query, device, config.cache)
     train, validation, test = map(cache.table, (task.train, task.validation, task.test))
     data = ClientData(train, tuple(parts), task.class_mask)
-    setup = WorkerSetup(config.model, data, device.type, config.runtime.threads, verbose)
+    setup = WorkerSetup(config.model, data, (test, validation), device.type, config.runtime.threads)
     frozen_head = None
     if config.head.mode == "frozen":
         if task.public is None:
@@ -134,7 +132,7 @@ def prepare(config: ExperimentConfig, verbose: bool = False) -> Federation:
         public = cache.table(task.public)
         frozen_head = fit_frozen_head(backbone, public, task.num_classes, device, config.head.fit)
     notes = (*task.notes, *cache.notes)
-    return Federation(task, backbone, validation, test, setup, frozen_head, notes)
+    return Federation(task, backbone, setup, frozen_head, notes)
 
 
 def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
@@ -202,7 +200,7 @@ def run_method(
 ) -> Iterator[Any]:
     """All rounds of one method, from the start or from its last checkpoint."""
     settings = settings_of(config, federation)
-    evaluate_state = evaluator(settings.recipe, federation, config.measures_clients, settings)
+    evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
     aggregator = aggregators.create(
         config.aggregator.name, **dataclasses.asdict(config.aggregator.options)
     )
@@ -211,6 +209,8 @@ def run_method(
         yield Note(warning)
     directory.truncate_rounds(state.round_index)
     yield PhaseStarted(config.label, config.rounds, state.round_index)
+    cohort = config.clients.cohort_size
+    largest_pack = min(cohort, config.runtime.pack_size(cohort, settings.recipe))
     while state.round_index < config.rounds:
         started = time.perf_counter()
         state, report = run_round(state, settings, runtime, aggregator, evaluate_state)
@@ -225,58 +225,66 @@ def run_method(
                 f"round {report.round}: the update of client {refused['client']} was left out: "
                 f"{refused['reason']}"
             )
+        packed = max(int(client["pack"]) for client in report.clients)
+        if packed < largest_pack:
+            yield Note(
+                f"round {report.round}: {largest_pack} clients did not fit in memory together; "
+                f"going on with packs of {packed}"
+            )
+            largest_pack = packed
         yield RoundFinished(report, time.perf_counter() - started)
 
 
 def evaluator(
-    recipe: LocalRecipe,
+    runtime: PieceMap,
     federation: Federation,
+    settings: RoundSettings,
     measures_clients: Callable[[int], bool] = lambda round_index: False,
-    settings: RoundSettings | None = None,
 ) -> Callable[[ServerState], tuple[Evaluation, Evaluation]]:
     """A function that measures a state on the test and the validation split.
 
     Args:
-        recipe: how clients select and classify.
+        runtime: measures the global model.
         federation: splits and backbone.
-        measures_clients: says for a round whether each client's own model is measured as well;
-            needs `settings`, which tell what a client receives.
-        settings: of the run.
+        settings: how clients select and classify, and what they receive.
+        measures_clients: says for a round whether each client's own model is measured as well.
     """
-    device = torch.device(federation.setup.device)
-    data = federation.data
-    table = data.table
-    shares = {
-        id(held): mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups)
-        for held in (federation.test, federation.validation)
-    }
-    queries = [torch.from_numpy(table.queries[part]).mean(dim=0) for part in data.parts]
-
-    def received(state: ServerState, client_id: int) -> Broadcast:
-        assert settings is not None  # asked for only with `measures_clients`
-        return make_job(state, settings, client_id, state.broadcast()).broadcast
 
     def measure(state: ServerState) -> tuple[Evaluation, Evaluation]:
-        figures = []
-        for held in (federation.test, federation.validation):
-            found = evaluate(state, recipe, federation.backbone, held, data.class_mask, device)
-            if settings is not None and measures_clients(state.round_index):
-                clients = evaluate_clients(
-                    state,
-                    recipe,
-                    federation.backbone,
-                    held,
-                    shares[id(held)],
-                    queries,
-                    data.class_mask,
-                    device,
-                    received,
-                )
-                found = dataclasses.replace(found, clients=clients)
-            figures.append(found)
-        return figures[0], figures[1]
+        splits = federation.setup.splits
+        figures = evaluate(runtime, state, settings.recipe, splits)
+        if measures_clients(state.round_index):
+            own = [measure_clients(state, federation, settings, held) for held in splits]
+            figures = [
+                dataclasses.replace(found, clients=clients)
+                for found, clients in zip(figures, own, strict=True)
+            ]
+        test, validation = figures
+        return test, validation
 
     return measure
+
+
+def measure_clients(
+    state: ServerState, federation: Federation, settings: RoundSettings, held: FeatureTable
+) -> ClientFigures:
+    """Every client's own model on its own share of a held-out split."""
+    data, table = federation.data, federation.data.table
+
+    def received(state: ServerState, client_id: int) -> Broadcast:
+        return make_job(state, settings, client_id, state.broadcast()).broadcast
+
+    return evaluate_clients(
+        state,
+        settings.recipe,
+        federation.backbone,
+        held,
+        mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups),
+        [torch.from_numpy(table.queries[part]).mean(dim=0) for part in data.parts],
+        data.class_mask,
+        torch.device(federation.setup.device),
+        received,
+    )
 
 
 def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:
@@ -345,7 +353,7 @@ def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) ->
     state, _ = latest_state(config, federation, directory)
     settings = settings_of(config, federation)
     job = make_job(state, settings, client_id, broadcast_of(state, settings))
-    return ClientWorker(federation.setup).train(settings.recipe, job)
+    return ClientWorker(federation.setup).train(settings.recipe, [job])[0]
 
 
 def describe(federation: Federation, config: ExperimentConfig) -> str:

@@ -50,4 +50,4 @@ class Plan:
     resume: bool = False
     overwrite: bool = False
     verbose: bool = False
-    """Let Ray and Lightning speak."""
+    """Let Ray speak."""

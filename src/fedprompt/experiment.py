@@ -54,7 +54,7 @@ def run(
         overrides: `key=value` strings.
         overwrite: replace the run that `run_dir` holds.
         on_event: called with each event as it comes.
-        verbose: let Ray and Lightning speak.
+        verbose: let Ray speak.
 
     Raises:
         ConfigError: the config is wrong; nothing was written.
@@ -77,7 +77,7 @@ def resume(
         run_dir: directory of the run.
         overrides: runtime and its number of actors and CPUs only; nothing else leaves the bits.
         on_event: called with each event as it comes.
-        verbose: let Ray and Lightning speak.
+        verbose: let Ray speak.
     """
     return execute(dataclasses.replace(plan_resume(run_dir, overrides), verbose=verbose), on_event)
 
@@ -93,8 +93,7 @@ def plan_run(config: ExperimentConfig, overwrite: bool) -> Plan:
     RunDirectory.check_new(run_dir, overwrite)
     # Settled now, so that the run can be continued from another folder and on another machine.
     model = config.model.with_absolute_paths()
-    runtime = dataclasses.replace(config.runtime, device=config.runtime.torch_device)
-    settled = dataclasses.replace(config, model=model, runtime=runtime)
+    settled = dataclasses.replace(config, model=model, runtime=config.runtime.settled())
     return Plan(settled, str(run_dir.resolve()), overwrite=overwrite)
 
 

@@ -442,14 +442,22 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
 
 
-def _close_last_line(file: io.BufferedRandom | Any) -> None:
-    """Make the next write start on a new line: end a whole last line, cut off a torn one."""
-    file.seek(0)
-    content = file.read()
-    start = content.rfind(b"\n") + 1
-    if start == len(content):
+def _close_last_line(file: io.BufferedRandom | Any, block: int = 1 << 16) -> None:
+    """Make the next write start on a new line: end a whole last line, cut off a torn one.
+
+    Only the end of the file is read, so that a round costs the same however many went before.
+    """
+    size = start = file.seek(0, os.SEEK_END)
+    line = b""
+    while start and b"\n" not in line:
+        start = max(0, start - block)
+        file.seek(start)
+        line = file.read(size - start)
+    start += line.rfind(b"\n") + 1
+    if start == size:
         return
-    if _parse(content[start:]) is not None:
+    file.seek(start)
+    if _parse(file.read()) is not None:
         file.write(b"\n")
     else:
         file.truncate(start)

@@ -65,7 +65,8 @@ class ClientUpdate:
     shared: Tensors
     state: Tensors
     metrics: Mapping[str, float]
-    """`loss`, `accuracy` (means over the last local epoch), `steps` and `seconds`."""
+    """`loss`, `accuracy` (means over the last local epoch), `steps`, `seconds`, and `pack`: how
+    many clients were trained together."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The LightningModule of one client in one round: prompts and head on a frozen backbone.
 
 A step has three parts, so that several clients can share one pass through the backbone: `choose`
-(which prompts), `encode` (the backbone; `packable` says whether it is the frozen one), and
+(which prompts), `encode` (the backbone), and
 `step_loss` (the client's own head and loss).
 """
 
@@ -78,6 +78,7 @@ class ClientModule(pl.LightningModule):
             nn.Parameter(value.clone()) for value in tuned.values()
         )
         self.start = {name: value.detach().clone() for name, value in self.trainable()}
+        self._on_device: dict[str, Tensor] | None = None
         # Sums over the last epoch, kept as tensors so that a step needs no synchronisation.
         self.register_buffer("sums", torch.zeros(3))
 
@@ -95,11 +96,6 @@ class ClientModule(pl.LightningModule):
     def tuned(self) -> dict[str, nn.Parameter]:
         """The tensors tuned inside the backbone, by the name under which they travel."""
         return dict(zip(self.tuned_names, self.tuned_values, strict=True))
-
-    @property
-    def packable(self) -> bool:
-        """Whether the backbone is the frozen one, so that clients can share a pass through it."""
-        return not self.tuned_names
 
     def choose(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prompts' rows (k,) for a batch with queries (B, q), and the similarity term."""
@@ -184,7 +180,10 @@ class ClientModule(pl.LightningModule):
         self.sums += torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
 
     def _start(self) -> dict[str, Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in self.start.items()}
+        """The trainable tensors as training began; brought to the device once."""
+        if self._on_device is None:
+            self._on_device = {name: value.to(self.device) for name, value in self.start.items()}
+        return self._on_device
 
     def _correction(self) -> dict[str, Tensor]:
         """The objective's constants, computed once."""

@@ -88,6 +88,11 @@ class LocalRecipe:
         return self.prompts.count > 0 or self.tuning != "none"
 
     @property
+    def packable(self) -> bool:
+        """Whether clients share the frozen backbone as it is, so that several can be packed."""
+        return self.tuning == "none"
+
+    @property
     def optimizer(self) -> str:
         """`adam` or `sgd`."""
         if self.training.optimizer != "auto":

@@ -1,5 +1,4 @@
-"""One client's work in one round: build its module, fit it, collect the update. The only place that
-drives Lightning.
+"""One client's work in one round: build its module, fit it, collect the update.
 
 A `ClientWorker` is what an actor (or the serial runtime) holds: one frozen backbone and the data of
 all clients, and no client's state, so that any worker can do any job and the result depends on the
@@ -8,23 +7,21 @@ job alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
+import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
+from fedprompt.client.loop import fit
 from fedprompt.client.module import Batch, ClientModule
+from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.data.tables import FeatureTable
 from fedprompt.errors import ClientError
@@ -34,6 +31,8 @@ from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.objectives import LocalResult
 from fedprompt.seeding import torch_generator
 from fedprompt.types import ClientJob, ClientUpdate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +53,10 @@ class WorkerSetup:
     model: ModelOptions
     """Which backbone, for `load_backbone`."""
     data: ClientData
+    splits: tuple[FeatureTable, ...]
+    """Splits on which the global model is measured: test and validation."""
     device: str
     threads: int
-    verbose: bool = False
-    """Let Lightning speak."""
 
     def build(self) -> ClientWorker:
         """A worker in this process."""
@@ -65,8 +64,9 @@ class WorkerSetup:
 
     def loaded(self) -> WorkerSetup:
         """The same with the features in memory, for workers that cannot open the cache's files."""
-        table = self.data.table.loaded()
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, table=table))
+        data = dataclasses.replace(self.data, table=self.data.table.loaded())
+        splits = tuple(table.loaded() for table in self.splits)
+        return dataclasses.replace(self, data=data, splits=splits)
 
 
 class ClientBatches(IterableDataset[Batch]):
@@ -80,6 +80,7 @@ class ClientBatches(IterableDataset[Batch]):
         generator: draws the permutations.
         tokens: whether tokens or the CLS features are needed; by default as there are prompts.
         pooled: take the data of all clients.
+        device: where the batches lie; the client's data go there once.
     """
 
     def __init__(
@@ -91,17 +92,20 @@ class ClientBatches(IterableDataset[Batch]):
         generator: torch.Generator,
         tokens: bool | None = None,
         pooled: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         table = data.table
         tokens = prompts.count > 0 if tokens is None else tokens
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
         index = np.sort(np.concatenate(data.parts)) if pooled else data.parts[client_id]
-        self.inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
-        self.queries = torch.from_numpy(table.queries[index])
+        inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
+        queries = torch.from_numpy(table.queries[index])
         if prompts.selection == "keyed" and prompts.choose_by == "client":
-            self.queries = self.queries.mean(dim=0).expand(len(index), -1)
-        self.labels = torch.from_numpy(table.labels[index])
-        self.groups = torch.from_numpy(table.groups[index])
+            queries = queries.mean(dim=0).expand(len(index), -1)
+        self.inputs = inputs.to(device)
+        self.queries = queries.to(device)
+        self.labels = torch.from_numpy(table.labels[index]).to(device)
+        self.groups = torch.from_numpy(table.groups[index]).to(device)
         self.batch_size = batch_size
         self.generator = generator
 
@@ -109,13 +113,15 @@ class ClientBatches(IterableDataset[Batch]):
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.labels), generator=self.generator)
+        # Drawn on the CPU, so that the order is the same on every device.
+        order = torch.randperm(len(self.labels), generator=self.generator).to(self.labels.device)
         for rows in torch.split(order, self.batch_size):
             yield self.inputs[rows], self.queries[rows], self.labels[rows], self.groups[rows]
 
 
 class ClientWorker:
-    """Trains any client of a federation; holds no client's state.
+    """Trains any client of a federation, and has what it takes to measure the global model; holds
+    no client's state.
 
     Args:
         setup: backbone, data and device.
@@ -125,79 +131,104 @@ class ClientWorker:
         self.device = torch.device(setup.device)
         self.backbone: Backbone = load_backbone(setup.model).to(self.device)
         self.data = setup.data
-        self.verbose = setup.verbose
+        self.splits = setup.splits
+        self.largest_pack = sys.maxsize
+        """Clients of a pack that fit in memory, as far as is known."""
 
-    def train(self, recipe: LocalRecipe, job: ClientJob) -> ClientUpdate:
-        """Do one client's local work.
+    def train(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> list[ClientUpdate]:
+        """Do the local work of some clients in one pack, or in smaller ones if memory runs out.
 
         Args:
             recipe: how clients train.
-            job: which client, from which prompts, with which seed.
+            jobs: which clients, from which prompts, with which seeds.
 
         Returns:
-            The update: detached CPU copies that share no memory with the job.
+            The updates in the order of the jobs: detached CPU copies that share no memory with
+            them.
 
         Raises:
             ClientError: the work raised; the error names client, round, stage and cause.
         """
+        updates: list[ClientUpdate] = []
+        while len(updates) < len(jobs):
+            pack = jobs[len(updates) : len(updates) + self.largest_pack]
+            try:
+                updates += self._train_pack(recipe, pack)
+            except torch.OutOfMemoryError:
+                self.largest_pack = len(pack) // 2
+                logger.warning(
+                    "%d packed clients do not fit in the memory of %s: going on with %d",
+                    *(len(pack), self.device, self.largest_pack),
+                )
+            if self.device.type == "cuda" and self.largest_pack < len(pack):
+                torch.cuda.empty_cache()  # after the `except`, whose traceback holds tensors
+        return updates
+
+    def _train_pack(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> list[ClientUpdate]:
+        """One pack.
+
+        Raises:
+            OutOfMemoryError: several clients do not fit.
+            ClientError: see `train`.
+        """
         started = time.perf_counter()
         stage = "build"
         try:
-            module = ClientModule(recipe, self.backbone, job, self.data.class_mask)
-            batches = ClientBatches(
-                self.data,
-                job.client_id,
-                recipe.training.batch_size,
-                recipe.prompts,
-                generator=torch_generator(job.seed, "batches"),
-                tokens=recipe.needs_tokens,
-                pooled=recipe.training.pooled,
-            )
+            clients = [self._module(recipe, job) for job in jobs]
+            batches = [self._batches(recipe, job) for job in jobs]
             stage = "fit"
-            if module.objective.trains:
-                with contextlib.nullcontext() if self.verbose else quiet_lightning():
-                    fit(module, batches, recipe.training.epochs, self.device, job.seed)
+            if clients[0].objective.trains:
+                if len(jobs) == 1:
+                    fit(clients[0], batches[0], recipe.training.epochs)
+                else:
+                    fit(PackedClients(clients), PackedBatches(batches), recipe.training.epochs)
             stage = "collect"
-            return collect(module, batches, job, time.perf_counter() - started)
+            seconds = (time.perf_counter() - started) / len(jobs)
+            return [
+                collect(client, own, job, seconds, len(jobs))
+                for client, own, job in zip(clients, batches, jobs, strict=True)
+            ]
         except Exception as error:
+            if len(jobs) > 1:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                for job in jobs:  # alone, the client that is at fault gives its own error
+                    self._train_pack(recipe, [job])
+                stage += f" of {len(jobs)} packed clients"
             first = str(error).splitlines()[0] if str(error) else "no message"
             cause = f"{type(error).__name__}: {first}"
-            raise ClientError(job.client_id, job.round_index, stage, cause) from error
+            raise ClientError(jobs[0].client_id, jobs[0].round_index, stage, cause) from error
 
+    def _module(self, recipe: LocalRecipe, job: ClientJob) -> ClientModule:
+        return ClientModule(recipe, self.backbone, job, self.data.class_mask).to(self.device)
 
-def fit(
-    module: pl.LightningModule,
-    batches: IterableDataset[Batch],
-    epochs: int,
-    device: torch.device,
-    seed: int,
-) -> None:
-    """Train a module with a Lightning Trainer that has no logger, checkpoint or bar."""
-    loader = DataLoader(
-        batches,
-        batch_size=None,  # the data set yields whole batches
-        # Given only so that the loader does not draw its base seed from the global generator.
-        generator=torch_generator(seed, "loader"),
-    )
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cuda" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        # No cluster is to be detected from the environment: one client trains in one process.
-        plugins=[LightningEnvironment()],
-        barebones=True,
-    )
-    trainer.fit(module, loader)
-    module.to(device)
+    def _batches(self, recipe: LocalRecipe, job: ClientJob) -> ClientBatches:
+        return ClientBatches(
+            self.data,
+            job.client_id,
+            recipe.training.batch_size,
+            recipe.prompts,
+            torch_generator(job.seed, "batches"),
+            tokens=recipe.needs_tokens,
+            pooled=recipe.training.pooled,
+            device=self.device,
+        )
 
 
 def collect(
-    module: ClientModule, batches: ClientBatches, job: ClientJob, seconds: float
+    module: ClientModule, batches: ClientBatches, job: ClientJob, seconds: float, pack: int
 ) -> ClientUpdate:
     """The update of a fitted module.
 
     A client returns the prompts that it used, each with the client's mean query as its address if
     keys travel at all. What is personal goes into the client's own state.
+
+    Args:
+        module: the client's.
+        batches: its data.
+        job: what it was sent.
+        seconds: its share of the time.
+        pack: clients that were fitted with it, itself among them.
     """
     recipe, objective = module.recipe, module.objective
     counts = module.use_counts.cpu()
@@ -207,7 +238,7 @@ def collect(
     if "prompts" in personal:
         rows = rows[:0]
     width = module.keys.shape[1]
-    key = batches.queries.mean(dim=0)[:width]
+    key = _copy(batches.queries.mean(dim=0))[:width]
     steps = len(batches) * recipe.training.epochs if objective.trains else 0
     result = LocalResult(
         start=module.start,
@@ -216,8 +247,8 @@ def collect(
         own=job.state,
         steps=steps,
         rates={name: recipe.rate(name) for name in tuned},
-        features=batches.inputs,
-        labels=batches.labels,
+        features=batches.inputs.cpu(),
+        labels=batches.labels.cpu(),
         num_classes=recipe.num_classes,
     )
     sent, kept = objective.finish(result)
@@ -235,7 +266,12 @@ def collect(
         use_counts=counts[rows].clone(),
         shared={**trained, **{name: _copy(tensor) for name, tensor in sent.items()}},
         state={**personal, **{name: _copy(tensor) for name, tensor in kept.items()}},
-        metrics={**module.metrics(), "steps": float(steps), "seconds": seconds},
+        metrics={
+            **module.metrics(),
+            "steps": float(steps),
+            "seconds": seconds,
+            "pack": float(pack),
+        },
     )
 
 
@@ -248,19 +284,3 @@ def is_personal(recipe: LocalRecipe, name: str) -> bool:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's banners, tips and warnings."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            warnings.filterwarnings("ignore", module="lightning_fabric")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -87,7 +87,9 @@ class SeededDropout(nn.Module):
             return x
         # Drawn on the CPU, so that the masks are the same on every device.
         keep = torch.rand(x.shape, generator=self.generator) >= self.rate
-        return x * keep.to(x.device, x.dtype) / (1 - self.rate)
+        if x.is_cuda:  # from pinned memory, so that the host need not wait for the device
+            keep = keep.pin_memory().to(x.device, non_blocking=True)
+        return x * keep.to(x.dtype) / (1 - self.rate)
 
 
 def build_head(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from threadpoolctl import threadpool_limits
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ConfigError, suggest
 from fedprompt.registry import Registry
-from fedprompt.types import ClientJob, ClientUpdate
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.train import WorkerSetup
+    from fedprompt.server.evaluate import Piece, Tally
 
 DEVICES = ("auto", "cpu", "cuda")
 MAX_ACTORS_PER_CPU = 8
@@ -32,7 +34,7 @@ def available_cpus() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeOptions:
-    """The `runtime` section. Only `threads` and `device` can change a result's bits."""
+    """The `runtime` section. Only `threads`, `device` and `pack` can change a result's bits."""
 
     name: str = "ray"
     actors: int | None = None
@@ -43,6 +45,10 @@ class RuntimeOptions:
     """Cores to use; null means all that this process may use."""
     device: str = "auto"
     """`auto` takes CUDA when present."""
+    pack: int | str = "auto"
+    """Clients that a worker trains together in one forward and backward pass. `auto` is 1 on the
+    CPU, where packing gains nothing, and as many as there are for the worker on a GPU, halved when
+    its memory is full. Products of other sizes are rounded otherwise, so this changes bits."""
 
     def __post_init__(self) -> None:
         runtimes.entry(self.name)
@@ -55,6 +61,12 @@ class RuntimeOptions:
                 f"runtime.device: expected one of {', '.join(DEVICES)}, got '{self.device}'"
                 f"{suggest(self.device, DEVICES)}"
             )
+        if isinstance(self.pack, str) and self.pack != "auto":
+            raise ConfigError(
+                f"runtime.pack: expected 'auto' or an integer >= 1, got '{self.pack}'"
+            )
+        if isinstance(self.pack, int) and self.pack < 1:
+            raise ConfigError(f"runtime.pack: expected 'auto' or an integer >= 1, got {self.pack}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "runtime.device=cuda: no CUDA device was found; use runtime.device=auto or cpu"
@@ -95,6 +107,33 @@ class RuntimeOptions:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
 
+    def settled(self) -> RuntimeOptions:
+        """With `device`, and on the CPU `pack`, as they are on this machine: a run goes on with
+        them wherever it is continued.
+        """
+        pack = 1 if self.pack == "auto" and self.torch_device == "cpu" else self.pack
+        return dataclasses.replace(self, device=self.torch_device, pack=pack)
+
+    def pack_size(self, jobs: int, recipe: LocalRecipe) -> int:
+        """Clients of a pack when there are so many jobs."""
+        if not recipe.packable:
+            return 1
+        if isinstance(self.pack, int):
+            return self.pack
+        return 1 if self.torch_device == "cpu" else -(-jobs // self.num_actors)
+
+
+def pack_jobs(jobs: Sequence[ClientJob], size: int) -> list[list[ClientJob]]:
+    """The jobs in packs of at most `size`, in their order; those of a pack share a broadcast.
+
+    Which clients are packed depends on nothing but jobs and size, for it changes bits.
+    """
+    packs = []
+    for _, alike in itertools.groupby(jobs, key=lambda job: id(job.broadcast)):
+        members = list(alike)
+        packs += [members[start : start + size] for start in range(0, len(members), size)]
+    return packs
+
 
 Drive = Callable[..., Iterator[Any]]
 """A generator function that gets a runtime as its first argument and yields events."""
@@ -123,6 +162,12 @@ class Runtime(Protocol):
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         """Do the jobs and yield their updates as they finish."""
+        ...
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        """Measure the global model on pieces of the setup's splits; tallies come in their order."""
         ...
 
     def close(self) -> None:

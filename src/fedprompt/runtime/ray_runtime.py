@@ -25,11 +25,12 @@ import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ConfigError, FedpromptError, WorkerError
-from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, runtimes
+from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.train import ClientWorker, WorkerSetup
+    from fedprompt.server.evaluate import Piece, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +80,19 @@ class ClientActor:
         return self._worker
 
     def train(
-        self, setup: list[Any], recipe: LocalRecipe, job: ClientJob, broadcast: Broadcast
-    ) -> ClientUpdate:
-        """One client's local work."""
-        return self._load(setup).train(recipe, dataclasses.replace(job, broadcast=broadcast))
+        self, setup: list[Any], recipe: LocalRecipe, jobs: list[ClientJob], broadcast: Broadcast
+    ) -> list[ClientUpdate]:
+        """The local work of a pack of clients."""
+        whole = [dataclasses.replace(job, broadcast=broadcast) for job in jobs]
+        return self._load(setup).train(recipe, whole)
+
+    def measure(
+        self, setup: list[Any], recipe: LocalRecipe, model: Broadcast, piece: Piece
+    ) -> Tally:
+        """One piece of a split."""
+        from fedprompt.server.evaluate import measure_piece
+
+        return measure_piece(self._load(setup), recipe, model, piece)
 
 
 @runtimes.register("ray", RuntimeOptions)
@@ -150,34 +160,61 @@ class RayRuntime:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Give each idle actor the next job."""
+        """Give each idle actor the next pack of jobs."""
         ray = import_ray()
-        if self._recipe is None or self._recipe[0] is not recipe:
-            self._recipe = (recipe, ray.put(recipe))
-        recipe_ref = self._recipe[1]
+        recipe_ref = self._recipe_ref(recipe)
         # The jobs of a round share one broadcast: stored once, it does not travel with the jobs.
         broadcasts = {id(job.broadcast): job.broadcast for job in jobs}
         refs = {key: ray.put(value) for key, value in broadcasts.items()}
 
-        def submit(actor: Any, job: ClientJob) -> Any:
-            light = dataclasses.replace(job, broadcast=_NOTHING)
-            return actor.train.remote(self._setup, recipe_ref, light, refs[id(job.broadcast)])
+        def submit(actor: Any, pack: list[ClientJob]) -> Any:
+            light = [dataclasses.replace(job, broadcast=_NOTHING) for job in pack]
+            return actor.train.remote(self._setup, recipe_ref, light, refs[id(pack[0].broadcast)])
 
-        try:
-            yield from ray.util.ActorPool(self._actors).map_unordered(submit, list(jobs))
-        except ray.exceptions.RayTaskError as error:
-            raise unwrapped(error) from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(
-                f"a client actor died more than {RESTARTS} times (out of memory?); "
-                "use fewer with runtime.actors, or runtime=serial to see the cause"
-            ) from error
+        packs = pack_jobs(jobs, self.options.pack_size(len(jobs), recipe))
+        with own_errors():
+            for updates in ray.util.ActorPool(self._actors).map_unordered(submit, packs):
+                yield from updates
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        """Give each idle actor the next piece."""
+        ray = import_ray()
+        recipe_ref, model_ref = self._recipe_ref(recipe), ray.put(model)
+
+        def submit(actor: Any, piece: Piece) -> Any:
+            return actor.measure.remote(self._setup, recipe_ref, model_ref, piece)
+
+        with own_errors():
+            return list(ray.util.ActorPool(self._actors).map(submit, list(pieces)))
+
+    def _recipe_ref(self, recipe: LocalRecipe) -> Any:
+        """The recipe in the object store; it is the same in all rounds of a method."""
+        if self._recipe is None or self._recipe[0] is not recipe:
+            self._recipe = (recipe, import_ray().put(recipe))
+        return self._recipe[1]
 
     def close(self) -> None:
         """End the client actors."""
         for actor in self._actors:
             import_ray().kill(actor)
         self._actors = []
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn Ray's errors about the client actors into fedprompt's."""
+    ray = import_ray()
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise unwrapped(error) from error
+    except ray.exceptions.RayActorError as error:
+        raise WorkerError(
+            f"a client actor died more than {RESTARTS} times (out of memory?); "
+            "use fewer with runtime.actors, or runtime=serial to see the cause"
+        ) from error
 
 
 def import_ray() -> Any:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, runtimes
-from fedprompt.types import ClientJob, ClientUpdate
+from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.train import ClientWorker, WorkerSetup
+    from fedprompt.server.evaluate import Piece, Tally
 
 
 @runtimes.register("serial", RuntimeOptions)
@@ -37,12 +38,24 @@ class SerialRuntime:
         self._worker = setup.build()
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """One job after the other."""
-        if self._worker is None:
-            raise RuntimeError("SerialRuntime.map was called before open")
-        for job in jobs:
-            yield self._worker.train(recipe, job)
+        """One pack of jobs after the other."""
+        worker = self._opened()
+        for pack in pack_jobs(jobs, self.options.pack_size(len(jobs), recipe)):
+            yield from worker.train(recipe, pack)
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        """One piece after the other."""
+        from fedprompt.server.evaluate import measure_piece
+
+        return [measure_piece(self._opened(), recipe, model, piece) for piece in pieces]
 
     def close(self) -> None:
         """Forget the worker."""
         self._worker = None
+
+    def _opened(self) -> ClientWorker:
+        if self._worker is None:
+            raise RuntimeError("SerialRuntime was used before open")
+        return self._worker

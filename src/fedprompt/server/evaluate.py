@@ -1,10 +1,15 @@
-"""The global model on a pooled split: the server's prompts and head, a class mask per domain."""
+"""The global model on a pooled split: the server's prompts and head, a class mask per domain.
+
+The server chooses the prompts of every image and cuts the splits into pieces; the workers, which
+have nothing to train meanwhile, measure the pieces from the cached tokens.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fedprompt.client.module import load_head, own_prompts, tuned_tensors
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.client.train import ClientWorker
 from fedprompt.data.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
@@ -26,7 +32,7 @@ from fedprompt.types import Broadcast, ServerState, Tensors
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Figures of one split; NaN where the method has no global model."""
+    """Figures of one split."""
 
     accuracy: float
     loss: float
@@ -48,52 +54,159 @@ class Model:
     """The client's own state; empty for the global model."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """At most `CHUNK` images of a split. Written by the server, read by a worker."""
+
+    split: int
+    """Which of the worker's splits."""
+    index: NDArray[np.int64]
+    """(B,) rows of the split."""
+    rows: Tensor
+    """(B, k) rows of the pool for each image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What a worker found in a piece."""
+
+    loss: float
+    """Mean cross-entropy."""
+    predicted: Tensor
+    """(B,) int64 classes."""
+
+
+class PieceMap(Protocol):
+    """What an evaluation needs of a runtime."""
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> list[Tally]:
+        """Measure the pieces; the tallies come in their order."""
+        ...
+
+
 def has_global_model(recipe: LocalRecipe) -> bool:
     """Whether prompts and head are shared or fixed, so that there is one model for all."""
     return recipe.prompts.mode != "personal" and recipe.head.mode != "personal"
 
 
 def evaluate(
-    state: ServerState,
-    recipe: LocalRecipe,
-    backbone: Backbone,
-    table: FeatureTable,
-    class_mask: NDArray[np.bool_],
-    device: torch.device,
-) -> Evaluation:
-    """Accuracy and loss of the global model.
-
-    Prompts are selected as in training, for `prompts.eval_batch` images of one domain in the order
-    of the split; the forward pass then takes `CHUNK` images at a time, each with its own
-    prompts.
+    runtime: PieceMap, state: ServerState, recipe: LocalRecipe, tables: Sequence[FeatureTable]
+) -> list[Evaluation]:
+    """Accuracy and loss of the global model on each split; NaN where there is none.
 
     Args:
+        runtime: measures the pieces; its workers have the same splits.
         state: the server's prompts, keys and shared tensors.
-        recipe: selection and head.
-        backbone: the frozen network on `device`.
-        table: the split.
-        class_mask: (groups, classes) bool; an image is classified among the classes of its domain.
-        device: where to compute.
+        recipe: selection, head and tuning.
+        tables: the splits.
     """
     if not has_global_model(recipe):
-        return Evaluation(math.nan, math.nan)
-    accuracy = MulticlassAccuracy(recipe.num_classes, average="micro").to(device)
-    by_class = MulticlassAccuracy(recipe.num_classes, average="none").to(device)
-    mean_loss = MeanMetric().to(device)
-    order, rows = select_for_split(state, recipe, table)
-    model = Model(state.broadcast())
-    for logits, labels in predict(model, recipe, backbone, table, order, rows, class_mask, device):
-        accuracy.update(logits, labels)
-        by_class.update(logits, labels)
-        mean_loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-    present = np.bincount(table.labels, minlength=recipe.num_classes) > 0
-    per_class = np.where(present, by_class.compute().cpu().numpy().astype(float), np.nan)
+        return [Evaluation(math.nan, math.nan) for _ in tables]
+    pieces = [
+        piece for split, table in enumerate(tables) for piece in cut(split, state, recipe, table)
+    ]
+    tallies = runtime.measure(recipe, state.broadcast(), pieces)
+    return [
+        summarise(
+            [pair for pair in zip(pieces, tallies, strict=True) if pair[0].split == split],
+            table,
+            recipe.num_classes,
+        )
+        for split, table in enumerate(tables)
+    ]
+
+
+def summarise(
+    measured: Sequence[tuple[Piece, Tally]], table: FeatureTable, num_classes: int
+) -> Evaluation:
+    """The figures of one split from those of its pieces."""
+    accuracy = MulticlassAccuracy(num_classes, average="micro")
+    by_class = MulticlassAccuracy(num_classes, average="none")
+    loss = MeanMetric()
+    for piece, tally in measured:
+        labels = torch.from_numpy(table.labels[piece.index])
+        accuracy.update(tally.predicted, labels)
+        by_class.update(tally.predicted, labels)
+        loss.update(tally.loss, weight=len(labels))
+    present = np.bincount(table.labels, minlength=num_classes) > 0
+    per_class = np.where(present, by_class.compute().numpy().astype(float), np.nan)
     return Evaluation(
         float(accuracy.compute()),
-        float(mean_loss.compute()),
+        float(loss.compute()),
         float(np.nanmean(per_class)),
         tuple(per_class.tolist()),
     )
+
+
+def cut(split: int, state: ServerState, recipe: LocalRecipe, table: FeatureTable) -> list[Piece]:
+    """A split in pieces.
+
+    Prompts are selected as in training, for `prompts.eval_batch` images of one domain in the order
+    of the split; a piece then holds `CHUNK` images, each with its own prompts.
+    """
+    order, rows = select_for_split(state, recipe, table)
+    return [
+        Piece(split, order[start : start + CHUNK], rows[start : start + CHUNK].clone())
+        for start in range(0, len(order), CHUNK)
+    ]
+
+
+def select_for_split(
+    state: ServerState, recipe: LocalRecipe, table: FeatureTable
+) -> tuple[NDArray[np.int64], Tensor]:
+    """The prompts of every image of a split.
+
+    Returns:
+        The images' order, domain by domain (N,), and for each image in that order its rows of the
+        pool (N, k).
+    """
+    everything = np.arange(len(table), dtype=np.int64)
+    return select_for(Model(state.broadcast()), recipe, table, everything)
+
+
+def select_for(
+    model: Model, recipe: LocalRecipe, table: FeatureTable, images: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Tensor]:
+    """The prompts of some images: as `select_for_split`, of a model and the images' indices."""
+    prompts, keys = own_prompts(recipe, model.broadcast, model.own), model.broadcast.keys
+    projection = model.broadcast.shared.get("query_projection")
+    order = images[np.argsort(table.groups[images], kind="stable")]
+    chosen = []
+    for group in np.unique(table.groups[images]):
+        members = order[table.groups[order] == group]
+        for start in range(0, len(members), recipe.prompts.eval_batch):
+            batch = members[start : start + recipe.prompts.eval_batch]
+            queries = torch.from_numpy(table.queries[batch])
+            rows, _ = select_rows(recipe.prompts, queries, prompts, keys, projection)
+            chosen.append(rows.expand(len(batch), -1))
+    return order, torch.cat(chosen)
+
+
+def measure_piece(
+    worker: ClientWorker, recipe: LocalRecipe, model: Broadcast, piece: Piece
+) -> Tally:
+    """One piece on one worker.
+
+    Args:
+        worker: has the backbone and the splits.
+        recipe: head and tuning.
+        model: the prompts and the other tensors of the global model.
+        piece: which images, with which prompts.
+    """
+    predictions = predict(
+        Model(model),
+        recipe,
+        worker.backbone,
+        worker.splits[piece.split],
+        piece.index,
+        piece.rows,
+        worker.data.class_mask,
+        worker.device,
+    )
+    ((logits, labels),) = predictions  # a piece is no larger than a chunk
+    return Tally(float(F.cross_entropy(logits, labels)), logits.argmax(dim=1).cpu())
 
 
 @torch.no_grad()
@@ -138,34 +251,3 @@ def predict(
         groups = torch.from_numpy(table.groups[index]).to(device)
         logits = head(features).masked_fill(~mask[groups], -torch.inf)
         yield logits, torch.from_numpy(table.labels[index]).to(device)
-
-
-def select_for_split(
-    state: ServerState, recipe: LocalRecipe, table: FeatureTable
-) -> tuple[NDArray[np.int64], Tensor]:
-    """The prompts of every image of a split.
-
-    Returns:
-        The images' order, domain by domain (N,), and for each image in that order its rows of the
-        pool (N, k).
-    """
-    everything = np.arange(len(table), dtype=np.int64)
-    return select_for(Model(state.broadcast()), recipe, table, everything)
-
-
-def select_for(
-    model: Model, recipe: LocalRecipe, table: FeatureTable, images: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], Tensor]:
-    """The prompts of some images: as `select_for_split`, of a model and the images' indices."""
-    prompts, keys = own_prompts(recipe, model.broadcast, model.own), model.broadcast.keys
-    projection = model.broadcast.shared.get("query_projection")
-    order = images[np.argsort(table.groups[images], kind="stable")]
-    chosen = []
-    for group in np.unique(table.groups[images]):
-        members = order[table.groups[order] == group]
-        for start in range(0, len(members), recipe.prompts.eval_batch):
-            batch = members[start : start + recipe.prompts.eval_batch]
-            queries = torch.from_numpy(table.queries[batch])
-            rows, _ = select_rows(recipe.prompts, queries, prompts, keys, projection)
-            chosen.append(rows.expand(len(batch), -1))
-    return order, torch.cat(chosen)

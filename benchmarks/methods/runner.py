@@ -1,6 +1,6 @@
 """Run the methods benchmark: only what is missing, two runs at a time.
 
-    python benchmarks/methods/run.py [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
+    python benchmarks/methods/runner.py [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
                                      [--output benchmarks/results/methods]
 
 First the runs that choose each method's learning rates on the validation split (seed 0, Dirichlet

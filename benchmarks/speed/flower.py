@@ -1,0 +1,194 @@
+"""fedprompt against Flower's simulation engine with the same client work.
+
+    python benchmarks/speed/flower.py --flower-python /path/to/venv/bin/python
+
+Flower pins a version of Ray of its own, so it runs with the Python of another environment that has
+`flwr[simulation]` (extra `bench`) beside fedprompt. Both sides start fresh, several times in turn,
+with two workers of one thread; 100 clients of equal size, 10 in a round, 2 epochs. Each framework
+draws its own cohorts, but every client has 3 batches an epoch: equal work is equal steps, which is
+asserted. A side prints the seconds since its start at which each round ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 8
+COHORT = 10
+OVERRIDES = [
+    *("method=fedavg_pt", "clients.count=100", f"clients.per_round={COHORT}", "clients.epochs=2"),
+    *("clients.batch_size=4", "partition=iid", f"rounds={ROUNDS}", f"eval_every={ROUNDS}"),
+]
+STEPS = COHORT * 2 * 3
+"""Of a round: clients, epochs, batches of 11 or 12 images."""
+
+
+def fedprompt_side() -> dict[str, Any]:
+    """Seconds since the start at which each round ended, and the steps of each."""
+    started = time.perf_counter()
+    import fedprompt
+    from fedprompt.events import RoundFinished
+
+    ends, steps = [], []
+
+    def note(event: Any) -> None:
+        if isinstance(event, RoundFinished):
+            ends.append(time.perf_counter() - started)
+            steps.append(sum(client["steps"] for client in event.report.clients))
+
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [*OVERRIDES, "compare=[]", "runtime=ray", "runtime.actors=2"]
+        fedprompt.run("quickstart", [*overrides, f"run_dir={folder}/run"], on_event=note)
+    import ray
+
+    return {"ends": ends, "steps": steps, "versions": {"ray": ray.__version__}}
+
+
+def flower_side() -> dict[str, Any]:
+    """The same by Flower."""
+    started = time.perf_counter()
+    import flwr
+    import ray
+    from flower_client import arrays, work
+    from flwr.client import ClientApp, NumPyClient
+    from flwr.common import Context, ndarrays_to_parameters
+    from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+    from flwr.server.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    ends, steps = [], []
+
+    class Client(NumPyClient):  # type: ignore[misc]
+        def __init__(self, client_id: int) -> None:
+            self.client_id = client_id
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            tuned, examples, done = work(parameters, self.client_id, int(config["round"]))
+            return tuned, examples, {"steps": done}
+
+    class Timed(FedAvg):  # type: ignore[misc]
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            merged = super().aggregate_fit(server_round, results, failures)
+            assert not failures, failures
+            ends.append(time.perf_counter() - started)
+            steps.append(sum(result.metrics["steps"] for _, result in results))
+            return merged
+
+    def client(context: Context) -> Any:
+        return Client(int(context.node_config["partition-id"])).to_client()
+
+    def server(context: Context) -> Any:
+        strategy = Timed(
+            fraction_fit=COHORT / 100,
+            min_fit_clients=COHORT,
+            fraction_evaluate=0.0,
+            min_available_clients=100,
+            initial_parameters=ndarrays_to_parameters(arrays()),
+            on_fit_config_fn=lambda server_round: {"round": server_round},
+        )
+        return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=ROUNDS))
+
+    run_simulation(
+        server_app=ServerApp(server_fn=server),
+        client_app=ClientApp(client_fn=client),
+        num_supernodes=100,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": 2, "include_dashboard": False},
+        },
+    )
+    versions = {"flwr": flwr.__version__, "ray": ray.__version__}
+    return {"ends": ends, "steps": steps, "versions": versions}
+
+
+def measure(python: str, side: str) -> dict[str, Any]:
+    """Run a side in a fresh process."""
+    here = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(here),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FEDPROMPT_BENCH_OVERRIDES": json.dumps(OVERRIDES),
+    }
+    started = time.perf_counter()
+    done = subprocess.run(
+        [python, str(here / "flower.py"), "--side", side],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    whole = time.perf_counter() - started
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"ends"')]
+    if not lines:
+        raise RuntimeError(f"{side} failed: {done.stdout[-2000:]}{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(lines[-1])
+    assert result["steps"] == [STEPS] * ROUNDS, result["steps"]
+    ends = result["ends"]
+    seconds = [later - earlier for earlier, later in itertools.pairwise(ends)]
+    result["round"] = statistics.median(seconds)
+    result["start"] = ends[0] - result["round"]
+    result["whole"] = whole
+    return result
+
+
+def main() -> None:
+    """Measure both sides in turn and add them to the JSON; or be one side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", choices=("fedprompt", "flower"))
+    parser.add_argument("--flower-python", default=sys.executable)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side = fedprompt_side if arguments.side == "fedprompt" else flower_side
+        print(json.dumps(side()))
+        return
+    from run import OUTPUT, add
+    from timing import load
+
+    before = load()
+    results: dict[str, list[dict[str, Any]]] = {"fedprompt": [], "flower": []}
+    for _ in range(arguments.repeats):
+        results["fedprompt"].append(measure(sys.executable, "fedprompt"))
+        results["flower"].append(measure(arguments.flower_python, "flower"))
+    table = {
+        name: {
+            key: {
+                "least": round(min(run[key] for run in runs), 3),
+                "median": round(statistics.median(run[key] for run in runs), 3),
+            }
+            for key in ("round", "start", "whole")
+        }
+        for name, runs in results.items()
+    }
+    result = {
+        "load": [before, load()],
+        "repeats": arguments.repeats,
+        "versions": {name: runs[0]["versions"] for name, runs in results.items()},
+        "seconds": table,
+        "ratio": {
+            key: {
+                which: round(table["flower"][key][which] / table["fedprompt"][key][which], 2)
+                for which in ("least", "median")
+            }
+            for key in ("round", "start", "whole")
+        },
+    }
+    add(OUTPUT, "flower", result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

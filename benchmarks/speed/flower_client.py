@@ -1,0 +1,47 @@
+"""What the Flower side of `flower.py` shares with its worker processes: fedprompt's client work,
+called from Flower's client.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from typing import Any
+
+import torch
+from timing import Laid, lay_open
+
+from fedprompt.seeding import derive_seed
+from fedprompt.types import Broadcast, ClientJob
+
+OVERRIDES = "FEDPROMPT_BENCH_OVERRIDES"
+
+
+@functools.cache
+def laid() -> Laid:
+    """The experiment, read once in each process."""
+    torch.set_num_threads(1)
+    return lay_open(json.loads(os.environ[OVERRIDES]))
+
+
+def arrays() -> list[Any]:
+    """Prompts and shared tensors of the first round."""
+    state = laid().state
+    return [state.prompts.numpy(), *(state.shared[name].numpy() for name in sorted(state.shared))]
+
+
+def work(arrays: list[Any], client_id: int, round_index: int) -> tuple[list[Any], int, float]:
+    """One client's local work: its new arrays, its number of images and of steps."""
+    state = laid().state
+    prompts, *shared = (torch.from_numpy(array.copy()) for array in arrays)
+    named = dict(zip(sorted(state.shared), shared, strict=True))
+    job = ClientJob(
+        client_id=client_id,
+        round_index=round_index,
+        seed=derive_seed(0, "client", round_index, client_id),
+        broadcast=Broadcast(prompts, state.keys, named),
+    )
+    update = laid().worker.train(laid().recipe, [job])[0]
+    tuned = [update.prompts.numpy(), *(update.shared[name].numpy() for name in sorted(named))]
+    return tuned, update.num_examples, update.metrics["steps"]

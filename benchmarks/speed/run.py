@@ -1,0 +1,758 @@
+"""Speed: every case first asserts that its sides did equal work, then times them.
+
+    python benchmarks/speed/run.py round local workers peak overhead phases loops packs flat growth
+
+Cases are measured one by one and kept in one JSON file, each with its date and the load of the
+machine. The comparison with Flower is `flower.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import gc
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import timm
+import torch
+from lightning_fabric import Fabric
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from naive import EncodedDigits, NaiveModel, train_cohort
+from timing import Laid, client_batches, in_turn, lay_open, load, nano_of_depth, ratio, summary
+
+import keyed
+import planted
+from fedprompt import aggregation, bench, driver, experiment
+from fedprompt.aggregation.literal import released_matching
+from fedprompt.aggregation.nets import PromptNets
+from fedprompt.client import train
+from fedprompt.client.loop import fit
+from fedprompt.client.module import ClientModule
+from fedprompt.client.train import ClientData, ClientWorker
+from fedprompt.data.digits import source_digits
+from fedprompt.events import RoundFinished
+from fedprompt.models.backbone import Backbone
+from fedprompt.runtime import RuntimeOptions
+from fedprompt.runtime.ray_runtime import RayRuntime, start_ray
+from fedprompt.runtime.serial import SerialRuntime
+from fedprompt.server import round as round_module
+from fedprompt.server.round import aggregate_prompts, merge_shared, run_round
+from fedprompt.types import ClientUpdate
+from released_loop import released_per_candidate
+
+OUTPUT = Path("benchmarks/results/speed.json")
+CPU = torch.device("cpu")
+
+# As in the issue's first row: the shape of the authors' experiments at nano size.
+ROUND = (
+    *("clients.count=20", "clients.per_round=10", "clients.epochs=5", "clients.batch_size=16"),
+    *("prompts.count=10", "prompts.pool=20", "prompts.selection=l2p", "prompts.query=cls"),
+)
+
+
+def encoded_digits(laid: Laid) -> EncodedDigits:
+    """The training split as PNG files, whose pixels are those of the task."""
+    images, labels = source_digits()
+    task = laid.federation.task
+    # The split's order is not told by the task: found again by content.
+    size = int(task.train.images.shape[1])
+    both = EncodedDigits(images, labels, size)
+    pixels = np.stack([((both[i][0] + 1) * 127.5).round().byte().numpy() for i in range(len(both))])
+    places = {image.transpose(1, 2, 0).tobytes(): i for i, image in enumerate(pixels)}
+    order = [places[image.tobytes()] for image in np.asarray(task.train.images)]
+    return EncodedDigits(images[order], labels[order], size)
+
+
+def assert_same_training(models: list[NaiveModel], updates: list[ClientUpdate]) -> float:
+    """The largest difference of any tuned tensor (Euclidean), relative to the tensor.
+
+    Adam divides by the size of the gradient, so that entries whose gradient is nearly zero carry
+    the rounding of another order of sums on.
+    """
+    worst = 0.0
+    for model, update in zip(models, updates, strict=True):
+        assert torch.equal(torch.nonzero(model.used).flatten(), update.origins)
+        assert torch.equal(model.used[update.origins], update.use_counts)
+        theirs = {"prompts": model.prompts[update.origins], "query_projection": model.projection}
+        theirs |= {f"head.{name}": value for name, value in model.head.named_parameters()}
+        for name, tensor in {"prompts": update.prompts, **update.shared}.items():
+            worst = max(worst, float((theirs[name].detach() - tensor).norm() / tensor.norm()))
+    assert worst < 1e-3, f"the two sides trained to different results ({worst:.1e})"
+    return worst
+
+
+def case_local(repeats: int, laid: Laid | None = None) -> dict[str, Any]:
+    """Local training of a cohort: the naive procedure against the worker, from cached tokens."""
+    laid = laid or lay_open(ROUND, nano_of_depth(6))
+    data, parts = encoded_digits(laid), laid.worker.data.parts
+
+    def naive() -> list[NaiveModel]:
+        return train_cohort(laid.recipe, laid.worker.backbone, data, parts, laid.jobs)
+
+    def ours() -> list[ClientUpdate]:
+        return [laid.worker.train(laid.recipe, [job])[0] for job in laid.jobs]
+
+    difference = assert_same_training(naive(), ours())
+    samples = in_turn({"naive": naive, "fedprompt": ours}, repeats)
+    sides = {name: summary(each) for name, each in samples.items()}
+    return {
+        "images": laid.images,
+        "largest_relative_difference": difference,
+        "seconds": sides,
+        "images_per_second": {
+            name: round(laid.images / side["wall_least"], 1) for name, side in sides.items()
+        },
+        "ratio": ratio(samples["naive"], samples["fedprompt"]),
+    }
+
+
+def case_round(repeats: int) -> dict[str, Any]:
+    """A whole PFPT round: naive training and the matching loop over candidates against ours.
+
+    Our round is measured with the aggregator's default (`map`) and with the variant that gives
+    what the loop gives (`released`). The loop is measured once: it takes minutes.
+    """
+    laid = lay_open(ROUND, nano_of_depth(6))
+    local = case_local(repeats, laid)
+    updates = [laid.worker.train(laid.recipe, [job])[0] for job in laid.jobs]
+    sets = [update.prompts for update in updates]
+    number = sum(len(each) for each in sets)
+    generator = torch.Generator().manual_seed(0)
+    nets = PromptNets(sets[0].shape[1], 128, generator)
+    initial = [torch.randperm(number, generator=generator)[: len(each)] for each in sets]
+    short = [matching(sets, initial, nets, 2) for matching in (released_per_candidate, _vectorised)]
+    for one, other in zip(short[0].assignment, short[1].assignment, strict=True):
+        assert torch.equal(one, other), "loop and vectorised form match differently"
+    samples = in_turn({"loop": lambda: released_per_candidate(sets, initial, nets, 50)}, 1)
+    merged = {"loop": summary(samples["loop"])}
+    for variant in ("map", "released"):
+        aggregator = aggregation.create("pfpt", variant=variant)
+
+        def merge(aggregator: Any = aggregator) -> None:
+            aggregate_prompts(updates, laid.state, laid.settings, aggregator, 1)
+            merge_shared(updates)
+
+        merged[variant] = summary(in_turn({variant: merge}, repeats)[variant])
+    naive, ours = local["seconds"]["naive"], local["seconds"]["fedprompt"]
+    whole = {
+        "naive": {key: round(naive[key] + merged["loop"][key], 3) for key in naive},
+        **{
+            variant: {key: round(ours[key] + merged[variant][key], 3) for key in ours}
+            for variant in ("map", "released")
+        },
+    }
+    return {
+        "local_prompts": number,
+        "local": local,
+        "aggregate_seconds": merged,
+        "round_seconds": whole,
+        "ratio": {
+            variant: {key: round(whole["naive"][key] / whole[variant][key], 2) for key in naive}
+            for variant in ("map", "released")
+        },
+    }
+
+
+def _vectorised(sets: list[Tensor], initial: list[Tensor], nets: PromptNets, loops: int) -> Any:
+    return released_matching(sets, initial, nets, loops)
+
+
+def bare(laid: Laid) -> list[Tensor]:
+    """The cohort's local work without a framework: a plain loop on the cached tokens."""
+    tuned = []
+    for job in laid.jobs:
+        module = ClientModule(
+            laid.recipe, laid.worker.backbone, job, laid.worker.data.class_mask
+        ).train()
+        optimizer = module.configure_optimizers()
+        batches = client_batches(laid, job)
+        for _ in range(laid.recipe.training.epochs):
+            for index, batch in enumerate(batches):
+                loss: Any = module.training_step(batch, index)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        tuned.append(module.prompts.detach())
+    return tuned
+
+
+def case_workers(repeats: int) -> dict[str, Any]:
+    """The cohort of the quickstart, five epochs: Ray with 2 actors, serial, and the bare loop."""
+    laid = lay_open(["clients.epochs=5"])
+    start_ray(2, verbose=False)
+    try:
+        runtimes: dict[str, Any] = {
+            "ray": RayRuntime(RuntimeOptions("ray", actors=2)),
+            "serial": SerialRuntime(RuntimeOptions("serial")),
+        }
+        for runtime in runtimes.values():
+            runtime.warm_up()
+            runtime.open(laid.federation.setup)
+
+        def through(name: str) -> list[Tensor]:
+            updates = sorted(
+                runtimes[name].map(laid.recipe, laid.jobs), key=lambda update: update.client_id
+            )
+            return [update.prompts for update in updates]
+
+        sides = (bare(laid), through("ray"), through("serial"))
+        for own, remote, serial in zip(*sides, strict=True):
+            assert torch.equal(remote, serial)
+            assert all((own == row).all(dim=1).any() for row in serial)
+        samples = in_turn(
+            {
+                "bare": lambda: bare(laid),
+                "serial": lambda: through("serial"),
+                "ray": lambda: through("ray"),
+            },
+            repeats,
+        )
+        for runtime in runtimes.values():
+            runtime.close()
+    finally:
+        import ray
+
+        ray.shutdown()
+    return {
+        "seconds": {name: summary(each) for name, each in samples.items()},
+        "serial_over_bare": ratio(samples["serial"], samples["bare"]),
+        "serial_over_ray": ratio(samples["serial"], samples["ray"]),
+    }
+
+
+def case_peak(repeats: int) -> dict[str, Any]:
+    """Share of the matmul peak in a training step, nano and ViT-B/32, and how cost grows."""
+    large = bench.drawn_backbone(bench.LARGE, 224)
+    small = nano_of_depth(6)
+    rows = []
+    for name, backbone, prompts, images in [
+        (bench.LARGE, large, 10, 16),
+        ("nano, 6 blocks", small, 10, 16),
+        *(("nano, 6 blocks", small, count, 16) for count in (1, 5, 20, 50)),
+        *((f"nano, {depth} blocks", nano_of_depth(depth), 10, 16) for depth in (3, 12)),
+        *(("nano, 6 blocks", small, 10, count) for count in (4, 64)),
+    ]:
+        peak = bench.matmul_peak(CPU, 5)
+        tries = repeats if backbone is large else 5 * repeats
+        seconds, flops = bench.measure_step(backbone, CPU, images, prompts, tries)
+        rows.append(
+            {
+                "backbone": name,
+                "images": images,
+                "prompts": prompts,
+                "milliseconds": round(seconds * 1e3, 2),
+                "gflop": round(flops / 1e9, 3),
+                "peak_gflops": round(peak / 1e9, 1),
+                "share": round(flops / seconds / peak, 3),
+            }
+        )
+    sizes = []
+    for size in (64, 128, 224):
+        backbone = bench.drawn_backbone("vit_tiny_patch16_224", size, depth=4)
+        seconds, flops = bench.measure_step(backbone, CPU, 16, 10, 2 * repeats)
+        sizes.append(
+            {"image_size": size, "milliseconds": round(seconds * 1e3, 1), "gflop": flops / 1e9}
+        )
+    return {"steps": rows, "image_size (ViT-Ti/16, 4 blocks)": sizes}
+
+
+def case_overhead(repeats: int) -> dict[str, Any]:
+    """Framework time: around the steps of a client, and of a round outside clients, aggregation
+    and evaluation.
+    """
+    result: dict[str, Any] = {}
+    for name, clock in {"wall": time.perf_counter, "cpu": time.process_time}.items():
+        outside, inside = [], []
+        for _ in range(repeats):
+            one, other, _ = bench.measure_clients("cpu", 1, clock)
+            outside += one
+            inside += other
+        result[f"client_milliseconds_{name}"] = {
+            "outside_median": round(statistics.median(outside) * 1e3, 2),
+            "outside_least": round(min(outside) * 1e3, 2),
+            "inside_median": round(statistics.median(inside) * 1e3, 1),
+        }
+    result["round_milliseconds_cpu_serial"] = round(round_overhead_cpu(4 * repeats) * 1e3, 2)
+    for name in ("serial", "ray"):
+        seconds = round_overheads(name, 4 * repeats)
+        result[f"round_milliseconds_{name}"] = {
+            "median": round(statistics.median(seconds) * 1e3, 2),
+            "least": round(min(seconds) * 1e3, 2),
+        }
+    return result
+
+
+def round_overheads(runtime: str, rounds: int) -> list[float]:
+    """Per round the seconds that belong to no client, aggregation or evaluation: one actor."""
+    found = []
+
+    def note(event: Any) -> None:
+        if isinstance(event, RoundFinished):
+            report = event.report
+            clients = sum(client["seconds"] for client in report.clients)
+            spent = clients + report.seconds["aggregate"] + report.seconds["evaluate"]
+            found.append(event.seconds - spent)
+
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.run(
+            "quickstart",
+            [
+                *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
+                *("clients.epochs=1", f"run_dir={folder}/run"),
+            ],
+            on_event=note,
+        )
+    return found[1:]  # the first round of an actor takes longer
+
+
+def round_overhead_cpu(rounds: int) -> float:
+    """Mean CPU seconds of a round that belong to no client, aggregation or evaluation (serial).
+
+    What waits for the disk is not in it.
+    """
+    marks: list[tuple[float, float]] = []
+    with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
+        watch.patch(ClientWorker, "train", "clients", ClientWorker.train)
+        for module, name in (
+            (round_module, "aggregate_prompts"),
+            (round_module, "merge_shared"),
+            (driver, "evaluate"),
+        ):
+            watch.patch(module, name, name, getattr(module, name))
+
+        def note(event: Any) -> None:
+            if isinstance(event, RoundFinished):
+                marks.append((time.process_time(), watch.spent()))
+
+        experiment.run(
+            "quickstart",
+            [
+                *(f"rounds={rounds}", "compare=[]", "runtime=serial", "clients.epochs=1"),
+                f"run_dir={folder}/run",
+            ],
+            on_event=note,
+        )
+    (first, first_spent), (last, last_spent) = marks[0], marks[-1]
+    return ((last - first) - (last_spent - first_spent)) / (rounds - 1)
+
+
+def case_loops(repeats: int) -> dict[str, Any]:
+    """The same fits by different loops: a new Trainer each, Fabric, ours, and no hooks at all.
+
+    With prompts, and of the head alone, where a step takes about a millisecond.
+    """
+    result = {}
+    for name, overrides in {
+        "pfpt": [],
+        "head_only": ["method=head_only", "prompts.count=0"],
+    }.items():
+        laid = lay_open(overrides)
+        jobs = laid.jobs[:5]
+        fabric = Fabric(accelerator="cpu", devices=1)
+
+        def by_fabric(module: Any, batches: Any, epochs: int, fabric: Any = fabric) -> None:
+            wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
+            wrapped.mark_forward_method("training_step")
+            module.train()
+            for _ in range(epochs):
+                module.on_train_epoch_start()
+                for index, batch in enumerate(batches):
+                    loss = wrapped.training_step(batch, index)
+                    optimizer.zero_grad()
+                    fabric.backward(loss)
+                    optimizer.step()
+
+        loops: dict[str, Callable[..., None]] = {
+            "trainer": by_trainer,
+            "fabric": by_fabric,
+            "fedprompt": fit,
+            "no hooks": by_nothing,
+        }
+
+        def run(loop: Callable[..., None], laid: Laid = laid, jobs: Any = jobs) -> list[Tensor]:
+            tuned = []
+            for job in jobs:
+                module: Any = ClientModule(
+                    laid.recipe, laid.worker.backbone, job, laid.worker.data.class_mask
+                )
+                loop(module, client_batches(laid, job), laid.recipe.training.epochs)
+                tuned.append(module.head[0].weight.detach())
+            return tuned
+
+        first = run(fit)
+        for loop in loops.values():
+            assert all(map(torch.equal, run(loop), first))
+        steps = sum(len(client_batches(laid, job)) for job in jobs) * laid.recipe.training.epochs
+        sides: dict[str, Callable[[], Any]] = {
+            key: lambda loop=loop: run(loop)  # type: ignore[misc]
+            for key, loop in loops.items()
+        }
+        samples = in_turn(sides, repeats)
+        result[name] = {
+            "steps": steps,
+            "milliseconds_per_step": {
+                key: round(summary(each)["wall_least"] / steps * 1e3, 3)
+                for key, each in samples.items()
+            },
+            "cpu_milliseconds_per_step": {
+                key: round(summary(each)["cpu_least"] / steps * 1e3, 3)
+                for key, each in samples.items()
+            },
+        }
+    return result
+
+
+def case_phases(repeats: int) -> dict[str, Any]:
+    """Where the time of a client goes, in CPU milliseconds for each image: least of all repeats.
+
+    `naive` is the naive procedure, `trainer` the same step as ours in a new Trainer for each
+    client, as fedprompt did before it had its own loop. `rest` is the head, the
+    loss and whatever else is in no phase.
+    """
+    laid = lay_open(ROUND, nano_of_depth(6))
+    data, parts = encoded_digits(laid), laid.worker.data.parts
+    jobs = laid.jobs[:4]
+    images = sum(len(parts[job.client_id]) for job in jobs) * laid.recipe.training.epochs
+
+    def naive(watch: Stopwatch) -> None:
+        embed, queries = Backbone.embed, Backbone.queries
+        item = EncodedDigits.__getitem__
+        watch.patch(EncodedDigits, "__getitem__", "decode and resize", item)
+        watch.patch(Backbone, "embed", "embed", embed)
+        watch.patch(Backbone, "queries", "query", queries)
+        train_cohort(laid.recipe, laid.worker.backbone, data, parts, jobs)
+
+    def ours(watch: Stopwatch) -> None:
+        del watch
+        for job in jobs:
+            laid.worker.train(laid.recipe, [job])
+
+    def trainer(watch: Stopwatch) -> None:
+        watch.patch(train, "fit", "", by_trainer)
+        ours(watch)
+
+    result: dict[str, Any] = {}
+    for _ in range(repeats):
+        for name, side in {"naive": naive, "trainer": trainer, "fedprompt": ours}.items():
+            with Stopwatch() as watch:
+                watch.patch(Backbone, "encode", "blocks forward", Backbone.encode)
+                watch.patch(Tensor, "backward", "backward", Tensor.backward)
+                watch.patch(torch.optim.Adam, "step", "optimizer", torch.optim.Adam.step)
+                side(watch)
+            per_image = {key: seconds / images * 1e3 for key, seconds in watch.phases().items()}
+            if name not in result or per_image["whole"] < result[name]["whole"]:
+                result[name] = per_image
+    return {
+        "images": images,
+        "cpu_milliseconds_per_image": {
+            name: {key: round(value, 4) for key, value in phases.items()}
+            for name, phases in result.items()
+        },
+    }
+
+
+class Stopwatch:
+    """Own CPU seconds of some functions while it is entered; an inner phase is not in its outer."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._inner = [0.0]
+        self._undo: list[Callable[[], None]] = []
+        self._started = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._started = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._whole = time.process_time() - self._started
+        for undo in reversed(self._undo):
+            undo()
+
+    def patch(self, owner: Any, name: str, phase: str, function: Callable[..., Any]) -> None:
+        """Put a function in its place, timed as `phase` unless that is empty."""
+        before = vars(owner)[name]
+
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.process_time()
+            self._inner.append(0.0)
+            result = function(*arguments, **options)
+            spent, inner = time.process_time() - started, self._inner.pop()
+            self._inner[-1] += spent
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + spent - inner
+            return result
+
+        setattr(owner, name, timed if phase else function)
+        self._undo.append(lambda: setattr(owner, name, before))
+
+    def spent(self) -> float:
+        """Seconds of all phases until now."""
+        return sum(self._seconds.values())
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase, of the rest and of the whole."""
+        rest = self._whole - self.spent()
+        return {**self._seconds, "rest": rest, "whole": self._whole}
+
+
+def by_trainer(module: pl.LightningModule, batches: Any, epochs: int) -> None:
+    """A new quiet Trainer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = torch.utils.data.DataLoader(batches, batch_size=None)
+        pl.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, barebones=True).fit(
+            module, loader
+        )
+
+
+def by_nothing(module: Any, batches: Any, epochs: int) -> None:
+    """A plain loop that calls no hook."""
+    module.train()
+    optimizer = module.configure_optimizers()
+    for _ in range(epochs):
+        for index, batch in enumerate(batches):
+            loss = module.training_step(batch, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def case_packs(repeats: int) -> dict[str, Any]:
+    """The cohort of the quickstart in packs of 1, 2, 5 and 10, on the CPU."""
+    result = {}
+    for name, overrides in {
+        "pfpt": ["clients.epochs=2"],
+        "head_only": ["method=head_only", "prompts.count=0"],
+    }.items():
+        laid = lay_open(overrides)
+
+        def run(size: int, laid: Laid = laid) -> list[ClientUpdate]:
+            jobs = laid.jobs
+            return [
+                update
+                for start in range(0, len(jobs), size)
+                for update in laid.worker.train(laid.recipe, jobs[start : start + size])
+            ]
+
+        alone = run(1)
+        worst = 0.0
+        for size in (2, 5, 10):
+            for one, other in zip(run(size), alone, strict=True):
+                for key, tensor in {"prompts": other.prompts, **other.shared}.items():
+                    mine = one.prompts if key == "prompts" else one.shared[key]
+                    if tensor.numel():
+                        difference = float((mine - tensor).abs().max() / tensor.abs().max())
+                        worst = max(worst, difference)
+        assert worst < 1e-5, worst
+        sides: dict[str, Callable[[], Any]] = {
+            str(size): lambda size=size: run(size)  # type: ignore[misc]
+            for size in (1, 2, 5, 10)
+        }
+        samples = in_turn(sides, repeats)
+        result[name] = {
+            "largest_relative_difference": worst,
+            "seconds": {key: summary(each) for key, each in samples.items()},
+            "gain": {key: ratio(samples["1"], each) for key, each in samples.items()},
+        }
+    return result
+
+
+def case_flat(repeats: int) -> dict[str, Any]:
+    """A round's cost when 100, 10,000 and 100,000 clients are registered: the same ten train.
+
+    Every registered client has the same number of images (the same rows of the table over again),
+    so that nothing differs but how many there are.
+    """
+    laid = lay_open(["clients.count=100", "clients.per_round=10", "partition=iid"])
+    table = laid.worker.data.table
+    rows = np.arange(11, dtype=np.int64)
+    rounds: dict[str, Callable[[], Any]] = {}
+    sizes = (100, 10_000, 100_000)
+    for clients in sizes:
+        parts = tuple(rows + (client % 100) for client in range(clients))
+        data = ClientData(table, parts, laid.worker.data.class_mask)
+        setup = dataclasses.replace(laid.federation.setup, data=data)
+        training = dataclasses.replace(laid.recipe.training, count=clients)
+        recipe = dataclasses.replace(laid.recipe, training=training)
+        settings = dataclasses.replace(laid.settings, recipe=recipe, eval_every=10**6, rounds=10**6)
+        runtime = SerialRuntime(RuntimeOptions("serial"))
+        runtime.open(setup)
+
+        def play(settings: Any = settings, runtime: Any = runtime) -> Any:
+            evaluate = driver.evaluator(runtime, laid.federation, settings)
+            mean = aggregation.create("mean")
+            return run_round(laid.state, settings, runtime, mean, evaluate)
+
+        rounds[str(clients)] = play
+    steps = {key: sum(c["steps"] for c in play()[1].clients) for key, play in rounds.items()}
+    assert len(set(steps.values())) == 1, steps
+    samples = in_turn(rounds, 3 * repeats)
+    memory = {key: _allocated(play) for key, play in rounds.items()}
+    return {
+        "seconds": {key: summary(each) for key, each in samples.items()},
+        "against_100": {key: ratio(each, samples["100"]) for key, each in samples.items()},
+        "peak_new_python_kb": memory,
+    }
+
+
+def _allocated(work: Callable[[], Any]) -> float:
+    """Peak of the Python memory that a piece of work takes, in kB."""
+    import tracemalloc
+
+    gc.collect()
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return round(peak / 1e3, 1)
+
+
+def case_growth(repeats: int) -> dict[str, Any]:
+    """Resident memory of driver and actor over 1,000 rounds of a tiny experiment under Ray."""
+    del repeats
+    rounds = 1000
+    marks: dict[int, dict[str, float]] = {}
+    spilled = {}
+
+    def note(event: Any) -> None:
+        if isinstance(event, RoundFinished) and event.report.round % 100 == 0:
+            marks[event.report.round] = dict(_ray_processes())
+            spilled["bytes"] = _spilled()
+
+    with tempfile.TemporaryDirectory() as folder:
+        start_ray(2, verbose=False)
+        try:
+            experiment.run(
+                "quickstart",
+                [
+                    *(f"rounds={rounds}", "compare=[]", "runtime=ray", "runtime.actors=1"),
+                    *("clients.per_round=2", "clients.epochs=1", "clients.batch_size=64"),
+                    *("prompts.count=1", "prompts.pool=4", "head=linear", "eval_every=100"),
+                    f"run_dir={folder}/run",
+                ],
+                on_event=note,
+            )
+        finally:
+            import ray
+
+            ray.shutdown()
+    growth = {
+        name: round((marks[rounds][name] - marks[200][name]) / (rounds - 200) * 100, 3)
+        for name in marks[rounds]
+    }
+    return {
+        "resident_mb": {str(key): value for key, value in marks.items()},
+        "mb_per_100_rounds_after_200": growth,
+        "spilled_bytes": spilled["bytes"],
+    }
+
+
+def _ray_processes() -> Iterator[tuple[str, float]]:
+    """Private resident megabytes of the driver and client actors of this session."""
+    session = os.getsid(0)
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if os.getsid(int(folder.name)) != session:
+                continue
+            title = (folder / "cmdline").read_bytes()
+            status = dict(
+                line.split(":", 1) for line in (folder / "status").read_text().splitlines()
+            )
+        except (OSError, ValueError):
+            continue
+        for name in ("DriverActor", "ClientActor"):
+            if title.startswith(b"ray::" + name.encode()):
+                private = int(status["RssAnon"].split()[0])
+                yield name, round(private / 1024, 2)
+
+
+def _spilled() -> int:
+    """Bytes that Ray has spilled to disk so far."""
+    from ray._private import internal_api
+
+    summarize: Any = internal_api.memory_summary
+    text = summarize(stats_only=True)
+    return 0 if "Spilled" not in text else -1
+
+
+CASES: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
+    "round": (case_round, 2),
+    "local": (case_local, 3),
+    "workers": (case_workers, 4),
+    "peak": (case_peak, 3),
+    "overhead": (case_overhead, 2),
+    "phases": (case_phases, 3),
+    "loops": (case_loops, 4),
+    "packs": (case_packs, 3),
+    "flat": (case_flat, 3),
+    "growth": (case_growth, 1),
+}
+"""Case -> its function and how often each side runs."""
+
+
+def main() -> None:
+    """Measure the cases, print them, add them to the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    unknown = set(arguments.cases) - set(CASES)
+    if unknown:
+        parser.error(f"unknown case {sorted(unknown)[0]}: expected some of {', '.join(CASES)}")
+    torch.set_num_threads(1)
+    for name in arguments.cases or CASES:
+        before, started = load(), time.perf_counter()
+        function, repeats = CASES[name]
+        with threadpool_limits(1):
+            result = function(repeats)
+        result = {
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "load": [before, load()],
+            "repeats": repeats,
+            "took_seconds": round(time.perf_counter() - started, 1),
+            **result,
+        }
+        add(arguments.output, name, result)
+        print(json.dumps({name: result}, indent=1), flush=True)
+
+
+def add(path: Path, name: str, result: dict[str, Any]) -> None:
+    """Put one case into the document."""
+    document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"cases": {}}
+    document = {
+        "benchmark": "speed",
+        "command": f"python {shlex.join(['benchmarks/speed/run.py', *CASES])}",
+        "machine": keyed.machine(),
+        "versions": {
+            "python": platform.python_version(),
+            **{module.__name__: module.__version__ for module in (torch, np, timm, pl)},
+        },
+        "cases": {**document["cases"], name: result},
+    }
+    planted.write(path, document)
+
+
+if __name__ == "__main__":
+    main()
