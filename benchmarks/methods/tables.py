@@ -289,7 +289,7 @@ def main() -> None:
     results = read_results(arguments.results)
     if not results:
         raise SystemExit(
-            f"no results in {arguments.results}: run benchmarks/methods/runner.py first"
+            f"no results in {arguments.results}: run make bench-methods first"
         )
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)

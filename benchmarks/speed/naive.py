@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
-from fedprompt.models.prompted_vit import majority_vote
+from fedprompt.models.voting import majority_vote
 from fedprompt.seeding import torch_generator
 from fedprompt.types import ClientJob
 
