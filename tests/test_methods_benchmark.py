@@ -159,7 +159,9 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     assert rows["local_only"]["personalised"] == 0.5
     page = tables.markdown(list(rows.values()), tables.rate_lines(tmp_path))
     assert "| pfpt | 5 | 68.0 ± 7.1 | +10.0 ± 12.4 (p 0.074) |" in page
-    assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 |" in page
+    assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 | - | - | 5 |" in page
+    assert rows["pfpt"]["over_local_only"] == 0.0
+    assert "over_centralised" not in rows["pfpt"]
     for figure in (
         tables.accuracy_figure(list(rows.values())),
         tables.pool_figure(results),

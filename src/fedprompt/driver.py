@@ -38,8 +38,9 @@ from fedprompt.runtime import Runtime
 from fedprompt.seeding import torch_generator
 from fedprompt.server.evaluate import Evaluation, evaluate
 from fedprompt.server.evaluate_clients import evaluate_clients
+from fedprompt.server.personalised import ClientFigures
 from fedprompt.server.round import RoundSettings, broadcast_of, make_job, run_round
-from fedprompt.types import Broadcast, ClientUpdate, ServerState
+from fedprompt.types import ClientUpdate, ServerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,27 +253,27 @@ def evaluator(
     }
     queries = [torch.from_numpy(table.queries[part]).mean(dim=0) for part in data.parts]
 
-    def received(state: ServerState, client_id: int) -> Broadcast:
-        assert settings is not None  # asked for only with `measures_clients`
-        return make_job(state, settings, client_id, state.broadcast()).broadcast
+    def over_clients(
+        state: ServerState, held: FeatureTable, settings: RoundSettings
+    ) -> ClientFigures:
+        return evaluate_clients(
+            state,
+            recipe,
+            federation.backbone,
+            held,
+            shares[id(held)],
+            queries,
+            data.class_mask,
+            device,
+            lambda state, client: make_job(state, settings, client, state.broadcast()).broadcast,
+        )
 
     def measure(state: ServerState) -> tuple[Evaluation, Evaluation]:
         figures = []
         for held in (federation.test, federation.validation):
             found = evaluate(state, recipe, federation.backbone, held, data.class_mask, device)
             if settings is not None and measures_clients(state.round_index):
-                clients = evaluate_clients(
-                    state,
-                    recipe,
-                    federation.backbone,
-                    held,
-                    shares[id(held)],
-                    queries,
-                    data.class_mask,
-                    device,
-                    received,
-                )
-                found = dataclasses.replace(found, clients=clients)
+                found = dataclasses.replace(found, clients=over_clients(state, held, settings))
             figures.append(found)
         return figures[0], figures[1]
 
