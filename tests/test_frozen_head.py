@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -61,6 +62,15 @@ def test_each_domain_is_scikit_learns_logistic_regression(backbone: Backbone, cl
         np.testing.assert_allclose(ours / ours.sum(axis=1, keepdims=True), theirs, atol=1e-4)
     # A class that no public image shows is never predicted.
     assert not (logits_of(table, head.tensors).argmax(axis=1) == 2 * classes).any()
+
+
+def test_class_means_are_scikit_learns_nearest_centroid(backbone: Backbone) -> None:
+    labels = [c for c in range(3) for _ in range(12)]
+    table = table_of(backbone, [0] * 36, labels)
+    head = fit_frozen_head(backbone, table, 3, CPU, fit="class_means")
+    model = make_pipeline(StandardScaler(), NearestCentroid())
+    predicted = model.fit(table.features, table.labels).predict(table.features)
+    assert (logits_of(table, head.tensors).argmax(axis=1) == predicted).all()
 
 
 class Deaf:

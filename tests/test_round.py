@@ -332,7 +332,7 @@ def test_bytes_are_the_sum_of_tensor_sizes(bench: Callable[..., Bench]) -> None:
     b = bench("head=linear")
     job = make_jobs(b.state, b.settings)[0]
     update = b.worker.train(b.recipe, [job])[0]
-    head = 4 * (128 * 10 + 10)
+    head = 4 * 128 * 10
     prompts_and_keys = 2 * 4 * 2 * 128
     assert download_bytes(job) == head + prompts_and_keys
     assert upload_bytes(update) == head + prompts_and_keys + 2 * (8 + 8)

@@ -12,7 +12,8 @@ from typing import Any
 
 ROUNDS = 20
 SCALES = (0.3, 1.0, 3.0)
-"""Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them."""
+"""Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
+server's rate instead, which decides there."""
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},

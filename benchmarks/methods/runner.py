@@ -41,6 +41,8 @@ def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
     if cell.method.endswith("_plus"):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
+    if config.aggregator.name == "server_opt":
+        return [*changes, f"aggregator.lr={config.aggregator.options.lr * scale:g}"]
     changes += [
         f"prompts.lr={config.prompts.lr * scale:g}",
         f"head.lr={config.head.lr * scale:g}",

@@ -62,7 +62,7 @@ def paired(
 
     >>> mean, half, p, seeds = paired({0: 2.0, 1: 3.0, 2: 4.5}, {0: 1.0, 1: 1.5, 2: 2.0, 3: 9.0})
     >>> round(mean, 3), round(half, 3), round(p, 3), seeds
-    (1.667, 1.897, 0.064, 3)
+    (1.667, 1.897, 0.063, 3)
     """
     seeds = sorted(set(own) & set(other))
     if not seeds:
@@ -111,6 +111,12 @@ def summarise(results: Results) -> list[dict[str, Any]]:
                     )
             for name in ("prompts", "bytes_up", "bytes_down", "seconds"):
                 row[name] = float(np.mean([run[name] for run in runs.values()]))
+            # Over common seeds: what is lost to having the data apart, and what a
+            # client gains over being alone.
+            for bound, name in (("centralised", "accuracy"), ("local_only", "personalised")):
+                gap = paired(figures_of(runs, name), figures_of(methods.get(bound, {}), name))
+                if gap is not None and method != bound:
+                    row[f"over_{bound}"] = gap[0]
             row["scale"] = next(iter(runs.values()))["scale"]
             rows.append(row)
     return rows
@@ -145,7 +151,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
     """All tables as one page."""
     heads = (
         *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
-        *("clients' own (%)", "worst tenth", "prompts", "MB up", "MB down", "seconds", "rates x"),
+        *("clients' own (%)", "worst tenth", "over centralised", "own over local only"),
+        *("prompts", "MB up", "MB down", "seconds", "rates x"),
     )
     lines = [
         "# Tables of the methods benchmark",
@@ -167,6 +174,10 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
                 points(row.get("best_accuracy"), row.get("best_accuracy_half_width")),
                 points(row.get("personalised"), row.get("personalised_half_width")),
                 points(row.get("worst_tenth"), None),
+                *(
+                    f"{100 * row[key]:+.1f}" if key in row else "-"
+                    for key in ("over_centralised", "over_local_only")
+                ),
                 f"{row['prompts']:.0f}",
                 f"{row['bytes_up'] / 1e6:.2f}",
                 f"{row['bytes_down'] / 1e6:.2f}",
@@ -288,9 +299,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     if not results:
-        raise SystemExit(
-            f"no results in {arguments.results}: run make bench-methods first"
-        )
+        raise SystemExit(f"no results in {arguments.results}: run make bench-methods first")
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     arguments.tables.write_text(markdown(rows, rate_lines(arguments.results)), encoding="utf-8")

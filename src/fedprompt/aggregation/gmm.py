@@ -7,9 +7,9 @@ summarizing prompt is not used (see `clustering`).
 
 The prior of a component's variance decides whether anything is found at all. With V_0 the scale and
 nu_0 = d the degrees of freedom of the Wishart prior, a component's variance is expected to be
-V_0 / nu_0. scikit-learn's own V_0 is the variance of all points, so that it expects components
-whose variance is a d-th of the cloud's; in many dimensions the pool was seen to collapse to one
-prompt. Here V_0 = `prior_variance` * d in units of the prompts' variance. With 10 clients, d = 128 and
+V_0 / nu_0. scikit-learn's own V_0 is the variance of all points, so it expects components whose
+variance is a d-th of the cloud's; in many dimensions the pool was seen to collapse to one prompt.
+Here V_0 = `prior_variance` * d in units of the prompts' variance. With 10 clients, d = 128 and
 drift as large as the prompts' spread, 0.3 finds all of 5 prompts (scikit-learn's value: 1).
 """
 

@@ -40,7 +40,7 @@ def mirror_partition(
     >>> labels, held = np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 0, 1, 1])
     >>> one_domain = np.zeros(6, dtype=np.int64)
     >>> [p.tolist() for p in mirror_partition(parts, labels, one_domain[:5], held, one_domain)]
-    [[0, 1, 3], [2, 4, 5]]
+    [[0, 1, 2], [3, 4, 5]]
     """
     owner = np.full(len(labels), -1, dtype=np.int64)
     for client, part in enumerate(parts):

@@ -5,14 +5,19 @@ Prompt Generation" (pFedPG), ICCV 2023, Sections 3.2 and 3.3. The server holds b
 (n, d), a descriptor e_t (d,) of each client and the weights of one cross-attention, in which the
 descriptor asks and the base prompts answer:
 
-    a_t = softmax(Q K^T / sqrt(d)) V,    Q = e_t W_q (1, d), K = P W_k, V = P W_v (n, d)
-    P_t = P + a_t W_o                    (a_t is added to each base prompt)
+    a_t = softmax(Q K^T / sqrt(d)) V,    Q = e_t W_q (1, d), K = N(P) W_k, V = N(P) W_v (n, d)
+    P_t = P + a_t W_o / sqrt(d)          (added to each base prompt; N is a layer norm)
 
 Client t trains P_t and returns P~_t. The server never sees a gradient; it takes Delta_t = P~_t -
 P_t for the direction of descent and moves all parameters phi = (P, e, W) along the vector-Jacobian
 product (Shamsian et al., "Personalized Federated Learning using Hypernetworks", ICML 2021, Eq. 4):
 
     phi <- phi + lr * mean_t (d P_t / d phi)^T Delta_t
+
+N and 1 / sqrt(d) are of this program: prompts are small numbers (0.02), so that without N all
+clients would attend alike, and without 1 / sqrt(d) one step of W_o would overshoot. With both, W_o
+moves a client's prompts about as far as the base prompts move, hence lr = 0.5. N(P) counts as a
+constant in the product: its derivative is 1 / 0.02, and steps of P through it would be unstable.
 
 Published pFedPG keeps each client's head at the client (`head.mode=personal`). A stranger's image
 (the pooled test set) gets the mean of all clients' prompts.
@@ -25,6 +30,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import ConfigError
@@ -39,8 +45,9 @@ NAMES = ("base", "descriptors", "query", "key", "value", "output")
 class PFedPGOptions:
     """Options of pFedPG."""
 
-    lr: float = 1.0
-    """Rate of the server's step; with 1 the base prompts move by the clients' mean change."""
+    lr: float = 0.5
+    """Rate of the server's step; the base prompts move by so much of the clients' mean change, and
+    the attention moves them about as far again."""
     descriptor_std: float = 1.0
     """Standard deviation of the initial descriptors."""
 
@@ -112,7 +119,9 @@ class PFedPG:
 def generate(state: Tensors, clients: Tensor) -> Tensor:
     """Prompts of some clients: (c,) -> (c, n, d)."""
     base = state["base"]
+    width = base.shape[1]
+    normed = F.layer_norm(base.detach(), (width,))
     query = state["descriptors"][clients] @ state["query"]
-    attention = query @ (base @ state["key"]).T / math.sqrt(base.shape[1])
-    answer = attention.softmax(dim=1) @ (base @ state["value"]) @ state["output"]
-    return base + answer[:, None, :]
+    attention = query @ (normed @ state["key"]).T / math.sqrt(width)
+    answer = attention.softmax(dim=1) @ (normed @ state["value"]) @ state["output"]
+    return base + answer[:, None, :] / math.sqrt(width)

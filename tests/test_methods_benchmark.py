@@ -1,0 +1,171 @@
+"""benchmarks/methods: its grid, the choice of learning rates, tables from files written by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from fedprompt.config import compose
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "methods"
+NAMES = ("grid", "run", "tables")
+
+
+@pytest.fixture
+def modules() -> Iterator[dict[str, ModuleType]]:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in NAMES}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+def test_every_cell_has_a_file_of_its_own_and_composes(modules: dict[str, ModuleType]) -> None:
+    grid, run = modules["grid"], modules["run"]
+    cells = grid.final_cells()
+    rates = grid.rate_cells(cells)
+    files = [cell.file for cell in [*cells, *rates]]
+    assert len(set(files)) == len(files)
+    assert len({cell.file for cell in cells if cell.method in grid.MAIN}) == len(
+        [cell for cell in cells if cell.method in grid.MAIN]
+    )
+    # One seed is enough: it changes nothing else.
+    for cell in [*rates, *(cell for cell in cells if cell.seed == 0)]:
+        config = compose(run.experiment_of(cell.setting), run.overrides_of(cell, 20, 3.0))
+        assert config.method == cell.preset
+        assert config.rounds == (1 if cell.preset in grid.WITHOUT_RATES else 20)
+        assert config.runtime.name == "serial"
+
+
+def test_the_grid_is_what_is_reported(modules: dict[str, ModuleType]) -> None:
+    grid = modules["grid"]
+    cells = grid.final_cells()
+    for setting in (f"{task}/{p}" for task in list(grid.TASKS)[:3] for p in grid.PARTITIONS):
+        for method in grid.MAIN:
+            seeds = sorted(c.seed for c in cells if (c.setting, c.method) == (setting, method))
+            expected = list(range(5 if method in grid.FIVE_SEEDS else 3))
+            assert seeds == (expected if grid.is_defined(setting, method) else [])
+    assert not grid.is_defined("domains_frozen/imbalance", "head_only")
+
+
+def test_rates_are_scaled(modules: dict[str, ModuleType]) -> None:
+    grid, run = modules["grid"], modules["run"]
+    cell = grid.Cell("domains_shared/imbalance", "scaffold_pt", 2, 3.0)
+    config = compose(run.experiment_of(cell.setting), run.overrides_of(cell, 20, 3.0))
+    assert config.prompts.lr == pytest.approx(0.9)
+    assert config.head.lr == pytest.approx(0.3)
+    server = grid.Cell("domains_shared/imbalance", "fedopt_pt", 2, 3.0)
+    config = compose(run.experiment_of(server.setting), run.overrides_of(server, 20, 3.0))
+    assert (config.prompts.lr, config.aggregator.options.lr) == (0.01, pytest.approx(0.03))
+    tuned = grid.Cell("domains_shared/imbalance", "lora_fedavg", 2, 0.3)
+    config = compose(run.experiment_of(tuned.setting), run.overrides_of(tuned, 20, 0.3))
+    assert config.tuning.options.lr == pytest.approx(3e-4)
+
+
+def test_the_rate_is_chosen_by_validation_at_dirichlet_a_half(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    grid, run = modules["grid"], modules["run"]
+    cell = grid.Cell("digits/imbalance", "pfpt", 3)
+    with pytest.raises(FileNotFoundError):
+        run.choose(cell, tmp_path)
+    for scale, value in zip(grid.SCALES, (0.7, 0.8, 0.8), strict=True):
+        path = tmp_path / grid.Cell("digits/dirichlet_0.5", "pfpt", 0, scale).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"validation_accuracy": value}))
+    assert run.choose(cell, tmp_path) == 1.0  # the smaller of equals
+    assert run.choose(grid.Cell("digits/imbalance", "fedcof", 3), tmp_path) == 1.0
+    assert run.choose(grid.Cell("digits/dirichlet_0.5", "pfpt", 0, 3.0), tmp_path) == 3.0
+
+
+def test_only_what_is_missing_is_run(
+    modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, run = modules["grid"], modules["run"]
+    cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
+    path = tmp_path / cell.file
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert run.run_all([cell], 1, 20, tmp_path) == 0
+    assert "1 runs, 1 there, 0 to do" in capsys.readouterr().out
+    missing = grid.Cell("digits/dirichlet_0.5", "pfpt", 0)
+    assert run.run_all([missing], 1, 20, tmp_path) == 1
+    assert "no learning rate" in capsys.readouterr().out
+
+
+def test_one_run_writes_its_file(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    grid, run = modules["grid"], modules["run"]
+    cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
+    line = run.run_cell(cell, 20, 1.0, tmp_path)
+    content = json.loads((tmp_path / cell.file).read_text())
+    assert line.startswith(cell.file)
+    assert content["rounds"] == 1
+    assert content["accuracy"] > 0.8
+    assert content["bytes_up"] == 20 * 4 * (10 * 128 + 10)
+    assert content["bytes_down"] == 0
+    assert len(content["curves"]["accuracy"]) == 1
+
+
+def fake(accuracy: float | None, **more: object) -> dict[str, object]:
+    return {
+        "accuracy": accuracy,
+        "best_accuracy": accuracy,
+        "balanced_accuracy": accuracy,
+        "personalised": {"mean": 0.5, "worst_tenth": 0.25},
+        "prompts": 5,
+        "bytes_up": 1e6,
+        "bytes_down": 2e6,
+        "seconds": 60.0,
+        "scale": 1.0,
+        "curves": {"num_prompts": [5, 6]},
+        **more,
+    }
+
+
+def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    grid, tables = modules["grid"], modules["tables"]
+    setting = "domains_shared/dirichlet_0.5"
+    values = {
+        "pfpt": [0.6, 0.7, 0.65, 0.75, 0.7],
+        "fedavg_pt": [0.5, 0.55, 0.6],
+        "local_only": [None, None, None],
+    }
+    for method, found in values.items():
+        for seed, value in enumerate(found):
+            path = tmp_path / grid.Cell(setting, method, seed).file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(fake(value)))
+    pools = {f"round_{n:03d}": np.random.default_rng(n).normal(size=(6, 8)) for n in range(1, 4)}
+    np.savez((tmp_path / grid.Cell(setting, "pfpt", 0).file).with_suffix(".npz"), **pools)
+    results = tables.read_results(tmp_path)
+    rows = {row["method"]: row for row in tables.summarise(results)}
+    assert rows["pfpt"]["accuracy"] == pytest.approx(0.68)
+    # Differences of the three common seeds: 0.1, 0.15, 0.05; sd 0.05, t(2) = 4.303.
+    gain = rows["pfpt"]["accuracy_difference"]
+    assert (gain["mean"], gain["seeds"]) == (pytest.approx(0.1), 3)
+    assert gain["half_width"] == pytest.approx(4.3027 * 0.05 / math.sqrt(3), rel=1e-4)
+    assert gain["p"] == pytest.approx(0.0742, abs=1e-3)
+    assert "accuracy" not in rows["local_only"]
+    assert rows["local_only"]["personalised"] == 0.5
+    page = tables.markdown(list(rows.values()), tables.rate_lines(tmp_path))
+    assert "| pfpt | 5 | 68.0 ± 7.1 | +10.0 ± 12.4 (p 0.074) |" in page
+    assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 | - | - | 5 |" in page
+    assert rows["pfpt"]["over_local_only"] == 0.0
+    assert "over_centralised" not in rows["pfpt"]
+    for figure in (
+        tables.accuracy_figure(list(rows.values())),
+        tables.pool_figure(results),
+        tables.path_figure(tmp_path, setting),
+    ):
+        figure.savefig(tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 5000
