@@ -120,6 +120,7 @@ def measure(python: str, side: str) -> dict[str, Any]:
         "PYTHONPATH": str(here),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # on both sides; 15 otherwise, which others' programs starve
         "FEDPROMPT_BENCH_OVERRIDES": json.dumps(OVERRIDES),
     }
     started = time.perf_counter()

@@ -202,6 +202,7 @@ def bare(laid: Laid) -> list[Tensor]:
 def case_workers(repeats: int) -> dict[str, Any]:
     """The cohort of the quickstart, five epochs: Ray with 2 actors, serial, and the bare loop."""
     laid = lay_open(["clients.epochs=5"])
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's name; 15 otherwise
     start_ray(2, verbose=False)
     try:
         runtimes: dict[str, Any] = {
