@@ -643,46 +643,66 @@ def _allocated(work: Callable[[], Any]) -> float:
 
 
 def case_growth(repeats: int) -> dict[str, Any]:
-    """Resident memory of driver and actor over many rounds of a tiny experiment under Ray.
+    """Private memory over many rounds of a tiny experiment: this process under `serial`, driver and
+    client actor under Ray.
 
     Args:
         repeats: how many hundreds of rounds.
     """
-    rounds = 100 * repeats
+    result: dict[str, Any] = {"serial": grow("serial", 100 * repeats)}
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's name; 15 otherwise
+    start_ray(2, verbose=False)
+    try:
+        result["ray"] = grow("ray", 100 * repeats)
+    finally:
+        import ray
+
+        ray.shutdown()
+    return result
+
+
+def grow(runtime: str, rounds: int) -> dict[str, Any]:
+    """Megabytes after each hundred rounds, and the growth of the later half."""
     marks: dict[int, dict[str, float]] = {}
     spilled = []
 
     def note(event: Any) -> None:
         if isinstance(event, RoundFinished) and event.report.round % 100 == 0:
-            marks[event.report.round] = dict(_ray_processes())
-            spilled.append(_spilled())
+            if runtime == "ray":
+                marks[event.report.round] = dict(_ray_processes())
+                spilled.append(_spilled())
+            else:
+                marks[event.report.round] = {"process": _private_mb(Path("/proc/self"))}
 
     with tempfile.TemporaryDirectory() as folder:
-        start_ray(2, verbose=False)
-        try:
-            experiment.run(
-                "quickstart",
-                [
-                    *(f"rounds={rounds}", "compare=[]", "runtime=ray", "runtime.actors=1"),
-                    *("clients.per_round=2", "clients.epochs=1", "clients.batch_size=64"),
-                    *("prompts.count=1", "prompts.pool=4", "head=linear", "eval_every=100"),
-                    f"run_dir={folder}/run",
-                ],
-                on_event=note,
-            )
-        finally:
-            import ray
-
-            ray.shutdown()
+        experiment.run(
+            "quickstart",
+            [
+                *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
+                *("clients.count=100", "partition=iid", "clients.per_round=2", "clients.epochs=1"),
+                *("prompts.count=1", "prompts.pool=4", "head=linear", f"eval_every={rounds}"),
+                f"run_dir={folder}/run",
+            ],
+            on_event=note,
+        )
+    half = rounds // 200 * 100
     growth = {
-        name: round((marks[rounds][name] - marks[200][name]) / (rounds - 200) * 100, 3)
+        name: round((marks[rounds][name] - marks[half][name]) / (rounds - half) * 100, 3)
         for name in marks[rounds]
     }
     return {
-        "resident_mb": {str(key): value for key, value in marks.items()},
-        "mb_per_100_rounds_after_200": growth,
-        "spilled": any(spilled),
+        "rounds": rounds,
+        "private_mb": {str(key): value for key, value in marks.items()},
+        f"mb_per_100_rounds_after_{half}": growth,
+        **({"spilled": any(spilled)} if spilled else {}),
     }
+
+
+def _private_mb(process: Path) -> float:
+    """Resident megabytes that a process shares with no file and no other process."""
+    lines = (process / "status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines if ":" in line)
+    return round(int(status["RssAnon"].split()[0]) / 1024, 2)
 
 
 def _ray_processes() -> Iterator[tuple[str, float]]:
@@ -695,15 +715,11 @@ def _ray_processes() -> Iterator[tuple[str, float]]:
             if os.getsid(int(folder.name)) != session:
                 continue
             title = (folder / "cmdline").read_bytes()
-            status = dict(
-                line.split(":", 1) for line in (folder / "status").read_text().splitlines()
-            )
+            for name in ("DriverActor", "ClientActor"):
+                if title.startswith(b"ray::" + name.encode()):
+                    yield name, _private_mb(folder)
         except (OSError, ValueError):
             continue
-        for name in ("DriverActor", "ClientActor"):
-            if title.startswith(b"ray::" + name.encode()):
-                private = int(status["RssAnon"].split()[0])
-                yield name, round(private / 1024, 2)
 
 
 def _spilled() -> bool:
