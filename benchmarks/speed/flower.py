@@ -12,6 +12,7 @@ asserted. A side prints the seconds since its start at which each round ended.
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import os
@@ -175,6 +176,7 @@ def main() -> None:
         for name, runs in results.items()
     }
     result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "load": [before, load()],
         "repeats": arguments.repeats,
         "versions": {name: runs[0]["versions"] for name, runs in results.items()},
