@@ -685,7 +685,7 @@ def grow(runtime: str, rounds: int) -> dict[str, Any]:
             [
                 *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
                 *("clients.count=100", "partition=iid", "clients.per_round=2", "clients.epochs=1"),
-                *("prompts.count=1", "prompts.pool=4", "head=linear", f"eval_every={rounds}"),
+                *("prompts.count=1", "prompts.pool=4", "head=linear", "eval_every=100"),
                 f"run_dir={folder}/run",
             ],
             on_event=note,
