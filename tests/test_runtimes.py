@@ -99,6 +99,24 @@ def test_ray_gives_the_bits_of_serial(
     assert {key: result.reports[-1][key] for key in EVALUATED} == FIGURES[0]
 
 
+def test_packs_do_not_depend_on_runtime_or_actors(
+    local_ray: None, random_backbone: str, tmp_path: Path
+) -> None:
+    """Four clients a round in packs of three: one whole pack and a rest."""
+    hashes = {
+        runtime: fedprompt.run(
+            "quickstart",
+            experiment_of(
+                random_backbone,
+                tmp_path / runtime,
+                *("rounds=1", f"runtime={runtime}", "runtime.actors=2", "runtime.pack=3"),
+            ),
+        ).summary["state_sha256"]
+        for runtime in ("serial", "ray")
+    }
+    assert hashes["serial"] == hashes["ray"]
+
+
 def actor_process(name: str, session: int = 0) -> int:
     """Process id of an actor of one session (0: this process's), by the title Ray gives it."""
     deadline = time.monotonic() + 20

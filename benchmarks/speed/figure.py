@@ -9,9 +9,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 PHASES = (
-    *("decode and resize", "embed", "query", "blocks forward", "backward", "optimizer", "rest"),
+    *("decode and resize", "embed", "query", "blocks forward", "backward", "head and loss"),
+    *("optimizer", "rest"),
 )
-COLOURS = ("#CC79A7", "#E69F00", "#F0E442", "#0072B2", "#8CC5E3", "#009E73", "#BBBBBB")
+COLOURS = ("#CC79A7", "#E69F00", "#F0E442", "#0072B2", "#8CC5E3", "#882255", "#009E73", "#BBBBBB")
 NAMES = {
     "naive": "naive procedure",
     "trainer": "cached, a new Trainer\nfor each client",

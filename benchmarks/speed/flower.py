@@ -12,6 +12,7 @@ asserted. A side prints the seconds since its start at which each round ended.
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import os
@@ -120,6 +121,7 @@ def measure(python: str, side: str) -> dict[str, Any]:
         "PYTHONPATH": str(here),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # on both sides; 15 otherwise, which others' programs starve
         "FEDPROMPT_BENCH_OVERRIDES": json.dumps(OVERRIDES),
     }
     started = time.perf_counter()
@@ -174,6 +176,7 @@ def main() -> None:
         for name, runs in results.items()
     }
     result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "load": [before, load()],
         "repeats": arguments.repeats,
         "versions": {name: runs[0]["versions"] for name, runs in results.items()},

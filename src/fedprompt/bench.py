@@ -50,12 +50,12 @@ class Rate:
     """Of the machine's ceiling."""
 
 
-def matmul_peak(device: torch.device, repeats: int = 10) -> float:
+def matmul_peak(device: torch.device, repeats: int = 10, clock: Clock = time.perf_counter) -> float:
     """The best rate of a float32 matrix product, in operations a second."""
     best = 0.0
     for rows, inner, columns in _SIZES:
         a, b = torch.rand(rows, inner, device=device), torch.rand(inner, columns, device=device)
-        seconds = min(_seconds(lambda a=a, b=b: a @ b, device) for _ in range(repeats))  # type: ignore[misc]
+        seconds = min(_seconds(lambda a=a, b=b: a @ b, device, clock) for _ in range(repeats))  # type: ignore[misc]
         best = max(best, 2 * rows * inner * columns / seconds)
     return best
 
@@ -98,7 +98,12 @@ def step_flops(backbone: Backbone, images: int, length: int) -> int:
 
 
 def measure_step(
-    backbone: Backbone, device: torch.device, images: int, prompts: int, repeats: int
+    backbone: Backbone,
+    device: torch.device,
+    images: int,
+    prompts: int,
+    repeats: int,
+    clock: Clock = time.perf_counter,
 ) -> tuple[float, int]:
     """Least seconds of the forward and backward pass of one batch of drawn tokens, and the
     operations that it takes.
@@ -115,7 +120,7 @@ def measure_step(
         backbone.encode(tokens, pool).sum().backward()  # type: ignore[no-untyped-call]
 
     step()
-    seconds = min(_seconds(step, device) for _ in range(repeats))
+    seconds = min(_seconds(step, device, clock) for _ in range(repeats))
     return seconds, step_flops(backbone, images, length + prompts)
 
 
@@ -221,10 +226,10 @@ def render(peak: float, rows: list[Rate], threads: int) -> Table:
     return table
 
 
-def _seconds(work: Callable[[], Tensor | None], device: torch.device) -> float:
+def _seconds(work: Callable[[], Tensor | None], device: torch.device, clock: Clock) -> float:
     """How long a piece of work takes, on the device as well."""
-    started = time.perf_counter()
+    started = clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return clock() - started
