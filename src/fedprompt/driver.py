@@ -39,7 +39,7 @@ from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
 from fedprompt.server.evaluate_clients import evaluate_clients
 from fedprompt.server.personalised import ClientFigures
 from fedprompt.server.round import RoundSettings, broadcast_of, make_job, run_round
-from fedprompt.types import ClientUpdate, ServerState
+from fedprompt.types import Broadcast, ClientUpdate, ServerState
 
 
 @dataclasses.dataclass(frozen=True)
