@@ -33,11 +33,11 @@ def local_ray() -> Iterator[None]:
     """One Ray for the tests of this file that can share it."""
     import ray
 
-    from fedprompt.runtime.ray_runtime import start_ray
+    from fedprompt.runtime.ray_runtime import start_ray, stop_ray
 
     start_ray(4, verbose=False)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="module")
