@@ -31,7 +31,6 @@ Overrides = Callable[..., list[str]]
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One Ray for the tests of this file that can share it."""
-    import ray
 
     from fedprompt.runtime.ray_runtime import start_ray, stop_ray
 

@@ -195,7 +195,8 @@ class RayRuntime:
             num_gpus=plan.gpus,
             max_restarts=RESTARTS,
             max_task_retries=0,  # a job goes to whoever is free: see `map`
-            scheduling_strategy="DEFAULT" if grouped else "SPREAD",
+            # None stays in the group; the word DEFAULT would leave it.
+            scheduling_strategy=None if grouped else "SPREAD",
         )(ClientActor)
         self._actors = [actor.remote(self.options.threads) for _ in range(plan.count)]
 
