@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
-START_SECONDS = 180.0
+START_SECONDS = 120.0
 PRELOADED = "fedprompt.client.train"
 """What worker processes import before they are needed."""
 
@@ -141,6 +141,8 @@ def environment(token: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # The address of a node is 127.0.0.1, as on systems on which Ray forms no clusters.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # On a busy machine a node needs longer than Ray's 30 seconds.
+        "RAY_raylet_start_wait_time_s": f"{START_SECONDS:g}",
         # Logs stay small, whatever runs for however long.
         "RAY_ROTATION_MAX_BYTES": "5000000",
         "RAY_ROTATION_BACKUP_COUNT": "1",
@@ -236,24 +238,22 @@ def start(workers: int, cpus: int, worker_cpus: int) -> int:
     ]
     try:
         wait_for(launch(head, "head", state, env), "head")
-        names = [f"worker-{number}" for number in range(1, workers + 1)]
-        started = []
-        for name in names:
+        # One after another: nodes that start at once on one machine take each other's sockets.
+        for number in range(1, workers + 1):
             arguments = [
                 f"--address={state['address']}",
                 f"--node-ip-address={HOST}",
                 f"--num-cpus={worker_cpus}",
                 *agent_ports(*free_ports(4)),
             ]
-            started.append(launch(arguments, name, state, env))
-        for name, process in zip(names, started, strict=True):
-            wait_for(process, name)
+            name = f"worker-{number}"
+            wait_for(launch(arguments, name, state, env), name)
         while not answers(str(state["dashboard"]), token.read_text()):
             if time.monotonic() - begun > START_SECONDS:
                 raise RuntimeError(f"no answer from {state['dashboard']}")
             time.sleep(0.2)
     except RuntimeError as error:
-        stop()
+        stop(keep_logs=True)
         return fail(str(error))
     except BaseException:
         stop()
@@ -280,7 +280,7 @@ def agent_ports(listen: int, grpc: int, metrics: int, runtime_env: int) -> list[
 # ---------------------------------------------------------------- stop, status
 
 
-def stop() -> int:
+def stop(keep_logs: bool = False) -> int:
     """End what `start` started, workers first, and remove its files."""
     state = read_state()
     if state is None:
@@ -291,7 +291,7 @@ def stop() -> int:
     shutil.rmtree(state["temporary"], ignore_errors=True)
     for file in ("cluster.json", "token"):
         (state_folder() / file).unlink(missing_ok=True)
-    for log in state_folder().glob("*.log"):
+    for log in [] if keep_logs else state_folder().glob("*.log"):
         log.unlink()
     with contextlib.suppress(OSError):
         state_folder().rmdir()
