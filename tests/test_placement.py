@@ -80,7 +80,6 @@ def test_what_does_not_fit_is_refused_with_numbers(
     [
         ({"gpus_per_actor": 1.5}, "a fraction of one GPU or whole GPUs, got 1.5"),
         ({"gpus_per_actor": -1}, "got -1"),
-        ({"gpus_per_actor": 0.5, "device": "cpu"}, "reserve GPUs and not use them"),
     ],
 )
 def test_wrong_gpu_options(options: dict, message: str) -> None:

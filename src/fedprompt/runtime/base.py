@@ -69,11 +69,6 @@ class RuntimeOptions:
                 f"runtime.gpus_per_actor: expected 0, a fraction of one GPU or whole GPUs, got "
                 f"{share:g}"
             )
-        if share and self.device == "cpu":
-            raise ConfigError(
-                f"runtime.gpus_per_actor={share:g}: the actors would reserve GPUs and not use them "
-                "with runtime.device=cpu; use runtime.device=auto or leave it out"
-            )
         on_cluster = "RAY_ADDRESS" in os.environ
         if self.device == "cuda" and not torch.cuda.is_available() and not on_cluster:
             raise ConfigError(
