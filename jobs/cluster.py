@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
+PATIENCE = 20.0
+"""Seconds that a node has to end by itself; it takes a few."""
 PRELOADED = "fedprompt.client.train"
 """What worker processes import before they are needed."""
 
@@ -100,7 +102,7 @@ def is_running(process: dict[str, int]) -> bool:
     return start_time(process["pid"]) == process["started"]
 
 
-def end(process: dict[str, int], patience: float = 20.0) -> None:
+def end(process: dict[str, int]) -> None:
     """Ask a session to end, then make it."""
     pid = process["pid"]
     # A process id is not given out again while its session has members.
@@ -109,12 +111,22 @@ def end(process: dict[str, int], patience: float = 20.0) -> None:
     if is_running(process):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    while members(pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    if gone(pid, PATIENCE):
+        return
     for member in members(pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
+    gone(pid, PATIENCE)
+
+
+def gone(session: int, seconds: float) -> bool:
+    """Wait for a session to be empty."""
+    deadline = time.monotonic() + seconds
+    while members(session):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 # ---------------------------------------------------------------- start
