@@ -85,9 +85,9 @@ def line_plot(table: Mapping[str, Any]) -> Figure | None:
     lines = _ordered([values[:-1] for values in cells])
     for index, line in enumerate(lines):
         points = [
-            (place if numeric else places.index(place), cells[(*line, place)])
-            for place in places
-            if (*line, place) in cells
+            (place if numeric else places.index(place), cells[key])
+            for key, place in (((*line, place), place) for place in places)
+            if key in cells
         ]
         # Side by side, so that their intervals can be told apart.
         shift = 0.0 if numeric else 0.05 * (index - (len(lines) - 1) / 2)
