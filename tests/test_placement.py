@@ -6,7 +6,7 @@ import pytest
 
 from fedprompt.errors import ConfigError
 from fedprompt.runtime import RuntimeOptions
-from fedprompt.runtime.placement import ActorPlan, Node, gpu_slots, largest_share, plan_actors
+from fedprompt.runtime.placement import ActorPlan, Node, largest_share, plan_actors, slots
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,30 @@ def test_cpus(options: dict, nodes: list[Node], expected: ActorPlan) -> None:
     ],
 )
 def test_gpu_slots(share: float, gpus: list[int], expected: int) -> None:
-    assert gpu_slots([Node(8, each) for each in gpus], share) == expected
+    assert slots([Node(16, each) for each in gpus], 1, share) == expected
+
+
+def test_cpu_and_gpu_are_on_the_same_node() -> None:
+    """Two halves of the one GPU need its node's CPU: half of it each, though others are idle."""
+    options = RuntimeOptions(gpus_per_actor=0.5, actors=2)
+    nodes = [Node(1), Node(1), Node(1, gpus=1)]
+    assert plan_actors(options, nodes) == ActorPlan(2, 0.5, 0.5)
+    assert plan_actors(RuntimeOptions(gpus_per_actor=0.5), nodes) == ActorPlan(1, 1.0, 0.5)
+
+
+def test_the_driver_takes_a_share_of_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four quarters: the driver has one, so that three actors fit and a fourth does not."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    node = [Node(8, gpus=1)]
+    assert plan_actors(RuntimeOptions(gpus_per_actor=0.25), node) == ActorPlan(3, 1.0, 0.25)
+    with pytest.raises(ConfigError, match="4 actors of 0.25 GPU .* which hold 3"):
+        plan_actors(RuntimeOptions(gpus_per_actor=0.25, actors=4), node)
+    # Shared evenly: seven actors and the driver on two GPUs are four on each.
+    assert plan_actors(RuntimeOptions(actors=7), [Node(8, gpus=2)]) == ActorPlan(7, 1.0, 0.25)
+    # The bundles of a trial's group: its driver has no CPU.
+    group = [Node(0, 0.25), Node(1, 0.25), Node(1, 0.25)]
+    options = RuntimeOptions(gpus_per_actor=0.25, actors=2)
+    assert plan_actors(options, group) == ActorPlan(2, 1.0, 0.25)
 
 
 def test_gpus_bound_the_number_of_actors() -> None:
@@ -92,7 +115,7 @@ def test_no_gpu_per_actor_means_the_cpu() -> None:
 
 
 def test_equal_shares() -> None:
-    assert largest_share([4.0], 2) == 2.0
-    assert largest_share([3.0], 2) == 1.0  # whole CPUs where there is at least one
-    assert largest_share([1.0, 1.0], 3) == 0.5
+    assert largest_share([Node(4)], 2) == 2.0
+    assert largest_share([Node(3)], 2) == 1.0  # whole CPUs where there is at least one
+    assert largest_share([Node(1), Node(1)], 3) == 0.5
     assert largest_share([], 1) == 0.0

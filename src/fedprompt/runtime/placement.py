@@ -11,6 +11,7 @@ from fedprompt.runtime.base import MAX_ACTORS_PER_CPU, RuntimeOptions
 
 GRAIN = 10_000
 """Ray counts resources in ten-thousandths."""
+MANY = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,81 +54,88 @@ def plan_actors(options: RuntimeOptions, nodes: Sequence[Node]) -> ActorPlan:
         )
     count = options.actors
     if count is None:
-        count = max(1, min(int(total // options.threads), slots(nodes, options.threads)))
-        if options.gpus_per_actor:
-            count = max(1, min(count, gpu_slots(nodes, options.gpus_per_actor)))
+        wanted = options.gpus_per_actor or 0.0
+        free = slots(nodes, options.threads, wanted) - (_drivers(options) if wanted else 0)
+        count = max(1, min(int(total // options.threads), free))
     largest = max(1, math.floor(MAX_ACTORS_PER_CPU * total))
     if count > largest:
         raise ConfigError(
             f"runtime.actors: {count} actors do not fit in the {total:g} CPUs that Ray has; "
             f"expected at most {largest} actors"
         )
-    share = options.threads
-    if slots(nodes, share) < count:
-        return ActorPlan(
-            count, largest_share([node.cpus for node in nodes], count), gpus(options, nodes, count)
-        )
-    return ActorPlan(count, float(share), gpus(options, nodes, count))
+    gpus = gpu_share(options, nodes, count)
+    cpus = float(options.threads)
+    if slots(nodes, cpus, gpus) < count:
+        cpus = largest_share(nodes, count, gpus)
+    return ActorPlan(count, cpus, gpus)
 
 
-def slots(nodes: Sequence[Node], cpus: float) -> int:
-    """Actors of `cpus` CPUs that the nodes hold."""
-    return sum(_times(node.cpus, cpus) for node in nodes)
+def slots(nodes: Sequence[Node], cpus: float, gpus: float = 0.0) -> int:
+    """Actors of so many CPUs and GPUs that the nodes hold.
 
+    An actor's fraction of a GPU lies on one GPU:
 
-def gpu_slots(nodes: Sequence[Node], share: float) -> int:
-    """Actors of `share` GPUs that the nodes hold; an actor's fraction lies on one GPU.
-
-    >>> gpu_slots([Node(8, gpus=2)], 0.4)
-    4
-    >>> gpu_slots([Node(8, gpus=3)], 2)
-    1
+    >>> slots([Node(8, gpus=2)], 1, 0.4), slots([Node(3, gpus=2)], 1, 0.4)
+    (4, 3)
     """
+    return sum(min(_times(node.cpus, cpus), _gpu_slots(node, gpus)) for node in nodes)
+
+
+def _gpu_slots(node: Node, share: float) -> int:
+    if not share:
+        return MANY
     if share >= 1:
-        return sum(int(node.gpus // share) for node in nodes)
-    return sum(int(node.gpus) * _times(1.0, share) for node in nodes)
+        return int(node.gpus // share)
+    whole = int(node.gpus)
+    # A bundle may hold a part of a GPU.
+    return whole * _times(1.0, share) + _times(node.gpus - whole, share)
 
 
-def largest_share(capacities: Sequence[float], count: int) -> float:
-    """The largest equal share of which the capacities hold `count`; 0 if there is nothing.
+def largest_share(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> float:
+    """The largest number of CPUs of which the nodes hold `count` actors; 0 if there is nothing.
 
-    >>> largest_share([2.0, 1.0], 4), largest_share([2.0], 2)
+    >>> largest_share([Node(2), Node(1)], 4), largest_share([Node(2)], 2)
     (0.6666, 1.0)
     """
     shares = {
-        math.floor(GRAIN * capacity / parts) / GRAIN
-        for capacity in capacities
+        math.floor(GRAIN * node.cpus / parts) / GRAIN
+        for node in nodes
         for parts in range(1, count + 1)
     }
-    fitting = [
-        share for share in shares if share and sum(_times(c, share) for c in capacities) >= count
-    ]
+    fitting = [share for share in shares if share and slots(nodes, share, gpus) >= count]
     share = max(fitting, default=0.0)
     return float(int(share)) if share >= 1 else share
 
 
-def gpus(options: RuntimeOptions, nodes: Sequence[Node], count: int) -> float:
+def gpu_share(options: RuntimeOptions, nodes: Sequence[Node], count: int) -> float:
     """GPU that each client actor reserves.
 
     Raises:
         ConfigError: the GPUs do not hold so many actors of `runtime.gpus_per_actor`.
     """
-    total = sum(node.gpus for node in nodes)
     share = options.gpus_per_actor
+    total = sum(node.gpus for node in nodes)
     if share is None:
-        if options.torch_device != "cuda":
+        if options.torch_device != "cuda" or not total:
             return 0.0
         # One share more: the driver evaluates on a GPU, too.
-        whole_gpus = [1.0] * int(total)
-        return min(1.0, largest_share(whole_gpus, count + 1))
-    fitting = gpu_slots(nodes, share) if share else count
+        per_gpu = math.ceil((count + 1) / int(total))
+        return math.floor(GRAIN / per_gpu) / GRAIN
+    fitting = sum(_gpu_slots(node, share) for node in nodes)
+    if share:
+        fitting -= _drivers(options)
     if fitting < count:
         raise ConfigError(
             f"runtime.gpus_per_actor: {count} actors of {share:g} GPU do not fit in the {total:g} "
-            f"GPUs that Ray has, which hold {fitting}; lower runtime.actors or "
+            f"GPUs that Ray has, which hold {max(0, fitting)}; lower runtime.actors or "
             "runtime.gpus_per_actor, or set runtime.gpus_per_actor=0 for the CPU"
         )
     return share
+
+
+def _drivers(options: RuntimeOptions) -> int:
+    """Drivers that hold a share of a GPU: the one there is, if it computes on one."""
+    return 1 if options.torch_device == "cuda" else 0
 
 
 def _times(capacity: float, share: float) -> int:

@@ -36,7 +36,7 @@ import torch
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ClientError, ConfigError, FedpromptError, InputError, WorkerError
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, runtimes
-from fedprompt.runtime.placement import Node, gpus, plan_actors
+from fedprompt.runtime.placement import Node, gpu_share, plan_actors
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -48,6 +48,8 @@ RESTARTS = 3
 """How often an actor is started again, and how often a job is done again."""
 PATIENCE = 120.0
 """Seconds to wait for a client actor when none is left; starting one takes a few."""
+START_PATIENCE = 600.0
+"""Seconds that all client actors have to come up: a large backbone may have to be read."""
 LOG_BYTES = 5_000_000
 """Of each log file of a local Ray; there is one file of each kind for every process."""
 
@@ -209,9 +211,15 @@ class RayRuntime:
             self._source = setup
             self._setup = [ray.put(pickle.dumps(setup))]
         try:
-            loads = {actor: self._probe(actor) for actor in self._actors}
+            loads = [self._probe(actor) for actor in self._actors]
+            ready, _ = ray.wait(loads, num_returns=len(loads), timeout=START_PATIENCE)
+            if len(ready) < len(loads):
+                raise WorkerError(
+                    f"{len(ready)} of {len(loads)} client actors came up in {START_PATIENCE:g} "
+                    "seconds; does something else hold the cluster's CPUs or GPUs?"
+                )
             places = []
-            for actor, load in loads.items():
+            for actor, load in zip(self._actors, loads, strict=True):
                 try:
                     places.append(ray.get(load))
                 except ray.exceptions.RayTaskError as error:
@@ -363,7 +371,7 @@ def gpu_of_driver(options: RuntimeOptions) -> float:
     if options.torch_device != "cuda":
         return 0.0
     count = options.actors or options.num_actors
-    return min(1.0, gpus(options, available_nodes(), count))
+    return min(1.0, gpu_share(options, available_nodes(), count))
 
 
 def driver_resources(place: str | None) -> dict[str, float]:
