@@ -62,7 +62,7 @@ def test_the_driver_takes_a_share_of_a_real_gpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     node = [Node(8, gpus=1)]
     assert plan_actors(RuntimeOptions(gpus_per_actor=0.25), node) == ActorPlan(3, 1.0, 0.25)
-    with pytest.raises(ConfigError, match="4 actors of 0.25 GPU .* which hold 3"):
+    with pytest.raises(ConfigError, match=r"4 actors of 0.25 GPU .* which hold 3"):
         plan_actors(RuntimeOptions(gpus_per_actor=0.25, actors=4), node)
     # Shared evenly: seven actors and the driver on two GPUs are four on each.
     assert plan_actors(RuntimeOptions(actors=7), [Node(8, gpus=2)]) == ActorPlan(7, 1.0, 0.25)
