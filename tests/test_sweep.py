@@ -13,6 +13,7 @@ import yaml
 
 import fedprompt
 from fedprompt.cli import main
+from fedprompt.config import compose
 from fedprompt.errors import ConfigError
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.placement import Node
@@ -48,6 +49,8 @@ def test_cells_and_seeds_in_order() -> None:
     last = trials[-1].config
     assert (last.partition.options.alpha, last.prompts.count, last.seed) == (1.0, 5, 7)
     assert len({each.folder for each in trials}) == 8
+    whole = ["compare=[]", "prompts.pool=null", "partition.alpha=1.0", "prompts.count=5", "seed=7"]
+    assert last == compose("quickstart", whole)
     assert trials[0].folder == "000-alpha=0.1,count=2,seed=3"
 
 
