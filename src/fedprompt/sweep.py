@@ -565,8 +565,8 @@ def render_table(table: Mapping[str, Any]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for key in table["keys"]:
         shown.add_column(key)
-    for name in ("seeds", "test accuracy", "at best validation", "prompts"):
-        shown.add_column(name, justify="right")
+    for name in ("seeds", "accuracy", "at best val.", "prompts"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for cell in table["cells"]:
         prompts = cell["prompts"]["mean"]
         shown.add_row(
