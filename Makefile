@@ -53,7 +53,7 @@ test: setup ## run the whole test suite: make test [ARGS="-k name"]
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-cluster: setup ## test submission, several nodes, node loss and sweeps (a few minutes)
-	@$(BIN)/python -m pytest tests/cluster -m cluster -n 0 $(ARGS)
+	@$(BIN)/python -m pytest tests/cluster -m cluster -n 0 --timeout=900 $(ARGS)
 
 lint: setup ## check style and formatting
 	@$(BIN)/ruff check .

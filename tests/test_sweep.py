@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,3 +273,25 @@ def test_refusing_does_not_import_ray() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_what_killed_programs_left_is_removed_an_hour_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedprompt.runtime import ray_runtime
+
+    monkeypatch.setattr(ray_runtime, "short_folder", lambda: str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    hour_ago = time.time() - 3700
+    kept = [
+        f"{ray_runtime.FOLDER}{os.getpid()}-a",  # its program runs
+        f"{ray_runtime.FOLDER}{gone.pid}-new",
+        f"something-else-{gone.pid}-a",
+    ]
+    for name in (*kept, f"{ray_runtime.FOLDER}{gone.pid}-old"):
+        (tmp_path / name).mkdir()
+        if not name.endswith("-new"):
+            os.utime(tmp_path / name, (hour_ago, hour_ago))
+    ray_runtime.remove_stale_folders()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

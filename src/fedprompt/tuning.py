@@ -23,9 +23,11 @@ from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_ru
 from fedprompt.runtime.base import RuntimeOptions, available_cpus
 from fedprompt.runtime.placement import Node, plan_actors
 from fedprompt.runtime.ray_runtime import (
+    FOLDER,
     available_nodes,
     import_ray,
     last_line,
+    short_folder,
     start_ray,
     stop_ray,
 )
@@ -149,7 +151,8 @@ def run_sweep(
                 start_ray(max(trial.config.runtime.num_cpus for trial in todo), verbose)
             check_resources(todo, available_nodes())
             begun = True
-            with tempfile.TemporaryDirectory(prefix="fedprompt-tune-") as folder:
+            prefix = f"{FOLDER}{os.getpid()}-tune-"
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=short_folder()) as folder:
                 tune_trials(sweep, todo, plans, progress, folder)
         except BaseException:
             for plan in plans if begun else ():
