@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import tempfile
 import time
@@ -279,18 +280,25 @@ def run_trial(config: dict[str, Any], plans: Sequence[Plan]) -> None:
     from ray import tune
 
     plan = plans[config["index"]]
+    last: dict[str, Any] = {}
 
     def report(event: Any) -> None:
         if isinstance(event, RoundFinished):
             values = dataclasses.asdict(event.report)
-            if values["validation_accuracy"] == values["validation_accuracy"]:  # evaluated, no NaN
-                names = ("round", "accuracy", "validation_accuracy")
-                tune.report({name: values[name] for name in names})
+            if math.isnan(values["validation_accuracy"]):  # not evaluated in this round
+                return
+            names = ("round", "accuracy", "validation_accuracy")
+            last.update({name: values[name] for name in names})
+            if event.report.round < plan.config.rounds:
+                tune.report(dict(last))
 
     try:
         execute(plan, report)
     except FedpromptError as error:
         raise RuntimeError(str(error)) from error  # Tune shows the last line
+    if last:
+        # The rule may stop a trial at any report; after its last round that must not cost its end.
+        tune.report(last)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from fedprompt.records import RunDirectory
 def sweep_file(backbone: str, folder: Path, **more: object) -> Path:
     shared = dict(each.split("=", 1) for each in experiment_of(backbone, folder))
     del shared["run_dir"], shared["prompts.count"]
-    tree = {
+    tree: dict = {
         "experiment": "quickstart",
         "set": {
             **{key: yaml.safe_load(value) for key, value in shared.items()},
@@ -34,6 +34,8 @@ def sweep_file(backbone: str, folder: Path, **more: object) -> Path:
         "seeds": 2,
         **more,
     }
+    for key in tree["space"]:
+        tree["set"].pop(key, None)
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
