@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt.config import ExperimentConfig
-from fedprompt.errors import ConfigError, FedpromptError, WorkerError
+from fedprompt.errors import ConfigError, FedpromptError
 from fedprompt.events import Plan, RoundFinished
 from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_run
 from fedprompt.runtime.base import RuntimeOptions, available_cpus
@@ -27,7 +27,6 @@ from fedprompt.runtime.ray_runtime import (
     FOLDER,
     available_nodes,
     import_ray,
-    last_line,
     short_folder,
     start_ray,
     stop_ray,
@@ -207,8 +206,9 @@ class Progress:
         """A trial raised, or its process died."""
         ours = self.todo[trial.config["index"]]
         status = self.directory.run(ours).read_status()
-        message = status.get("message") if status.get("state") == "failed" else None
-        message = str(message or last_line(trial.get_error() or WorkerError("its process died")))
+        told = (trial.last_result or {}).get("message")
+        message = status.get("message") if status.get("state") == "failed" else told
+        message = str(message or "its process died (killed, or out of memory?)")
         self.failures.append(f"{describe(ours.cell)} seed={ours.seed}: {message}")
         self.tell(trial, ours, "failed", None, message)
 
@@ -295,7 +295,11 @@ def run_trial(config: dict[str, Any], plans: Sequence[Plan]) -> None:
     try:
         execute(plan, report)
     except FedpromptError as error:
-        raise RuntimeError(str(error)) from error  # Tune shows the last line
+        # Round 0 is before any rung of a stopping rule: it only carries the message.
+        tune.report(
+            {"round": 0, "accuracy": 0.0, "validation_accuracy": 0.0, "message": str(error)}
+        )
+        raise
     if last:
         # The rule may stop a trial at any report; after its last round that must not cost its end.
         tune.report(last)
