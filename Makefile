@@ -2,6 +2,9 @@
 VENV ?= .venv
 ARGS ?=
 EXPERIMENT ?= quickstart
+SWEEP ?= alpha_prompts
+WORKERS ?= 0
+JOB ?=
 BIN := $(VENV)/bin
 # The first interpreter that runs and is of a supported version.
 PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
@@ -9,10 +12,10 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
 	&& echo $$each && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint typecheck format bench bench-methods pretrain clean
+.PHONY: help setup run sweep test test-cluster lint typecheck format bench bench-methods cluster submit job-status job-stop cluster-stop pretrain clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## create .venv and install the package with its pinned dependencies (once)
 
@@ -28,8 +31,29 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 run: setup ## run an experiment: make run [EXPERIMENT=quickstart] [ARGS="rounds=5"]
 	@$(BIN)/fedprompt run $(EXPERIMENT) $(ARGS)
 
+sweep: setup ## run a sweep: make sweep [SWEEP=alpha_prompts] [ARGS="sweep.seeds=5"]
+	@$(BIN)/fedprompt sweep $(SWEEP) $(ARGS)
+
+cluster: setup ## start a Ray cluster on this machine: make cluster [WORKERS=2]
+	@$(BIN)/python jobs/cluster.py start --workers $(WORKERS)
+
+submit: setup ## run an experiment as a job of the cluster: make submit [EXPERIMENT=quickstart] [ARGS="rounds=5"]
+	@$(BIN)/python jobs/submit.py run $(EXPERIMENT) -- $(ARGS)
+
+job-status: setup ## list the cluster's jobs: make job-status [JOB=id]
+	@$(BIN)/python jobs/submit.py status $(JOB)
+
+job-stop: setup ## stop the newest running job, or one: make job-stop [JOB=id]
+	@$(BIN)/python jobs/submit.py stop $(JOB)
+
+cluster-stop: setup ## end the cluster that `make cluster` started, and nothing else
+	@$(BIN)/python jobs/cluster.py stop
+
 test: setup ## run the whole test suite: make test [ARGS="-k name"]
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: setup ## test submission, several nodes, node loss and sweeps (a few minutes)
+	@$(BIN)/python -m pytest tests/cluster -m cluster -n 0 --timeout=900 $(ARGS)
 
 lint: setup ## check style and formatting
 	@$(BIN)/ruff check .

@@ -20,6 +20,7 @@ LEVELS = {
     4: [
         *("config", "events", "driver", "experiment", "frozen_head", "checkpoint", "records"),
         *("report", "display", "pretrain", "preview", "doctor", "bench", "cli", "__main__"),
+        *("sweep", "sweep_figures", "tuning"),
     ],
 }
 # `server` evaluates and briefs clients, so it may use `client`, which knows nothing of it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import fedprompt
 from fedprompt import driver
@@ -24,6 +26,7 @@ from fedprompt.events import Note, Plan, RoundFinished
 from fedprompt.records import RunDirectory
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.serial import SerialRuntime
+from fedprompt.types import Broadcast, ClientJob
 
 Overrides = Callable[..., list[str]]
 
@@ -31,13 +34,12 @@ Overrides = Callable[..., list[str]]
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One Ray for the tests of this file that can share it."""
-    import ray
 
-    from fedprompt.runtime.ray_runtime import start_ray
+    from fedprompt.runtime.ray_runtime import start_ray, stop_ray
 
     start_ray(4, verbose=False)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 EVALUATED = ("accuracy", "loss", "validation_accuracy")
@@ -273,6 +275,28 @@ def test_errors_come_out_of_ray_as_they_are(local_ray: None) -> None:
     with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
         next(events)
     assert (caught.value.client_id, caught.value.stage) == (7, "fit")
+
+
+def test_a_failing_client_says_on_which_node_it_was(local_ray: None, tmp_path: Path) -> None:
+    """From the actor to `status.json`."""
+    from fedprompt.experiment import mark_failed
+    from fedprompt.runtime.ray_runtime import ClientActor, node_name
+
+    class Failing:
+        def train(self, recipe: object, job: object) -> None:
+            raise ClientError(7, 3, "fit", "RuntimeError: burst")
+
+    actor = ClientActor(threads=1)
+    actor._worker = Failing()  # type: ignore[assignment]
+    job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0), {}), {})
+    with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
+        actor.train([], None, job, job.broadcast)  # type: ignore[arg-type]
+    assert caught.value.node == node_name()
+    directory = RunDirectory.create(tmp_path / "run")
+    mark_failed(directory, pickle.loads(pickle.dumps(caught.value)))
+    status = directory.read_status()
+    found = [status[key] for key in ("state", "client", "failed_round", "stage", "cause", "node")]
+    assert found == ["failed", 7, 3, "fit", "RuntimeError: burst", node_name()]
 
 
 def test_a_wrong_request_writes_nothing_under_ray(

@@ -79,7 +79,8 @@ def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
         yield Prepared(describe(federation, config))
         for note in federation.notes:
             yield Note(note)
-        runtime.open(federation.setup)
+        for note in runtime.open(federation.setup):
+            yield Note(note)
         yield from run_methods(runtime, config, federation, directory)
     finally:
         runtime.close()

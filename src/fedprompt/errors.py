@@ -42,16 +42,20 @@ class ClientError(FedpromptError, RuntimeError):
         round_index: the round it was working for.
         stage: what it was doing (`build`, `fit` or `collect`).
         cause: one line that names the exception.
+        node: the machine it was on, if the runtime has several.
     """
 
-    def __init__(self, client_id: int, round_index: int, stage: str, cause: str) -> None:
+    def __init__(
+        self, client_id: int, round_index: int, stage: str, cause: str, node: str | None = None
+    ) -> None:
         # All fields go to `args`, so that the error survives pickling on its way out of a Ray
         # actor.
-        super().__init__(client_id, round_index, stage, cause)
+        super().__init__(client_id, round_index, stage, cause, node)
         self.client_id = client_id
         self.round_index = round_index
         self.stage = stage
         self.cause = cause
+        self.node = node
 
     def __str__(self) -> str:
         return (

@@ -24,7 +24,10 @@ from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
 from fedprompt.types import ClientUpdate, ServerState
 
-RESUMABLE = ("runtime", "runtime.name", "runtime.actors", "runtime.cpus")
+RESUMABLE = (
+    *("runtime", "runtime.name", "runtime.actors", "runtime.cpus"),
+    "runtime.driver_node",
+)
 """What may differ when a run is continued: nothing of this changes a bit."""
 
 
@@ -175,6 +178,7 @@ def mark_failed(directory: RunDirectory, error: Exception) -> None:
     details: dict[str, Any] = {"message": " ".join(str(error).split()) or type(error).__name__}
     if isinstance(error, ClientError):
         details.update(client=error.client_id, stage=error.stage, failed_round=error.round_index)
+        details.update(cause=error.cause, node=error.node)
     with contextlib.suppress(OSError):  # the disk may be what failed
         for run in unfinished(directory):
             run.write_status({**run.read_status(), "state": "failed", **details})

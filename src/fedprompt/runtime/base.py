@@ -49,6 +49,14 @@ class RuntimeOptions:
     """Clients that a worker trains together in one forward and backward pass. `auto` is 1 on the
     CPU, where packing gains nothing, and as many as there are for the worker on a GPU, halved when
     its memory is full. Products of other sizes are rounded otherwise, so this changes bits."""
+    gpus_per_actor: float | None = None
+    """GPUs that each client actor of the Ray runtime reserves, fractions of one or whole ones;
+    null shares them evenly with the driver when the device is CUDA, 0 keeps to the CPU.
+    """
+    driver_node: str | None = None
+    """Where the driver of the Ray runtime runs: `head`, the address of a node, or the name of a
+    custom resource that the node has; null means near the caller.
+    """
 
     def __post_init__(self) -> None:
         runtimes.entry(self.name)
@@ -67,12 +75,19 @@ class RuntimeOptions:
             )
         if isinstance(self.pack, int) and self.pack < 1:
             raise ConfigError(f"runtime.pack: expected 'auto' or an integer >= 1, got {self.pack}")
-        if self.device == "cuda" and not torch.cuda.is_available():
+        share = self.gpus_per_actor
+        if share is not None and not (0 <= share <= 1 or share == int(share) > 0):
+            raise ConfigError(
+                f"runtime.gpus_per_actor: expected 0, a fraction of one GPU or whole GPUs, got "
+                f"{share:g}"
+            )
+        on_cluster = "RAY_ADDRESS" in os.environ
+        if self.device == "cuda" and not torch.cuda.is_available() and not on_cluster:
             raise ConfigError(
                 "runtime.device=cuda: no CUDA device was found; use runtime.device=auto or cpu"
             )
         # On an existing cluster Ray knows the resources, not this process.
-        if "RAY_ADDRESS" not in os.environ:
+        if not on_cluster:
             if self.num_cpus > available_cpus():
                 raise ConfigError(
                     f"runtime.cpus: {self.num_cpus} CPUs were asked for, but this machine has "
@@ -103,6 +118,8 @@ class RuntimeOptions:
     @property
     def torch_device(self) -> str:
         """The device that `device` stands for on this machine."""
+        if self.gpus_per_actor == 0:
+            return "cpu"
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
@@ -156,8 +173,12 @@ class Runtime(Protocol):
         """
         ...
 
-    def open(self, setup: WorkerSetup) -> None:
-        """Finish starting the workers: each gets the backbone and the data of all clients, once."""
+    def open(self, setup: WorkerSetup) -> Sequence[str]:
+        """Finish starting the workers: each gets the backbone and the data of all clients, once.
+
+        Returns:
+            What the user should read about them.
+        """
         ...
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:

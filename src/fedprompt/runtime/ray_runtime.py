@@ -5,27 +5,38 @@
                                          state
 
 Setup, recipe and each round's broadcast go into the object store once; the features do not, as the
-client actors of a machine map the same cache files. A client actor that dies is
-restarted and its job is done again; because a job holds everything and its seed, the repeated work
-gives the same bits.
+client actors of a machine map the same cache files. A node that has no such files receives the
+features once. A job whose actor dies is done again by whoever is free; because a job holds
+everything and its seed, the repeated work gives the same bits.
+
+Called inside a Ray actor, such as the trial of a sweep, the calling process is the driver, and the
+client actors stay in its placement group.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import logging
 import os
+import pickle
+import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.errors import ConfigError, FedpromptError, WorkerError
+from fedprompt.errors import ClientError, ConfigError, FedpromptError, InputError, WorkerError
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
+from fedprompt.runtime.placement import Node, gpu_share, plan_actors
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -34,10 +45,22 @@ if TYPE_CHECKING:  # imports Lightning and timm
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RESTARTS = 3
 """How often an actor is started again, and how often a job is done again."""
+PATIENCE = 120.0
+"""Seconds to wait for a client actor when none is left; starting one takes a few."""
+START_PATIENCE = 600.0
+"""Seconds that all client actors have to come up: a large backbone may have to be read."""
+LOG_BYTES = 5_000_000
+"""Of each log file of a local Ray; there is one file of each kind for every process."""
 
 _NOTHING = Broadcast(torch.empty(0, 0), torch.empty(0, 0), {})
+
+
+class FeaturesMissing(FedpromptError):
+    """A client actor cannot open the cache's files: it is on a machine without them."""
 
 
 class DriverActor:
@@ -45,12 +68,17 @@ class DriverActor:
 
     def run(self, drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[Any]:
         """Yield what `drive(runtime, *args)` yields."""
-        runtime = RayRuntime(options)
-        try:
-            with limited_threads(options.threads):
-                yield from drive(runtime, *args)
-        finally:
-            runtime.close()
+        yield from drive_here(drive, options, *args)
+
+
+def drive_here(drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[Any]:
+    """Yield what `drive(runtime, *args)` yields, with this process as the driver."""
+    runtime = RayRuntime(options)
+    try:
+        with limited_threads(options.threads):
+            yield from drive(runtime, *args)
+    finally:
+        runtime.close()
 
 
 class ClientActor:
@@ -64,27 +92,59 @@ class ClientActor:
         self._limits.__enter__()
         self._worker: ClientWorker | None = None
 
-    def load(self, setup: list[Any]) -> None:
-        """Build the worker; see `_load`."""
-        self._load(setup)
+    def load(self, setup: list[Any]) -> tuple[str, str]:
+        """Build the worker; see `_load`.
+
+        Returns:
+            The node that this actor is on, and the device it computes on.
+        """
+        return node_name(), self._load(setup).device.type
 
     def _load(self, setup: list[Any]) -> ClientWorker:
         """The worker, built unless there is one.
 
         Args:
-            setup: the reference of a `WorkerSetup`, in a list so that Ray does not fetch it for
-                every call. Every job brings it: an actor that was restarted has no worker.
+            setup: references of the `WorkerSetup`, in a list so that Ray does not fetch them for
+                every call: the pickle of one whose features are files, then, if some node lacks
+                those, one that holds the features. Every job brings it: an actor that was restarted
+                has no worker.
+
+        Raises:
+            FeaturesMissing: the files cannot be opened here and nothing else was given.
+            WorkerError: the worker cannot be built on this node.
         """
-        if self._worker is None:
-            self._worker = import_ray().get(setup[0]).build()
+        if self._worker is not None:
+            return self._worker
+        given: WorkerSetup | None = None
+        for reference in setup:
+            content = import_ray().get(reference)
+            if not isinstance(content, bytes):
+                given = content
+                break
+            with contextlib.suppress(OSError, InputError):
+                given = pickle.loads(content)
+                break
+        if given is None:
+            raise FeaturesMissing(f"node {node_name()} has no files of the prefix cache")
+        if given.device == "cuda" and not torch.cuda.is_available():
+            given = dataclasses.replace(given, device="cpu")
+        try:
+            self._worker = given.build()
+        except (FedpromptError, OSError) as error:
+            raise WorkerError(f"node {node_name()}: {error}") from error
         return self._worker
 
     def train(
         self, setup: list[Any], recipe: LocalRecipe, jobs: list[ClientJob], broadcast: Broadcast
     ) -> list[ClientUpdate]:
         """The local work of a pack of clients."""
+        worker = self._load(setup)
         whole = [dataclasses.replace(job, broadcast=broadcast) for job in jobs]
-        return self._load(setup).train(recipe, whole)
+        try:
+            return worker.train(recipe, whole)
+        except ClientError as error:
+            where = (error.client_id, error.round_index, error.stage, error.cause, node_name())
+            raise ClientError(*where) from error
 
     def measure(
         self, setup: list[Any], recipe: LocalRecipe, model: Broadcast, piece: Piece
@@ -102,18 +162,29 @@ class RayRuntime:
     def __init__(self, options: RuntimeOptions) -> None:
         self.options = options
         self._actors: list[Any] = []
+        self._idle: collections.deque[Any] = collections.deque()
+        self._healing: dict[Any, Any] = {}
+        """Actors that died, by the reference of the call that succeeds when they are back."""
         self._setup: list[Any] = []
+        self._source: WorkerSetup | None = None
         self._recipe: tuple[LocalRecipe, Any] | None = None
 
     def launch(self, drive: Drive, *args: Any, verbose: bool = False) -> Iterator[Any]:
         """Start Ray if needed, run the driver in an actor and yield its events as they come."""
         ray = import_ray()
         own = not ray.is_initialized()
+        if not own and ray.get_runtime_context().get_actor_id() is not None:
+            yield from drive_here(drive, self.options, *args)
+            return
         if own:
             start_ray(self.options.num_cpus, verbose)
         driver: Any = None
         try:
-            actor = ray.remote(num_cpus=0, num_gpus=gpu_share(self.options))(DriverActor)
+            actor = ray.remote(
+                num_cpus=0,
+                num_gpus=gpu_of_driver(self.options),
+                resources=driver_resources(self.options.driver_node),
+            )(DriverActor)
             driver = actor.remote()
             events = driver.run.options(num_returns="streaming").remote(drive, self.options, *args)
             for event in events:
@@ -126,41 +197,91 @@ class RayRuntime:
             if driver is not None:
                 ray.kill(driver)
             if own:
-                ray.shutdown()
+                stop_ray()
 
     def warm_up(self) -> None:
         """Start the client actors, without waiting for them."""
         ray = import_ray()
-        count, share = self.options.num_actors, cpu_share(self.options)
-        available = ray.cluster_resources().get("CPU", 0)
-        if count * share > available:
-            raise ConfigError(
-                f"runtime.actors: {count} actors of {share:g} CPUs do not fit in the {available:g} "
-                f"CPUs that Ray has; expected at most {int(available / share)} actors"
-            )
+        plan = plan_actors(self.options, available_nodes())
+        grouped = ray.util.get_current_placement_group() is not None
         actor = ray.remote(
-            num_cpus=share,
-            num_gpus=gpu_share(self.options),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
             max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
+            max_task_retries=0,  # a job goes to whoever is free: see `map`
+            # None stays in the group; the word DEFAULT would leave it.
+            scheduling_strategy=None if grouped else "SPREAD",
         )(ClientActor)
-        self._actors = [actor.remote(self.options.threads) for _ in range(count)]
+        self._actors = [actor.remote(self.options.threads) for _ in range(plan.count)]
 
-    def open(self, setup: WorkerSetup) -> None:
+    def open(self, setup: WorkerSetup) -> Sequence[str]:
         """Give the client actors backbone and data, and wait until they have them."""
         ray = import_ray()
-        if sum(node["Alive"] for node in ray.nodes()) > 1:
-            # Other machines cannot open the files of this one's cache; the object store brings
-            # the features to each of them once.
-            setup = setup.loaded()
-        self._setup = [ray.put(setup)]
+        if setup.data.table.entry is None:
+            self._setup = [ray.put(setup)]
+        else:
+            self._source = setup
+            self._setup = [ray.put(pickle.dumps(setup))]
         try:
-            ray.get([actor.load.remote(self._setup) for actor in self._actors])
+            loads = [self._probe(actor) for actor in self._actors]
+            ready, _ = ray.wait(loads, num_returns=len(loads), timeout=START_PATIENCE)
+            if len(ready) < len(loads):
+                raise WorkerError(
+                    f"{len(ready)} of {len(loads)} client actors came up in {START_PATIENCE:g} "
+                    "seconds; does something else hold the cluster's CPUs or GPUs?"
+                )
+            places = []
+            for actor, load in zip(self._actors, loads, strict=True):
+                try:
+                    places.append(ray.get(load))
+                except ray.exceptions.RayTaskError as error:
+                    if not isinstance(unwrapped(error), FeaturesMissing):
+                        raise
+                    self._send_features()
+                    places.append(ray.get(self._probe(actor)))
+        except ray.exceptions.RayTaskError as error:
+            cause = unwrapped(error)
+            if isinstance(cause, FedpromptError):
+                raise cause from error
+            raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
         except ray.exceptions.RayError as error:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
+        self._idle.extend(self._actors)
+        return self._notes(setup, places)
+
+    def _notes(self, setup: WorkerSetup, places: Sequence[tuple[str, str]]) -> list[str]:
+        """What the user should read about where the actors are."""
+        nodes = collections.Counter(node for node, _ in places)
+        notes = []
+        if len(nodes) > 1:
+            shares = ", ".join(f"{node}: {count}" for node, count in sorted(nodes.items()))
+            notes.append(f"{len(places)} client actors on {len(nodes)} nodes ({shares})")
+        if len(self._setup) > 1:
+            notes.append(
+                "some nodes do not have the files of the prefix cache and received the features; "
+                "a cache.folder that all nodes share spares that"
+            )
+        fallen = sorted({node for node, device in places if device != setup.device})
+        if fallen:
+            notes.append(f"no CUDA device on {', '.join(fallen)}: its actors compute on the CPU")
+        elif self.options.gpus_per_actor and setup.device == "cpu":
+            notes.append(
+                f"runtime.gpus_per_actor={self.options.gpus_per_actor:g}, but no CUDA device was "
+                "found: driver and client actors compute on the CPU"
+            )
+        return notes
+
+    def _send_features(self) -> None:
+        """Put the features into the object store, which brings them once to each node that asks."""
+        if len(self._setup) == 1 and self._source is not None:
+            self._setup.append(import_ray().put(self._source.loaded()))
+
+    def _probe(self, actor: Any) -> Any:
+        """A call that succeeds when the actor runs, however often it is restarted for that."""
+        return actor.load.options(max_task_retries=-1).remote(self._setup)
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Give each idle actor the next pack of jobs."""
+        """Give each idle actor the next pack of jobs; what a dead actor had goes to another."""
         ray = import_ray()
         recipe_ref = self._recipe_ref(recipe)
         # The jobs of a round share one broadcast: stored once, it does not travel with the jobs.
@@ -172,22 +293,19 @@ class RayRuntime:
             return actor.train.remote(self._setup, recipe_ref, light, refs[id(pack[0].broadcast)])
 
         packs = pack_jobs(jobs, self.options.pack_size(len(jobs), recipe))
-        with own_errors():
-            for updates in ray.util.ActorPool(self._actors).map_unordered(submit, packs):
-                yield from updates
+        for _, updates in self._do(submit, packs):
+            yield from updates
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
     ) -> list[Tally]:
-        """Give each idle actor the next piece."""
-        ray = import_ray()
-        recipe_ref, model_ref = self._recipe_ref(recipe), ray.put(model)
+        """Give each idle actor the next piece; what a dead actor had goes to another."""
+        recipe_ref, model_ref = self._recipe_ref(recipe), import_ray().put(model)
 
         def submit(actor: Any, piece: Piece) -> Any:
             return actor.measure.remote(self._setup, recipe_ref, model_ref, piece)
 
-        with own_errors():
-            return list(ray.util.ActorPool(self._actors).map(submit, list(pieces)))
+        return [tally for _, tally in sorted(self._do(submit, pieces), key=lambda done: done[0])]
 
     def _recipe_ref(self, recipe: LocalRecipe) -> Any:
         """The recipe in the object store; it is the same in all rounds of a method."""
@@ -195,26 +313,138 @@ class RayRuntime:
             self._recipe = (recipe, import_ray().put(recipe))
         return self._recipe[1]
 
+    def _do(self, submit: Callable[[Any, T], Any], tasks: Sequence[T]) -> Iterator[tuple[int, Any]]:
+        """Have tasks done by whoever is free; a task whose actor died is done again by another.
+
+        Args:
+            submit: gives an actor a task and returns the reference of the result.
+            tasks: what any actor can do.
+
+        Yields:
+            Position and result of each task, as they finish.
+        """
+        ray = import_ray()
+        waiting = collections.deque(range(len(tasks)))
+        deaths: collections.Counter[int] = collections.Counter()
+        work: dict[Any, tuple[Any, int]] = {}
+        while waiting or work:
+            while waiting and self._idle:
+                actor, position = self._idle.popleft(), waiting.popleft()
+                work[submit(actor, tasks[position])] = actor, position
+            for ref in self._finished(list(work)):
+                actor, position = work.pop(ref)
+                try:
+                    result = ray.get(ref)
+                except ray.exceptions.RayTaskError as error:
+                    cause = unwrapped(error)
+                    if not isinstance(cause, FeaturesMissing):
+                        raise cause from error
+                    self._send_features()  # it was restarted on a node without the files
+                    self._idle.append(actor)
+                    waiting.appendleft(position)
+                except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                    deaths[position] += 1
+                    logger.info("an actor died at task %d; another does it again", position)
+                    if deaths[position] > RESTARTS:
+                        raise self._too_many_deaths() from error
+                    self._healing[self._probe(actor)] = actor
+                    waiting.appendleft(position)
+                else:
+                    self._idle.append(actor)
+                    yield position, result
+
+    def _finished(self, work: list[Any]) -> list[Any]:
+        """Wait for something to happen; returns the jobs that are done, and notes who is back.
+
+        Raises:
+            WorkerError: no actor is left, and none comes back.
+        """
+        ray = import_ray()
+        if not work and not self._healing:
+            raise self._too_many_deaths()
+        timeout = None if work else PATIENCE
+        done, _ = ray.wait([*work, *self._healing], num_returns=1, timeout=timeout)
+        if not done:
+            raise WorkerError(
+                f"no client actor is left, and none could be started for {PATIENCE:g} seconds; "
+                "continue when the cluster has room for one"
+            )
+        for ref in [ref for ref in done if ref in self._healing]:
+            actor = self._healing.pop(ref)
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError:
+                self._actors.remove(actor)  # dead for good
+            except ray.exceptions.RayTaskError as error:
+                cause = unwrapped(error)
+                if not isinstance(cause, FeaturesMissing):
+                    raise cause from error
+                self._send_features()
+                self._idle.append(actor)
+            else:
+                self._idle.append(actor)
+        return [ref for ref in done if ref in work]
+
+    def _too_many_deaths(self) -> WorkerError:
+        return WorkerError(
+            f"a client actor died more than {RESTARTS} times (out of memory?); "
+            "use fewer with runtime.actors, or runtime=serial to see the cause"
+        )
+
     def close(self) -> None:
         """End the client actors."""
         for actor in self._actors:
             import_ray().kill(actor)
         self._actors = []
+        self._idle.clear()
+        self._healing.clear()
 
 
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Turn Ray's errors about the client actors into fedprompt's."""
+def available_nodes() -> list[Node]:
+    """What there is for client actors: the bundles of this process's group, or the live nodes."""
     ray = import_ray()
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        raise unwrapped(error) from error
-    except ray.exceptions.RayActorError as error:
-        raise WorkerError(
-            f"a client actor died more than {RESTARTS} times (out of memory?); "
-            "use fewer with runtime.actors, or runtime=serial to see the cause"
-        ) from error
+    group = ray.util.get_current_placement_group()
+    if group is not None:
+        resources = group.bundle_specs
+    else:
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in resources]
+
+
+def gpu_of_driver(options: RuntimeOptions) -> float:
+    """GPU that the driver reserves for its evaluations: as much as a client actor, at most one."""
+    if options.torch_device != "cuda":
+        return 0.0
+    count = options.actors or options.num_actors
+    return min(1.0, gpu_share(options, available_nodes(), count))
+
+
+def driver_resources(place: str | None) -> dict[str, float]:
+    """What the driver asks for so that Ray puts it where `runtime.driver_node` says.
+
+    Raises:
+        ConfigError: no node is called so.
+    """
+    if place is None:
+        return {}
+    known = import_ray().cluster_resources()
+    for name in ("node:__internal_head__" if place == "head" else f"node:{place}", place):
+        if name in known:
+            return {name: 0.001}
+    names = [name.removeprefix("node:") for name in known if name.startswith("node:")]
+    addresses = sorted(name for name in names if not name.startswith("__"))
+    standard = ("CPU", "GPU", "memory", "object_store_memory")
+    custom = sorted(name for name in known if name not in standard and ":" not in name)
+    raise ConfigError(
+        f"runtime.driver_node: expected head, the address of a node ({', '.join(addresses)}) or a "
+        f"custom resource ({', '.join(custom) or 'the cluster has none'}), got '{place}'"
+    )
+
+
+def node_name() -> str:
+    """The node of this process as messages name it: address and the beginning of Ray's id."""
+    ray = import_ray()
+    return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:8]}"
 
 
 def import_ray() -> Any:
@@ -237,20 +467,76 @@ def import_ray() -> Any:
     return ray
 
 
-def start_ray(num_cpus: int, verbose: bool) -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start a quiet local Ray on loopback."""
-    local: dict[str, Any] = {
-        "num_cpus": num_cpus,
-        "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
-    }
+def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start a quiet local Ray on loopback.
+
+    A local Ray keeps its files in a temporary folder of its own, which `stop_ray` removes.
+
+    Args:
+        num_cpus: CPUs of a local Ray.
+        verbose: let Ray speak.
+        num_gpus: GPUs of a local Ray; None means those that it finds.
+
+    Raises:
+        WorkerError: the cluster cannot be reached, or refuses the token.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {}
+    # Read by the processes that Ray starts.
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
     ray = import_ray()
+    if not address:
+        remove_stale_folders()
+        local = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=short_folder()),
+        }
+        _folders.append(Path(local["_temp_dir"]))
     with kept_signal_handlers():
-        ray.init(
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            **({} if os.environ.get("RAY_ADDRESS") else local),
-        )
+        try:
+            ray.init(
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+                **local,
+            )
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            if not address:
+                raise
+            raise WorkerError(
+                f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {last_line(error)}"
+            ) from error
+
+
+FOLDER = "fedprompt-ray-"
+_folders: list[Path] = []
+"""Temporary folders of the local Ray of this process."""
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the local Ray and remove its files."""
+    import_ray().shutdown()
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
+
+
+def short_folder() -> str:
+    """Where Ray's folder may be: the paths of its sockets may not exceed about 100 characters."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= 30 or not Path("/tmp").is_dir() else "/tmp"
+
+
+def remove_stale_folders() -> None:
+    """Remove what the local Rays of killed processes left, an hour after they were last in use."""
+    for folder in Path(short_folder()).glob(f"{FOLDER}*-*"):
+        with contextlib.suppress(OSError, ValueError):
+            owner = int(folder.name.removeprefix(FOLDER).split("-")[0])
+            old = time.time() - folder.stat().st_mtime > 3600
+            if old and not Path(f"/proc/{owner}").exists() and Path("/proc").is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -263,20 +549,6 @@ def kept_signal_handlers() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for each, handler in handlers.items():
                 signal.signal(each, handler)
-
-
-def cpu_share(options: RuntimeOptions) -> float:
-    """CPUs that a client actor reserves: its threads, or less if actors outnumber the cores."""
-    share = min(options.threads, options.num_cpus / options.num_actors)
-    return float(int(share)) if share >= 1 else share
-
-
-def gpu_share(options: RuntimeOptions) -> float:
-    """GPU that an actor reserves: the driver and the client actors share the devices evenly."""
-    if options.torch_device != "cuda":
-        return 0.0
-    share = torch.cuda.device_count() / (options.num_actors + 1)
-    return float(int(share)) if share >= 1 else share
 
 
 def unwrapped(error: Any) -> BaseException:

@@ -33,9 +33,10 @@ class SerialRuntime:
     def warm_up(self) -> None:
         """Nothing to start."""
 
-    def open(self, setup: WorkerSetup) -> None:
+    def open(self, setup: WorkerSetup) -> Sequence[str]:
         """Build the worker."""
         self._worker = setup.build()
+        return ()
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         """One pack of jobs after the other."""

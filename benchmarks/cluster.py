@@ -1,0 +1,176 @@
+"""Start-up, speed and recovery of the Ray runtime, on this machine.
+
+    python benchmarks/cluster.py            all of it: benchmarks/results/cluster.json
+
+Everything runs one small experiment. `equal` says that all runs ended in the same state; figures of
+runs that did unequal work would mean nothing. The load of the machine stands beside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fedprompt
+from fedprompt.events import PhaseStarted, Prepared, RoundFinished
+from fedprompt.records import manifest
+
+RESULTS = Path(__file__).parent / "results" / "cluster.json"
+ROUNDS = 6
+REPEATS = 2
+SETTING = [
+    *("compare=[]", f"rounds={ROUNDS}", f"eval_every={ROUNDS}", "clients.epochs=1"),
+    *("clients.per_round=10", "runtime.threads=1"),
+]
+Event = Callable[[Any], None]
+
+
+def run(*overrides: str, on_event: Event | None = None) -> dict[str, Any]:
+    """One run with the moments of its events, in seconds from its start."""
+    moments: dict[str, Any] = {"rounds": []}
+    started = time.perf_counter()
+
+    def listen(event: Any) -> None:
+        now = time.perf_counter() - started
+        if isinstance(event, Prepared):
+            moments["prepared"] = now
+        elif isinstance(event, PhaseStarted):
+            moments["actors"] = now
+        elif isinstance(event, RoundFinished):
+            moments["rounds"].append(now)
+        if on_event is not None:
+            on_event(event)
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = [*SETTING, *overrides, f"run_dir={folder}/run"]
+        moments["hash"] = fedprompt.run("quickstart", options, on_event=listen).summary[
+            "state_sha256"
+        ]
+    moments["end"] = time.perf_counter() - started
+    return moments
+
+
+def per_second(moments: dict[str, Any]) -> float:
+    """Rounds per second after the first, which warms up."""
+    first, *others = moments["rounds"]
+    return float(len(others) / (others[-1] - first))
+
+
+def startup(connect: Callable[[], None]) -> tuple[dict[str, float], str]:
+    """Seconds of each step until the first round is done, with a warm prefix cache."""
+    started = time.perf_counter()
+    connect()
+    ray_init = time.perf_counter() - started
+    moments = run("runtime=ray", "runtime.actors=2", "rounds=1", "eval_every=1")
+    return {
+        "ray_init": ray_init,
+        "driver_up_data_read_cache_opened": moments["prepared"],
+        "actors_up": moments["actors"] - moments["prepared"],
+        "first_round": moments["rounds"][0] - moments["actors"],
+        "until_training": ray_init + moments["actors"],
+    }, moments["hash"]
+
+
+def recovery(kill: Callable[[], None], *overrides: str) -> tuple[dict[str, float], str]:
+    """Duration of the round in which something is killed, beside the median of the others."""
+
+    def act(event: Any) -> None:
+        if isinstance(event, RoundFinished) and event.report.round == 2:
+            kill()
+
+    moments = run("runtime=ray", *overrides, on_event=act)
+    ends = moments["rounds"]
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
+    # Rounds are counted from 1, so that the third is between ends[1] and ends[2].
+    return {
+        "round_with_kill": seconds[1],
+        "median_of_others": statistics.median(seconds[:1] + seconds[2:]),
+        "longest_later": max(seconds[2:]),
+    }, moments["hash"]
+
+
+def main() -> None:
+    """Measure everything and write the file."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from fedprompt.runtime.ray_runtime import import_ray, start_ray, stop_ray
+
+    import_ray()
+    load_before = os.getloadavg()
+    hashes: set[str] = set()
+    speed: dict[str, list[float]] = {}
+
+    def note(name: str, moments: dict[str, Any]) -> None:
+        hashes.add(moments["hash"])
+        speed.setdefault(name, []).append(per_second(moments))
+        print(f"{name}: {speed[name][-1]:.3f} rounds/s", flush=True)
+
+    run("runtime=serial", "rounds=1", "eval_every=1")  # fills the prefix cache
+    starts: dict[str, dict[str, float]] = {}
+    starts["new_local_ray"], first = startup(lambda: start_ray(2, verbose=False))
+    starts["second_run_on_live_ray"], second = startup(lambda: None)
+    assert first == second
+    print(json.dumps(starts, indent=1), flush=True)
+    for _ in range(REPEATS):
+        note("serial", run("runtime=serial"))
+        note("ray_1_actor", run("runtime=ray", "runtime.actors=1"))
+        note("ray_2_actors", run("runtime=ray", "runtime.actors=2"))
+    recoveries: dict[str, dict[str, float]] = {}
+
+    def kill_actor() -> None:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and os.getsid(int(folder.name)) == os.getsid(0):
+                title = (folder / "cmdline").read_bytes()
+                if title.startswith(b"ray::ClientActor"):
+                    os.kill(int(folder.name), 9)
+                    return
+
+    recoveries["actor"], digest = recovery(kill_actor, "runtime.actors=2")
+    hashes.add(digest)
+    stop_ray()
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+        for _ in range(REPEATS):
+            note("ray_2_nodes_1_actor_each", run("runtime=ray", "runtime.actors=2"))
+
+        def kill_node() -> None:
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+        recoveries["node"], digest = recovery(
+            kill_node, "runtime.actors=2", "runtime.driver_node=head"
+        )
+        hashes.add(digest)
+    finally:
+        stop_ray()
+        end: Callable[[], None] = cluster.shutdown
+        end()
+    result = {
+        **manifest(),
+        "setting": SETTING,
+        "equal": len(hashes) == 1,
+        "startup_seconds": starts,
+        "rounds_per_second": {name: max(values) for name, values in speed.items()},
+        "rounds_per_second_all": speed,
+        "recovery_seconds": recoveries,
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

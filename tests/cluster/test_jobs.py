@@ -1,0 +1,117 @@
+"""Jobs on the cluster of `make cluster`: what a user does, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, assert_all_gone, experiment_of
+
+Environment = dict[str, str]
+
+
+def script(
+    name: str, *arguments: str, env: Environment, seconds: float = 240
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=env,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """The environment in which the scripts find a head and a worker."""
+    folder = tmp_path_factory.mktemp("jobs")
+    env = {**os.environ, "FEDPROMPT_CLUSTER": str(folder / "cluster")}
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        env.pop(name, None)
+    started = script("cluster.py", "start", "--workers", "1", "--cpus", "1", env=env)
+    assert started.returncode == 0, started.stderr
+    state = json.loads((folder / "cluster" / "cluster.json").read_text())
+    yield env
+    again = script("cluster.py", "start", env=env)
+    assert again.returncode == 1
+    assert "a cluster is running" in again.stderr
+    assert script("cluster.py", "stop", env=env).returncode == 0
+    for process in state["processes"]:
+        assert_all_gone(process["pid"])
+    assert not Path(state["temporary"]).exists()
+    assert not (folder / "cluster").exists()
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_a_job_is_the_same_experiment(
+    cluster: Environment, straight: str, random_backbone: str, tmp_path: Path
+) -> None:
+    """The code is shipped, the log comes here, and the bits are those of one process."""
+    overrides = experiment_of(random_backbone, tmp_path / "a run", "runtime.actors=2")
+    result = script("submit.py", "run", "quickstart", "--", *overrides, env=cluster)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"state sha256: {straight}" in result.stdout
+    assert "2 client actors on 2 nodes" in result.stdout
+    assert re.search(r"^ +3/3 ", result.stdout, flags=re.MULTILINE)
+    listed = script("submit.py", "status", env=cluster)
+    assert re.search(r"^raysubmit_\w+ +SUCCEEDED +quickstart$", listed.stdout, re.MULTILINE)
+
+
+def test_a_wrong_experiment_fails_the_job(
+    cluster: Environment, random_backbone: str, tmp_path: Path
+) -> None:
+    overrides = experiment_of(random_backbone, tmp_path / "run", "clients.count=5000")
+    result = script("submit.py", "run", "quickstart", "--", *overrides, env=cluster)
+    assert result.returncode == 2
+    assert "5000 clients" in result.stdout  # the program's own line, in the log
+    assert "FAILED with exit code 2" in one_line(result)
+
+
+def test_a_wrong_token_and_a_wrong_address(cluster: Environment) -> None:
+    refused = script("submit.py", "status", env={**cluster, "RAY_AUTH_TOKEN": "0" * 64})
+    assert refused.returncode == 1
+    assert "refuses the token" in one_line(refused)
+    nobody = script("submit.py", "--address", "http://127.0.0.1:9", "status", env=cluster)
+    assert nobody.returncode == 1
+    assert "no job server answers at http://127.0.0.1:9" in one_line(nobody)
+
+
+def test_a_stopped_job_says_so_and_can_be_resumed(
+    cluster: Environment, random_backbone: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    overrides = experiment_of(random_backbone, run_dir, "rounds=2000", "runtime.actors=1")
+    command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "run", "quickstart"]
+    following = subprocess.Popen(
+        [*command, "--", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=cluster,
+    )
+    rounds = run_dir / "rounds.jsonl"
+    deadline = time.monotonic() + 180
+    while not (rounds.is_file() and rounds.stat().st_size) and time.monotonic() < deadline:
+        assert following.poll() is None, following.communicate()
+        time.sleep(0.2)
+    stopped = script("submit.py", "stop", env=cluster)
+    assert stopped.returncode == 0
+    out, errors = following.communicate(timeout=120)
+    assert following.returncode == 143, out + errors
+    assert "was stopped" in errors
+    assert (run_dir / "state").is_dir()
+    nothing = script("submit.py", "stop", env=cluster)
+    assert (nothing.returncode, one_line(nothing)) == (1, "error: no job is running")

@@ -1,0 +1,144 @@
+"""Several nodes: separate raylets of this machine with resources of their own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedprompt
+from conftest import experiment_of
+from fedprompt.errors import ConfigError
+from fedprompt.events import Note, RoundFinished
+
+NODES = 3
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head and two workers with a CPU each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from fedprompt.runtime.ray_runtime import import_ray
+
+    import_ray()
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        for number in range(1, NODES):
+            cluster.add_node(num_cpus=1, resources={f"place{number}": 1})
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_nodes_without_the_cache_receive_the_features(
+    cluster: Any, random_backbone: str, tmp_path: Path
+) -> None:
+    """The same updates as in one process, though no actor can open the cache's files."""
+    from fedprompt.config import compose
+    from fedprompt.driver import initial_state, prepare, settings_of
+    from fedprompt.runtime import RuntimeOptions
+    from fedprompt.runtime.ray_runtime import RayRuntime
+    from fedprompt.runtime.serial import SerialRuntime
+    from fedprompt.server.round import make_job
+
+    folder = tmp_path / "cache"
+    overrides = experiment_of(random_backbone, tmp_path / "run", f"cache.folder={folder}")
+    config = compose("quickstart", overrides)
+    federation = prepare(config)
+    assert federation.setup.data.table.entry is not None
+    settings = settings_of(config, federation)
+    state = initial_state(config, federation)
+    jobs = [make_job(state, settings, client, state.broadcast()) for client in range(3)]
+
+    def tuned(runtime: Any) -> tuple[list[str], dict[int, Any]]:
+        runtime.warm_up()
+        try:
+            notes = list(runtime.open(federation.setup))
+            updates = {each.client_id: each for each in runtime.map(settings.recipe, jobs)}
+        finally:
+            runtime.close()
+        return notes, updates
+
+    _, expected = tuned(SerialRuntime(RuntimeOptions("serial")))
+    notes, _ = tuned(RayRuntime(RuntimeOptions(actors=2)))
+    assert not any("received the features" in note for note in notes)
+    shutil.rmtree(folder)  # what this process has mapped stays
+    notes, found = tuned(RayRuntime(RuntimeOptions(actors=2)))
+    assert any("received the features" in note for note in notes)
+    assert sorted(found) == sorted(expected) == [0, 1, 2]
+    assert all(found[client].prompts.equal(expected[client].prompts) for client in found)
+
+
+def test_actors_on_every_node_give_the_bits_of_one_process(
+    cluster: Any, straight: str, random_backbone: str, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    overrides = experiment_of(
+        random_backbone, tmp_path / "run", f"runtime.actors={NODES}", "runtime.driver_node=place2"
+    )
+    result = fedprompt.run("quickstart", overrides, on_event=listen)
+    assert result.summary["state_sha256"] == straight
+    (where,) = [note for note in notes if "client actors on" in note]
+    assert where.startswith(f"{NODES} client actors on {NODES} nodes")
+    assert [int(count) for count in re.findall(r": (\d+)", where)] == [1, 1, 1]
+
+
+def test_an_unknown_place_for_the_driver_is_refused(
+    cluster: Any, random_backbone: str, tmp_path: Path
+) -> None:
+    overrides = experiment_of(random_backbone, tmp_path / "run", "runtime.driver_node=nowhere")
+    with pytest.raises(ConfigError, match=r"place1, place2\), got 'nowhere'"):
+        fedprompt.run("quickstart", overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_ray_has_bounds_the_gpus(cluster: Any, random_backbone: str, tmp_path: Path) -> None:
+    """With GPUs that only Ray believes in: refused by number, or reserved and computed without."""
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    cluster.wait_for_nodes()
+    too_many = ["runtime.actors=3", "runtime.gpus_per_actor=0.5"]
+    with pytest.raises(ConfigError, match=r"3 actors of 0.5 GPU .* 1 GPUs that Ray has.* hold 2"):
+        fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "run", *too_many))
+    notes: list[str] = []
+    fitting = ["runtime.actors=2", "runtime.gpus_per_actor=0.5", "runtime.device=cpu", "rounds=1"]
+    fedprompt.run(
+        "quickstart",
+        experiment_of(random_backbone, tmp_path / "run", *fitting),
+        on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+    )
+    assert [note for note in notes if "no CUDA device was found" in note]
+
+
+def test_a_node_that_is_killed_in_a_round_changes_nothing(
+    cluster: Any, straight: str, random_backbone: str, tmp_path: Path
+) -> None:
+    """Its actors' jobs go to the others; the driver is told to be on the head."""
+    killed: list[Any] = []
+
+    def kill(event: object) -> None:
+        if isinstance(event, RoundFinished) and event.report.round == 1:
+            killed.append(next(iter(cluster.worker_nodes)))
+            cluster.remove_node(killed[0], allow_graceful=False)
+
+    more = [f"runtime.actors={NODES + 1}", "runtime.driver_node=head"]
+    result = fedprompt.run(
+        "quickstart", experiment_of(random_backbone, tmp_path / "run", *more), on_event=kill
+    )
+    assert len(killed) == 1
+    assert result.summary["state_sha256"] == straight
+    assert [report["round"] for report in result.reports] == [1, 2, 3]
