@@ -68,7 +68,7 @@ class Laid:
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         for job in jobs:
-            self.updates += self.worker.train(recipe, [job])
+            self.updates.extend(self.worker.train(recipe, [job]))
             yield self.updates[-1]
 
     def measure(

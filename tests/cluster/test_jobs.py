@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, assert_all_gone, experiment_of
+from cluster.conftest import ROOT, assert_all_gone, experiment_of
 
 Environment = dict[str, str]
 

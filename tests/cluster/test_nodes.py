@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fedprompt
-from conftest import experiment_of
+from cluster.conftest import experiment_of
 from fedprompt.errors import ConfigError
 from fedprompt.events import Note, RoundFinished
 

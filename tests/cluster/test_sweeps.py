@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import fedprompt
-from conftest import assert_all_gone, experiment_of, session_members
+from cluster.conftest import assert_all_gone, experiment_of, session_members
 from fedprompt.records import RunDirectory
 
 
