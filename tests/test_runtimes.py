@@ -283,14 +283,14 @@ def test_a_failing_client_says_on_which_node_it_was(local_ray: None, tmp_path: P
     from fedprompt.runtime.ray_runtime import ClientActor, node_name
 
     class Failing:
-        def train(self, recipe: object, job: object) -> None:
+        def train(self, recipe: object, jobs: object) -> None:
             raise ClientError(7, 3, "fit", "RuntimeError: burst")
 
     actor = ClientActor(threads=1)
     actor._worker = Failing()  # type: ignore[assignment]
     job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0), {}), {})
     with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
-        actor.train([], None, job, job.broadcast)  # type: ignore[arg-type]
+        actor.train([], None, [job], job.broadcast)  # type: ignore[arg-type]
     assert caught.value.node == node_name()
     directory = RunDirectory.create(tmp_path / "run")
     mark_failed(directory, pickle.loads(pickle.dumps(caught.value)))
