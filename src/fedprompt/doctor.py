@@ -25,10 +25,11 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from fedprompt.data.cache import cache_entries, cache_folder
+# None of these may import torch, which may be what is broken.
+from fedprompt.data.cache_listing import cache_entries, cache_folder
 from fedprompt.data.files import data_home
 from fedprompt.errors import FedpromptError
-from fedprompt.runtime.base import available_cpus
+from fedprompt.machine import available_cpus
 
 PACKAGES = (
     *("fedprompt", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "ray"),
@@ -161,18 +162,20 @@ def memory_bytes(
 def disk() -> Iterator[Finding]:
     """The cache of features, and room for runs."""
     folder = cache_folder()
-    entries = cache_entries(folder)
-    size = sum(entry.size for entry in entries)
-    yield Finding("disk", "feature cache", f"{folder}: {len(entries)} entries, {_size(size)}")
-    above = _existing(folder)
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        yield Finding(
-            "disk",
-            "feature cache",
-            f"{above} cannot be written" if above.is_dir() else f"{above} is no folder",
-            "warning",
-            "set cache.folder or FEDPROMPT_CACHE to a folder that can, or cache.enabled=false",
-        )
+    places = {}
+    try:
+        entries = cache_entries(folder)
+        above = _existing(folder)
+    except OSError as error:
+        yield _bad_cache(f"{folder} cannot be read ({error.strerror})")
+    else:
+        size = sum(entry.size for entry in entries)
+        yield Finding("disk", "feature cache", f"{folder}: {len(entries)} entries, {_size(size)}")
+        if not above.is_dir():
+            yield _bad_cache(f"{above} is no folder")
+        elif not os.access(above, os.W_OK):
+            yield _bad_cache(f"{above} cannot be written")
+        places["free for the cache"] = above
     runs = Path.cwd()
     if not os.access(runs, os.W_OK):
         yield Finding(
@@ -182,7 +185,8 @@ def disk() -> Iterator[Finding]:
             "problem",
             "go to a folder that can be written, or set run_dir=PATH",
         )
-    for name, place in (("free for the cache", above), ("free for runs", runs)):
+    places["free for runs"] = runs
+    for name, place in places.items():
         free = shutil.disk_usage(place).free
         yield Finding(
             "disk",
@@ -191,6 +195,11 @@ def disk() -> Iterator[Finding]:
             "ok" if free >= MIN_FREE_DISK else "warning",
             "" if free >= MIN_FREE_DISK else f"free some space below {place}",
         )
+
+
+def _bad_cache(text: str) -> Finding:
+    fix = "set cache.folder or FEDPROMPT_CACHE to a folder that can, or cache.enabled=false"
+    return Finding("disk", "feature cache", text, "warning", fix)
 
 
 def imports() -> Iterator[Finding]:
@@ -294,13 +303,18 @@ def ray_cluster() -> Iterator[Finding]:
 def data_sets() -> Iterator[Finding]:
     """Where published data sets are looked for; the built-in ones need no files."""
     home = data_home()
-    if not home.is_dir():
-        value = f"{home}: not there; only the built-in digits and domains can be used"
-    else:
-        names = sorted(path.name for path in home.iterdir() if path.is_dir())
-        value = f"{home}: {', '.join(names) or 'empty'}"
     source = "FEDPROMPT_DATA" if os.environ.get("FEDPROMPT_DATA") else "default; FEDPROMPT_DATA"
-    yield Finding("data", f"data sets ({source})", value)
+    state, fix = "ok", ""
+    try:
+        if home.is_dir():
+            names = sorted(path.name for path in home.iterdir() if path.is_dir())
+            value = f"{home}: {', '.join(names) or 'empty'}"
+        else:
+            value = f"{home}: not there; only the built-in digits and domains can be used"
+    except OSError as error:
+        value = f"{home} cannot be read ({error.strerror})"
+        state, fix = "warning", "set FEDPROMPT_DATA to a folder that can"
+    yield Finding("data", f"data sets ({source})", value, state, fix)
 
 
 def render(findings: list[Finding]) -> RenderableType:
@@ -342,7 +356,7 @@ def _installed(package: str) -> bool:
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _size(count: int | None) -> str:

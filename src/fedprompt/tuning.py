@@ -21,7 +21,8 @@ from fedprompt.config import ExperimentConfig
 from fedprompt.errors import ConfigError, FedpromptError
 from fedprompt.events import Plan, RoundFinished
 from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_run
-from fedprompt.runtime.base import RuntimeOptions, available_cpus
+from fedprompt.machine import available_cpus
+from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.runtime.placement import Node, plan_actors
 from fedprompt.runtime.ray_runtime import (
     FOLDER,

@@ -15,7 +15,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -35,6 +34,14 @@ from fedprompt.data.cache_files import (
     open_entry,
     remove_entry,
     write_entry,
+)
+from fedprompt.data.cache_listing import (
+    ENTRY_NAME,
+    StoredEntry,
+    cache_entries,
+    cache_folder,
+    cache_size,
+    named,
 )
 from fedprompt.data.tables import (
     CHUNK,
@@ -62,8 +69,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 GB = 10**9
-ENTRY_NAME = re.compile(r"[0-9a-f]{64}")
-"""Nothing else in the folder is the cache's, and nothing else is counted or deleted."""
 REMAINS = re.compile(rf"\.(new-{ENTRY_NAME.pattern}|old-{ENTRY_NAME.pattern}-\d+)")
 
 
@@ -96,49 +101,6 @@ class CacheOptions:
             raise ConfigError(f"cache.limit_gb: expected a number above 0, got {self.limit_gb}")
         if self.folder is not None and not self.folder.strip():
             raise ConfigError("cache.folder: expected a folder or null, got an empty text")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredEntry:
-    """An entry as a listing shows it."""
-
-    path: Path
-    size: int
-    """Bytes."""
-    used: float
-    """When it was last opened or written, in seconds since 1970."""
-
-
-def cache_folder(folder: str | None = None) -> Path:
-    """Where the cache is, by option, environment or the system's habit; it need not exist."""
-    chosen = folder or os.environ.get("FEDPROMPT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    if sys.platform == "darwin":
-        home = "~/Library/Caches"
-    elif sys.platform == "win32":
-        home = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    return Path(home).expanduser() / "fedprompt"
-
-
-def cache_entries(folder: Path | None = None) -> list[StoredEntry]:
-    """All entries, those not used for longest first."""
-    found = []
-    for path in _named(folder or cache_folder(), ENTRY_NAME):
-        with contextlib.suppress(OSError):  # just deleted, or no folder
-            size = sum(file.stat().st_size for file in path.iterdir())
-            found.append(StoredEntry(path, size, path.stat().st_mtime))
-    return sorted(found, key=lambda entry: entry.used)
-
-
-def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    return [path for path in folder.glob("*") if names.fullmatch(path.name)]
-
-
-def cache_size(folder: Path | None = None) -> int:
-    """Bytes of all entries."""
-    return sum(entry.size for entry in cache_entries(folder))
 
 
 class PrefixCache:
@@ -340,7 +302,7 @@ def machine_identity(device: torch.device) -> dict[str, Any]:
 
 def remove_unfinished(folder: Path, own: str = "") -> None:
     """Delete what killed processes have left behind, but not what the key `own` is writing."""
-    for path in _named(folder, REMAINS):
+    for path in named(folder, REMAINS):
         key = path.name.removeprefix(".new-")
         if path.name.startswith(".old-"):
             shutil.rmtree(path, ignore_errors=True)

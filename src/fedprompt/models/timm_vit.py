@@ -29,7 +29,8 @@ from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit")
 """timm's modules with models that this package can cut in two."""
 
-_HEADS = ("head.", "head_dist.", "fc_norm.pre_logits.", "pre_logits.")
+_LAYER = "fc_norm.pre_logits."
+_HEADS = ("head.", "head_dist.", _LAYER, "pre_logits.")
 
 
 def build(options: ModelOptions) -> tuple[VisionTransformer, Transform]:
@@ -103,13 +104,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged or foreign file makes the readers raise is open
-        foreign = "invalid load key" in str(error)  # no pickle at all
-        if isinstance(error, pickle.UnpicklingError) and not foreign:
+        unpickling = isinstance(error, pickle.UnpicklingError)
+        if unpickling and _is_torch_file(path):
             raise ConfigError(
                 f"model.pretrained: {path} holds more than tensors and could run code when it is "
                 "read; expected a state_dict; save model.state_dict() alone, as safetensors at best"
             ) from error
-        cause = "it is none" if foreign else " ".join(f"{error!r}".split())[:150]
+        cause = "it is none" if unpickling else " ".join(f"{error!r}".split())[:150]
         raise ConfigError(
             f"model.pretrained: {path} cannot be read as "
             f"{'safetensors' if path.suffix == '.safetensors' else 'a torch file'} ({cause}); "
@@ -119,7 +120,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise ConfigError(f"model.pretrained: expected a state_dict of tensors in {path}")
     for name, tensor in content.items():
@@ -130,6 +131,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             )
     tensors: dict[str, Tensor] = clean_state_dict(content)
     return tensors
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether a file begins like a pickle or a zip archive, and not like a text."""
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"\x80", b"PK"))
 
 
 def _create(name: str, **settings: Any) -> VisionTransformer:
@@ -171,7 +178,10 @@ def _classes(options: ModelOptions, outline: Any, tensors: Mapping[str, Tensor] 
     if options.features == "pre_logits":
         return 0
     weight = None if tensors is None else tensors.get("head.weight")
-    classes = outline.num_classes if tensors is None else 0 if weight is None else len(weight)
+    if tensors is None:
+        classes = outline.num_classes
+    else:
+        classes = 0 if weight is None or not weight.ndim else len(weight)
     if not classes:
         raise ConfigError(
             f"model.features=logits: expected a backbone with a classifier of its own, "
@@ -182,9 +192,12 @@ def _classes(options: ModelOptions, outline: Any, tensors: Mapping[str, Tensor] 
 
 def _load(vit: VisionTransformer, tensors: Mapping[str, Tensor], options: ModelOptions) -> None:
     classifier = options.features == "logits"
-    torchvision_weights.add_representation_layer(vit, tensors, classifier)
     try:
+        torchvision_weights.add_representation_layer(vit, tensors, classifier)
+        _check_patch(vit, tensors)
         fitting = checkpoint_filter_fn(dict(tensors), vit)
+        # timm's filter drops the representation layer.
+        fitting |= {name: value for name, value in tensors.items() if name.startswith(_LAYER)}
         if not classifier:
             kept = vit.state_dict()
             fitting = {
@@ -193,12 +206,29 @@ def _load(vit: VisionTransformer, tensors: Mapping[str, Tensor], options: ModelO
                 if name in kept or not name.startswith(_HEADS)
             }
         vit.load_state_dict(fitting)
-    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+    except (RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model.pretrained: the weights in {options.pretrained} do not fit {options.backbone} "
             f"({' '.join(str(error).split())[:200]}); expected a file of this model in timm's "
             "or torchvision's layout"
         ) from error
+
+
+def _check_patch(vit: VisionTransformer, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that timm's filter would quietly resample.
+
+    Raises:
+        ValueError: the weights embed patches of another size.
+    """
+    for name, value in tensors.items():
+        if name.endswith("patch_embed.proj.weight") and value.ndim == 4:
+            patch = tuple(value.shape[2:])
+            # A hybrid's projection is 1x1, whatever its patch_size says.
+            expected = tuple(vit.get_parameter("patch_embed.proj.weight").shape[2:])
+            if patch != expected:
+                raise ValueError(
+                    f"a patch of {patch[0]}x{patch[1]} instead of {expected[0]}x{expected[1]}"
+                )
 
 
 def _weight_source(config: Mapping[str, Any]) -> tuple[str, str]:

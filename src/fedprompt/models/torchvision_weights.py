@@ -93,7 +93,8 @@ def build(
         depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
         side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    except (KeyError, ValueError) as error:
+        classes = len(tensors.get("head.weight", ()))
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"state_dict: no complete torchvision VisionTransformer ({error})"
         ) from error
@@ -104,7 +105,11 @@ def build(
             f"num_heads: expected a divisor of the width {width}, got {num_heads}; "
             "no tensor tells it: pass num_heads"
         )
-    classes = len(tensors.get("head.weight", ()))
+    if image_size is not None and (image_size < 1 or image_size % patch):
+        raise InputError(
+            f"image_size: expected a multiple of the patch ({patch}), got {image_size}; "
+            f"try {max(1, round(image_size / patch)) * patch}"
+        )
     vit = VisionTransformer(
         img_size=side * patch,
         patch_size=patch,
@@ -115,10 +120,10 @@ def build(
         num_classes=classes,
         weight_init="skip",
     )
-    add_representation_layer(vit, tensors)
     try:
+        add_representation_layer(vit, tensors)
         vit.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             "state_dict: the tensors do not fit together as a torchvision VisionTransformer "
             f"({' '.join(str(error).split())[:200]})"

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ConfigError, suggest
+from fedprompt.machine import available_cpus
 from fedprompt.registry import Registry
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
@@ -25,11 +26,6 @@ DEVICES = ("auto", "cpu", "cuda")
 MAX_ACTORS_PER_CPU = 8
 """Each actor is a process of some 500 MB; far more than there are cores would bring a machine down.
 """
-
-
-def available_cpus() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
