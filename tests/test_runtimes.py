@@ -420,6 +420,24 @@ def test_a_killed_driver_resumes_to_the_same_bits(random_backbone: str, tmp_path
     assert [report["round"] for report in result.reports] == list(range(1, 17))
 
 
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from fedprompt.runtime import ray_runtime
+
+    def late(**options: object) -> None:
+        assert Path(str(options["_temp_dir"])).is_dir()
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray_runtime, "short_folder", lambda: str(tmp_path))
+    with pytest.raises(WorkerError, match=r"did not start .*More of it\.; .*runtime=serial"):
+        ray_runtime.start_ray(1, verbose=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_threads_are_limited_and_restored() -> None:
     import torch
 

@@ -478,7 +478,7 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
         num_gpus: GPUs of a local Ray; None means those that it finds.
 
     Raises:
-        WorkerError: the cluster cannot be reached, or refuses the token.
+        WorkerError: the cluster cannot be reached or refuses the token, or no local Ray starts.
     """
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {}
@@ -503,11 +503,15 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
                 logging_level=logging.INFO if verbose else logging.ERROR,
                 **local,
             )
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            if not address:
-                raise
+        except Exception as error:  # Ray's node raises a bare one when it does not come up in time
+            if address:
+                raise WorkerError(
+                    f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {last_line(error)}"
+                ) from error
+            stop_ray()
             raise WorkerError(
-                f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {last_line(error)}"
+                f"Ray did not start on this machine: {last_line(error)}; try again when it is less "
+                "busy, or use runtime=serial"
             ) from error
 
 
