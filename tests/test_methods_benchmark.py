@@ -16,7 +16,7 @@ import pytest
 from fedprompt.config import compose
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "methods"
-NAMES = ("grid", "run", "tables")
+NAMES = ("grid", "runner", "tables")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def modules() -> Iterator[dict[str, ModuleType]]:
 
 
 def test_every_cell_has_a_file_of_its_own_and_composes(modules: dict[str, ModuleType]) -> None:
-    grid, run = modules["grid"], modules["run"]
+    grid, run = modules["grid"], modules["runner"]
     cells = grid.final_cells()
     rates = grid.rate_cells(cells)
     files = [cell.file for cell in [*cells, *rates]]
@@ -59,7 +59,7 @@ def test_the_grid_is_what_is_reported(modules: dict[str, ModuleType]) -> None:
 
 
 def test_rates_are_scaled(modules: dict[str, ModuleType]) -> None:
-    grid, run = modules["grid"], modules["run"]
+    grid, run = modules["grid"], modules["runner"]
     cell = grid.Cell("domains_shared/imbalance", "scaffold_pt", 2, 3.0)
     config = compose(run.experiment_of(cell.setting), run.overrides_of(cell, 20, 3.0))
     assert config.prompts.lr == pytest.approx(0.9)
@@ -75,7 +75,7 @@ def test_rates_are_scaled(modules: dict[str, ModuleType]) -> None:
 def test_the_rate_is_chosen_by_validation_at_dirichlet_a_half(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    grid, run = modules["grid"], modules["run"]
+    grid, run = modules["grid"], modules["runner"]
     cell = grid.Cell("digits/imbalance", "pfpt", 3)
     with pytest.raises(FileNotFoundError):
         run.choose(cell, tmp_path)
@@ -91,7 +91,7 @@ def test_the_rate_is_chosen_by_validation_at_dirichlet_a_half(
 def test_only_what_is_missing_is_run(
     modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid, run = modules["grid"], modules["run"]
+    grid, run = modules["grid"], modules["runner"]
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
     path = tmp_path / cell.file
     path.parent.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_only_what_is_missing_is_run(
 
 
 def test_one_run_writes_its_file(modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    grid, run = modules["grid"], modules["run"]
+    grid, run = modules["grid"], modules["runner"]
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
     line = run.run_cell(cell, 20, 1.0, tmp_path)
     content = json.loads((tmp_path / cell.file).read_text())

@@ -158,7 +158,7 @@ def test_a_client_that_raises_in_a_pack_is_named(
 ) -> None:
     worker, settings, state = laid()
     jobs = make_jobs(state, settings)
-    real = ClientModule.loss
+    real = ClientModule.step_loss
 
     def burst(self: ClientModule, *arguments: torch.Tensor) -> torch.Tensor:
         if self.culprit:
@@ -171,7 +171,7 @@ def test_a_client_that_raises_in_a_pack_is_named(
         return module
 
     monkeypatch.setattr(worker, "_module", build)
-    monkeypatch.setattr(ClientModule, "loss", burst)
+    monkeypatch.setattr(ClientModule, "step_loss", burst)
     with pytest.raises(ClientError, match="RuntimeError: the loss burst") as caught:
         worker.train(settings.recipe, jobs)
     assert (caught.value.client_id, caught.value.stage) == (jobs[1].client_id, "fit")
