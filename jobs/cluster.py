@@ -33,8 +33,13 @@ HOST = "127.0.0.1"
 START_SECONDS = 120.0
 PATIENCE = 20.0
 """Seconds that a node has to end by itself; it takes a few."""
-PRELOADED = "fedprompt.client.train"
-"""What worker processes import before they are needed."""
+SPARE_WORKERS = {
+    "RAY_preload_python_modules": "fedprompt.client.train",
+    "RAY_enable_worker_prestart": "1",
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
+"""Idle workers have Lightning and timm imported before a run asks for them; these are the settings
+of `fedprompt.runtime.spare_workers`, which is not imported here because torch comes with it."""
 
 RAY_START = """
 import ray._private.ray_constants as constants
@@ -158,9 +163,7 @@ def environment(token: Path) -> dict[str, str]:
         # Logs stay small, whatever runs for however long.
         "RAY_ROTATION_MAX_BYTES": "5000000",
         "RAY_ROTATION_BACKUP_COUNT": "1",
-        # Idle workers have Lightning and timm imported before a run asks for them.
-        "RAY_preload_python_modules": PRELOADED,
-        "RAY_enable_worker_prestart": "1",
+        **SPARE_WORKERS,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
 

@@ -37,9 +37,10 @@ def entrypoint(python: str, command: str, name: str, arguments: list[str]) -> st
     """The command line of the job, quoted for the shell that Ray gives it to.
 
     >>> entrypoint("python", "run", "my run.yaml", ["compare=[a, b]"])
-    "python -m fedprompt run 'my run.yaml' 'compare=[a, b]'"
+    "python -u -m fedprompt run 'my run.yaml' 'compare=[a, b]'"
     """
-    return shlex.join([python, "-m", "fedprompt", command, name, *arguments])
+    # -u: each round's line comes when the round is done.
+    return shlex.join([python, "-u", "-m", "fedprompt", command, name, *arguments])
 
 
 def with_storage(command: str, name: str, arguments: list[str], storage: Path) -> list[str]:
@@ -128,8 +129,7 @@ def submit(client: Any, options: argparse.Namespace) -> int:
     arguments = with_storage(options.command, options.name, options.arguments, storage)
     name = Path(options.name).name if Path(options.name).is_file() else options.name
     line = entrypoint(python, options.command, name, arguments)
-    # PYTHONUNBUFFERED: each round's line comes when the round is done.
-    runtime_env: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1"}}
+    runtime_env: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fedprompt-job-") as folder:
         if not options.installed:
             runtime_env["working_dir"] = str(stage(Path(folder), options.name))
@@ -198,8 +198,9 @@ def stop_job(client: Any, job: str | None) -> int:
     return 0
 
 
-def main() -> int:
-    """The command line."""
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; what follows -- goes to the experiment, wherever the options stand."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--address", help="of the job server, such as http://HOST:8265")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -213,7 +214,15 @@ def main() -> int:
         each.add_argument("--no-wait", action="store_true", help="do not follow the job")
     for command in ("status", "stop"):
         commands.add_parser(command).add_argument("job", nargs="?", default=None)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments[:split])
+    if options.command in ("run", "sweep"):
+        options.arguments += arguments[split + 1 :]
+    return options
+
+
+def main() -> int:
+    """Do what the command line says."""
+    options = parse(sys.argv[1:])
     try:
         client = connect(options.address)
         if options.command in ("run", "sweep"):

@@ -18,7 +18,7 @@ from fedprompt.config import compose
 from fedprompt.data.cache import FeatureTable, compute_table
 from fedprompt.data.task import Split
 from fedprompt.errors import ConfigError
-from fedprompt.frozen_head import STRENGTH, fit_frozen_head
+from fedprompt.frozen_head import KEPT, STRENGTH, FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.backbone import Backbone, load_backbone
 
 CPU = torch.device("cpu")
@@ -146,3 +146,49 @@ def test_data_without_public_images(tiny: Callable[..., list[str]], tmp_path: Pa
     with pytest.raises(ConfigError, match="expected a data set with public images"):
         fedprompt.run("quickstart", tiny("head=frozen"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_fitted_head_is_kept_with_the_cache(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same bits, no second fit; another recipe is another head; a damaged file is said."""
+    table = table_of(backbone, [0] * 24, [0] * 12 + [1] * 12)
+    fits: list[FrozenHead] = []
+
+    def fit() -> FrozenHead:
+        fits.append(fit_frozen_head(backbone, table, 3, CPU))
+        return fits[-1]
+
+    first, note = kept_head(tmp_path, {"images": "a"}, fit)
+    again, _ = kept_head(tmp_path, {"images": "a"}, fit)
+    assert len(fits) == 1
+    assert note is None
+    assert again.sha256() == first.sha256() == fits[0].sha256()
+    kept_head(tmp_path, {"images": "b"}, fit)
+    assert len(fits) == 2
+    for file in (tmp_path / "heads").iterdir():
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    healed, note = kept_head(tmp_path, {"images": "a"}, fit)
+    assert len(fits) == 3
+    assert healed.sha256() == first.sha256()
+    assert note is not None
+    assert "checksum" in note
+    for number in range(KEPT + 2):
+        kept_head(tmp_path, {"images": number}, lambda: first)
+    assert len(list((tmp_path / "heads").iterdir())) == KEPT
+
+
+def test_a_second_run_does_not_fit_again(
+    random_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str) -> str:
+        settings = [*SMALL, f"model.backbone={random_backbone}", f"cache.folder={tmp_path}/cache"]
+        settings += ["runtime=serial", "rounds=1", "compare=[]", "clients.count=8"]
+        settings += ["clients.per_round=1", "prompts.count=1", f"run_dir={tmp_path / name}"]
+        return str(fedprompt.run("domains", settings).summary["state_sha256"])
+
+    first = run("first")
+    monkeypatch.setattr("fedprompt.driver.fit_frozen_head", None)
+    assert run("second") == first

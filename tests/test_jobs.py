@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fedprompt.runtime import spare_workers
+
 JOBS = Path(__file__).parents[1] / "jobs"
 
 
@@ -38,9 +40,29 @@ def test_the_command_line_survives_the_shell(scripts: tuple[Any, Any]) -> None:
     arguments = ["compare=[a, b]", 'note=it\'s $(touch /tmp/x); `id` "x"', "run_dir=a b\nc"]
     line = submit.entrypoint("python", "run", "my run.yaml", arguments)
     printed = "import json, sys; print(json.dumps(sys.argv[1:]))"
-    shown = line.replace("python -m fedprompt", shlex.join([sys.executable, "-c", printed]), 1)
+    shown = line.replace("python -u -m fedprompt", shlex.join([sys.executable, "-c", printed]), 1)
     result = subprocess.run(shown, shell=True, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == ["run", "my run.yaml", *arguments]
+
+
+def test_the_cluster_keeps_the_spare_workers_of_the_package(scripts: tuple[Any, Any]) -> None:
+    """The script imports no torch, so that it has the settings twice."""
+    cluster, _ = scripts
+    assert spare_workers.ENVIRONMENT == cluster.SPARE_WORKERS
+    assert spare_workers.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
+    importlib.import_module(spare_workers.PRELOADED)
+
+
+def test_options_may_stand_before_and_after_the_name(scripts: tuple[Any, Any]) -> None:
+    _, submit = scripts
+    for line in (
+        "run --storage s quickstart -- rounds=2",
+        "run quickstart --storage s -- rounds=2",
+    ):
+        options = submit.parse([*line.split(), "--resume"])
+        assert (options.name, options.storage) == ("quickstart", "s")
+        assert options.arguments == ["rounds=2", "--resume"]
+    assert submit.parse(["run", "quickstart", "rounds=2"]).arguments == ["rounds=2"]
 
 
 def test_results_go_to_the_storage_unless_named(scripts: tuple[Any, Any]) -> None:

@@ -73,8 +73,8 @@ class Laid:
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> list[Tally]:
-        return [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
+    ) -> Callable[[], list[Tally]]:
+        return lambda: [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
 
     def play(self, rounds: int = 1) -> tuple[ServerState, list[RoundReport]]:
         aggregator = aggregators.create(

@@ -63,8 +63,8 @@ class Direct:
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> list[Tally]:
-        return [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
+    ) -> Callable[[], list[Tally]]:
+        return lambda: [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}

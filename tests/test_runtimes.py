@@ -20,13 +20,15 @@ import torch
 import fedprompt
 from fedprompt import driver
 from fedprompt.checkpoint import load_latest
+from fedprompt.client.recipe import LocalRecipe
 from fedprompt.config import compose
 from fedprompt.errors import CheckpointError, ClientError, ConfigError, WorkerError
 from fedprompt.events import Note, Plan, RoundFinished
 from fedprompt.records import RunDirectory
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.serial import SerialRuntime
-from fedprompt.types import Broadcast, ClientJob
+from fedprompt.server.evaluate import Piece, Tally
+from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 Overrides = Callable[..., list[str]]
 
@@ -99,6 +101,75 @@ def test_ray_gives_the_bits_of_serial(
     assert result.state.sha256() == straight
     assert [report["round"] for report in result.reports] == [1, 2, 3]
     assert {key: result.reports[-1][key] for key in EVALUATED} == FIGURES[0]
+
+
+class Watched(SerialRuntime):
+    """Notes what is begun and what is waited for."""
+
+    def __init__(self, options: RuntimeOptions, failing: int | None = None) -> None:
+        super().__init__(options)
+        self.log: list[str] = []
+        self.failing = failing
+
+    def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+        number = jobs[0].round_index
+        self.log.append(f"train {number}")
+
+        def wait() -> Iterator[ClientUpdate]:
+            self.log.append(f"trained {number}")
+            if number == self.failing:
+                raise ClientError(jobs[0].client_id, number, "fit", "out of order")
+            yield from super(Watched, self).map(recipe, jobs)
+
+        return wait()
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> Callable[[], list[Tally]]:
+        self.log.append("measure")
+        tallies = super().measure(recipe, model, pieces)
+
+        def wait() -> list[Tally]:
+            self.log.append("measured")
+            return tallies()
+
+        return wait
+
+
+def watched(
+    backbone: str, folder: Path, failing: int | None = None
+) -> tuple[Iterator[object], Watched, RunDirectory]:
+    """A run of three rounds, each evaluated, in this process."""
+    config = compose("quickstart", experiment_of(backbone, folder, "eval_every=1"))
+    runtime = Watched(config.runtime, failing)
+    return driver.drive(runtime, Plan(config, str(folder))), runtime, RunDirectory(folder)
+
+
+def test_clients_begin_while_the_round_before_is_measured(
+    random_backbone: str, tmp_path: Path
+) -> None:
+    """The last round has no next one; a round is on disk before its event comes."""
+    events, runtime, directory = watched(random_backbone, tmp_path / "run")
+    for event in events:
+        if isinstance(event, RoundFinished):
+            assert directory.last_round() == event.report.round
+            assert directory.read_rounds()[-1]["round"] == event.report.round
+    assert " ".join(runtime.log) == (
+        "train 1 trained 1 measure "
+        "train 2 measured trained 2 measure "
+        "train 3 measured trained 3 measure measured"
+    )
+
+
+def test_a_failing_round_leaves_the_one_before_on_disk(
+    random_backbone: str, tmp_path: Path
+) -> None:
+    """Although its clients had begun before that one was measured."""
+    events, _, directory = watched(random_backbone, tmp_path / "run", failing=2)
+    with pytest.raises(ClientError, match="round 2"):
+        list(events)
+    assert directory.last_round() == 1
+    assert [report["round"] for report in directory.read_rounds()] == [1]
 
 
 def test_packs_do_not_depend_on_runtime_or_actors(

@@ -54,6 +54,7 @@ from fedprompt.models.backbone import Backbone
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.ray_runtime import RayRuntime, start_ray
 from fedprompt.runtime.serial import SerialRuntime
+from fedprompt.server import evaluate as evaluate_module
 from fedprompt.server import round as round_module
 from fedprompt.server.round import aggregate_prompts, merge_shared, run_round
 from fedprompt.types import ClientUpdate
@@ -354,6 +355,7 @@ def round_overhead_cpu(rounds: int) -> float:
             (round_module, "aggregate_prompts"),
             (round_module, "merge_shared"),
             (driver, "evaluate"),
+            (evaluate_module, "summarise"),
         ):
             watch.patch(module, name, name, getattr(module, name))
 

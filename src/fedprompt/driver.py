@@ -25,10 +25,10 @@ from fedprompt.data.mirror import mirror_partition
 from fedprompt.data.partition import check_none_empty, class_counts, partitioners, split_task
 from fedprompt.data.partition_file import make_recipe
 from fedprompt.data.tables import FeatureTable
-from fedprompt.data.task import Task, datasets
+from fedprompt.data.task import Split, Task, datasets
 from fedprompt.errors import CheckpointError, ConfigError
 from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
-from fedprompt.frozen_head import FrozenHead, fit_frozen_head
+from fedprompt.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.head import build_head
 from fedprompt.records import RunDirectory, manifest
@@ -38,8 +38,16 @@ from fedprompt.seeding import torch_generator
 from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
 from fedprompt.server.evaluate_clients import evaluate_clients
 from fedprompt.server.personalised import ClientFigures
-from fedprompt.server.round import RoundSettings, broadcast_of, make_job, run_round
-from fedprompt.types import Broadcast, ClientUpdate, ServerState
+from fedprompt.server.round import (
+    DoneRound,
+    Evaluate,
+    RoundSettings,
+    begin_round,
+    broadcast_of,
+    end_round,
+    make_job,
+)
+from fedprompt.types import Broadcast, ClientUpdate, RoundReport, ServerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +130,10 @@ def prepare(config: ExperimentConfig) -> Federation:
     cache = PrefixCache(backbone, config.prompts.query, device, config.cache)
     train, validation, test = map(cache.table, (task.train, task.validation, task.test))
     data = ClientData(train, tuple(parts), task.class_mask)
-    setup = WorkerSetup(config.model, data, (test, validation), device.type, config.runtime.threads)
+    runtime = config.runtime
+    setup = WorkerSetup(
+        config.model, data, (test, validation), device.type, runtime.threads, runtime.precision
+    )
     frozen_head = None
     if config.head.mode == "frozen":
         if task.public is None:
@@ -130,10 +141,31 @@ def prepare(config: ExperimentConfig) -> Federation:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
-        public = cache.table(task.public)
-        frozen_head = fit_frozen_head(backbone, public, task.num_classes, device, config.head.fit)
+        frozen_head = fit_or_find_head(config, backbone, cache, task.public, task.num_classes)
     notes = (*task.notes, *cache.notes)
+    backbone.precision = config.runtime.precision  # from here on; what is cached is exact
     return Federation(task, backbone, setup, frozen_head, notes)
+
+
+def fit_or_find_head(
+    config: ExperimentConfig,
+    backbone: Backbone,
+    cache: PrefixCache,
+    public: Split,
+    num_classes: int,
+) -> FrozenHead:
+    """The frozen head of a backbone, from public images or from the cache's folder."""
+
+    def fit() -> FrozenHead:
+        table = cache.table(public)
+        return fit_frozen_head(backbone, table, num_classes, cache.device, config.head.fit)
+
+    if not config.cache.enabled:
+        return fit()
+    recipe = {**cache.recipe(public), "classes": num_classes, "fit": config.head.fit}
+    head, note = kept_head(cache.folder, recipe, fit)
+    cache.notes += [note] if note else []
+    return head
 
 
 def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
@@ -212,28 +244,52 @@ def run_method(
     yield PhaseStarted(config.label, config.rounds, state.round_index)
     cohort = config.clients.cohort_size
     largest_pack = min(cohort, config.runtime.pack_size(cohort, settings.recipe))
-    while state.round_index < config.rounds:
-        started = time.perf_counter()
-        state, report = run_round(state, settings, runtime, aggregator, evaluate_state)
-        # The record first: a resume drops records that are newer than its checkpoint.
-        directory.append_round(report)
-        save_state(directory.state_folder, state)
-        directory.write_status(
-            {"state": "running", "round": state.round_index, "rounds": config.rounds}
+    clock = time.perf_counter()
+    unmeasured: DoneRound | None = None
+    while unmeasured is not None or state.round_index < config.rounds:
+        begun = None
+        if state.round_index < config.rounds:
+            begun = begin_round(state, settings, runtime)
+        if unmeasured is not None:  # its evaluation ends while the clients of the next round work
+            report = unmeasured.measured()
+            write_round(directory, unmeasured.state, report, config.rounds)
+            for text in notes_on(report, largest_pack):
+                yield Note(text)
+            largest_pack = min(largest_pack, packed_in(report))
+            yield RoundFinished(report, time.perf_counter() - clock)
+            clock = time.perf_counter()
+            unmeasured = None
+        if begun is not None:
+            unmeasured = end_round(state, begun, settings, aggregator, evaluate_state)
+            state = unmeasured.state
+
+
+def write_round(
+    directory: RunDirectory, state: ServerState, report: RoundReport, rounds: int
+) -> None:
+    """Put a round on disk; the record first: a resume drops records newer than its checkpoint."""
+    directory.append_round(report)
+    save_state(directory.state_folder, state)
+    directory.write_status({"state": "running", "round": state.round_index, "rounds": rounds})
+
+
+def packed_in(report: RoundReport) -> int:
+    """Clients of the largest pack of a round."""
+    return max(int(client["pack"]) for client in report.clients)
+
+
+def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
+    """What the user should read about a round."""
+    for refused in report.quarantined:
+        yield (
+            f"round {report.round}: the update of client {refused['client']} was left out: "
+            f"{refused['reason']}"
         )
-        for refused in report.quarantined:
-            yield Note(
-                f"round {report.round}: the update of client {refused['client']} was left out: "
-                f"{refused['reason']}"
-            )
-        packed = max(int(client["pack"]) for client in report.clients)
-        if packed < largest_pack:
-            yield Note(
-                f"round {report.round}: {largest_pack} clients did not fit in memory together; "
-                f"going on with packs of {packed}"
-            )
-            largest_pack = packed
-        yield RoundFinished(report, time.perf_counter() - started)
+    if packed_in(report) < largest_pack:
+        yield (
+            f"round {report.round}: {largest_pack} clients did not fit in memory together; "
+            f"going on with packs of {packed_in(report)}"
+        )
 
 
 def evaluator(
@@ -241,8 +297,8 @@ def evaluator(
     federation: Federation,
     settings: RoundSettings,
     measures_clients: Callable[[int], bool] = lambda round_index: False,
-) -> Callable[[ServerState], tuple[Evaluation, Evaluation]]:
-    """A function that measures a state on the test and the validation split.
+) -> Evaluate:
+    """A function that begins to measure a state on the test and the validation split.
 
     Args:
         runtime: measures the global model.
@@ -251,19 +307,24 @@ def evaluator(
         measures_clients: says for a round whether each client's own model is measured as well.
     """
 
-    def measure(state: ServerState) -> tuple[Evaluation, Evaluation]:
+    def begin(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         splits = federation.setup.splits
-        figures = evaluate(runtime, state, settings.recipe, splits)
-        if measures_clients(state.round_index):
-            own = [measure_clients(state, federation, settings, held) for held in splits]
-            figures = [
-                dataclasses.replace(found, clients=clients)
-                for found, clients in zip(figures, own, strict=True)
-            ]
-        test, validation = figures
-        return test, validation
+        waiting = evaluate(runtime, state, settings.recipe, splits)
 
-    return measure
+        def wait() -> tuple[Evaluation, Evaluation]:
+            figures = waiting()
+            if measures_clients(state.round_index):
+                own = [measure_clients(state, federation, settings, held) for held in splits]
+                figures = [
+                    dataclasses.replace(found, clients=clients)
+                    for found, clients in zip(figures, own, strict=True)
+                ]
+            test, validation = figures
+            return test, validation
+
+        return wait
+
+    return begin
 
 
 def measure_clients(

@@ -8,12 +8,23 @@ the right condition again can use the head as it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import inspect
+import json
+import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -21,6 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from fedprompt.checkpoint import atomic_write
 from fedprompt.data.cache import CHUNK, FeatureTable
 from fedprompt.errors import ConfigError
 from fedprompt.models.backbone import Backbone
@@ -28,6 +40,9 @@ from fedprompt.models.backbone import Backbone
 FOLDS = 5
 STRENGTH = 0.1
 """scikit-learn's C, the inverse of the regularisation, on standardised features."""
+
+KEPT = 50
+"""Fitted heads in the cache's folder; the oldest go first."""
 
 _ABSENT = -1e4
 """Bias of a class that no public image shows."""
@@ -41,6 +56,68 @@ class FrozenHead:
     """`head.0.weight` (classes, q) and `head.0.bias` (classes,), for `ServerState.fixed`."""
     conditions: tuple[str, ...]
     """Per domain: `task N` for the N-th task tokens of the backbone, or `no prompts`."""
+
+    def sha256(self) -> str:
+        """SHA-256 over all of it."""
+        digest = hashlib.sha256(json.dumps(self.conditions).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def kept_head(
+    folder: Path, recipe: dict[str, Any], fit: Callable[[], FrozenHead]
+) -> tuple[FrozenHead, str | None]:
+    """What an earlier run fitted from the same images with the same network, else a new fit.
+
+    Args:
+        folder: of the prefix cache; heads are in its folder `heads`.
+        recipe: all that decides the fit, besides this file and its libraries.
+        fit: makes one.
+
+    Returns:
+        The head, and what the user should read about it: a file that was damaged.
+    """
+    own = {
+        "source": inspect.getsource(sys.modules[__name__]),
+        "libraries": {"numpy": np.__version__, "scikit-learn": sklearn.__version__},
+    }
+    key = hashlib.sha256(json.dumps({**recipe, **own}, sort_keys=True).encode()).hexdigest()
+    path = folder / "heads" / f"{key}.safetensors"
+    note = None
+    try:
+        return _read(path), None
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        note = f"the fitted head {path} was damaged ({error}) and was fitted again"
+    head = fit()
+    # A full disk or a folder that cannot be written costs the next run the time of a fit.
+    with contextlib.suppress(OSError):
+        _write(path, head)
+    return head, note
+
+
+def _read(path: Path) -> FrozenHead:
+    with path.open("rb"):
+        pass  # safetensors raises its own error for a file that is not there
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = file.metadata() or {}
+    head = FrozenHead(tensors, tuple(json.loads(about["conditions"])))
+    if head.sha256() != about["sha256"]:
+        raise ValueError("its checksum differs")
+    return head
+
+
+def _write(path: Path, head: FrozenHead) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"conditions": json.dumps(head.conditions), "sha256": head.sha256()}
+    atomic_write(path, save(head.tensors, about))
+    kept = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for file in kept[:-KEPT]:
+        file.unlink(missing_ok=True)
 
 
 def fit_frozen_head(

@@ -33,7 +33,6 @@ import numpy as np
 import yaml
 from rich import box
 from rich.table import Table
-from scipy import stats
 
 from fedprompt.checkpoint import atomic_write
 from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
@@ -535,6 +534,8 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     if len(values) == 1:
         return {"mean": round(mean, 6), "half_width": None}
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    from scipy import stats  # takes a while, and only this needs it
+
     half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return {"mean": round(mean, 6), "half_width": round(half, 6)}
 

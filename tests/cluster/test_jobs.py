@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.conftest import ROOT, assert_all_gone, experiment_of
+from cluster.conftest import ROOT, assert_all_gone, experiment_of, session_members
 
 Environment = dict[str, str]
 
@@ -68,6 +68,43 @@ def test_a_job_is_the_same_experiment(
     assert re.search(r"^ +3/3 ", result.stdout, flags=re.MULTILINE)
     listed = script("submit.py", "status", env=cluster)
     assert re.search(r"^raysubmit_\w+ +SUCCEEDED +quickstart$", listed.stdout, re.MULTILINE)
+
+
+def test_the_next_job_finds_spare_workers(
+    cluster: Environment, random_backbone: str, tmp_path: Path
+) -> None:
+    """What a job used up is replaced by as many processes, whose imports are done already."""
+    state = json.loads((Path(cluster["FEDPROMPT_CLUSTER"]) / "cluster.json").read_text())
+    sessions = [process["pid"] for process in state["processes"]]
+
+    def submit(name: str) -> None:
+        overrides = experiment_of(random_backbone, tmp_path / name, "rounds=1", "runtime.actors=2")
+        result = script("submit.py", "run", "quickstart", "--", *overrides, env=cluster)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    before = idle_workers(sessions)
+    submit("first")
+    deadline = time.monotonic() + 60
+    # The driver's, and two client actors'.
+    while len(spare := idle_workers(sessions) - before) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(spare) == 3
+    submit("second")
+    assert spare.isdisjoint(idle_workers(sessions))  # used, not left over
+
+
+def idle_workers(sessions: list[int]) -> set[int]:
+    """The worker processes of a cluster that wait for work."""
+    members = {pid for session in sessions for pid in session_members(session)}
+    return {pid for pid in members if title(pid).startswith("ray::IDLE")}
+
+
+def title(pid: int) -> str:
+    """The command line of a process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
 
 
 def test_a_wrong_experiment_fails_the_job(

@@ -57,6 +57,8 @@ class WorkerSetup:
     """Splits on which the global model is measured: test and validation."""
     device: str
     threads: int
+    precision: str = "32-true"
+    """How the blocks are computed; see `Backbone.precision`."""
 
     def build(self) -> ClientWorker:
         """A worker in this process."""
@@ -130,6 +132,7 @@ class ClientWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.device = torch.device(setup.device)
         self.backbone: Backbone = load_backbone(setup.model).to(self.device)
+        self.backbone.precision = setup.precision
         self.data = setup.data
         self.splits = setup.splits
         self.largest_pack = sys.maxsize

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from fedprompt.data.task import Split, Task, datasets
 from fedprompt.errors import ConfigError
@@ -55,6 +54,8 @@ def source_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """All digits in the order of scikit-learn: grey images (1797, 8, 8) uint8 in 0..255, labels
     (1797,).
     """
+    from sklearn.datasets import load_digits  # takes a while, and only this needs it
+
     bunch = load_digits()
     images = np.rint(np.asarray(bunch.images) * (255 / 16)).astype(np.uint8)
     labels = np.asarray(bunch.target).astype(np.int64)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedprompt.errors import ConfigError, suggest
 from fedprompt.models import nano, timm_vit, torchvision_weights
-from fedprompt.models.options import FEATURES, ModelOptions
+from fedprompt.models.options import FEATURES, PRECISIONS, ModelOptions
 from fedprompt.models.prompted_vit import QUERIES
 from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
@@ -64,6 +64,8 @@ class Backbone(nn.Module):
         self.features = features
         self.extras = dict(extras or {})
         self.architecture = architecture
+        self.precision = PRECISIONS[0]
+        """How `encode` computes: one of `PRECISIONS`."""
         mean, std = torch.tensor(self.transform.mean), torch.tensor(self.transform.std)
         self.register_buffer("channel_mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("channel_std", std.view(1, 3, 1, 1), persistent=False)
@@ -120,9 +122,13 @@ class Backbone(nn.Module):
                 enter block i in the place of what block i - 1 made of the prompts.
 
         Returns:
-            (B, feature_dim): the features, or the logits of the network's own classifier.
+            (B, feature_dim): the features, or the logits of the network's own classifier, in the
+            type of the tokens.
         """
-        return self._read_out(self._blocks(tokens, prompts))
+        mixed = self.precision == "bf16-mixed"
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=mixed):
+            encoded = self._read_out(self._blocks(tokens, prompts))
+        return encoded.to(tokens.dtype)
 
     def _blocks(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """(B, T, d) -> (B, T, d) after the final norm, without the prompts' outputs."""

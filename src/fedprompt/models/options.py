@@ -10,6 +10,10 @@ from fedprompt.errors import ConfigError, suggest
 
 FEATURES = ("pre_logits", "logits")
 INTERPOLATIONS = ("bilinear", "bicubic")
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Of the blocks, by Lightning's names. Mixed: weights, prompts, heads and optimizers in float32,
+the matrix products of the blocks in bfloat16.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

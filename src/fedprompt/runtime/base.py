@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ConfigError, suggest
 from fedprompt.machine import available_cpus
+from fedprompt.models.options import PRECISIONS
 from fedprompt.registry import Registry
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
@@ -30,7 +31,8 @@ MAX_ACTORS_PER_CPU = 8
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeOptions:
-    """The `runtime` section. Only `threads`, `device` and `pack` can change a result's bits."""
+    """The `runtime` section. Only `threads`, `device`, `pack` and `precision` can change a result's
+    bits."""
 
     name: str = "ray"
     actors: int | None = None
@@ -45,6 +47,10 @@ class RuntimeOptions:
     """Clients that a worker trains together in one forward and backward pass. `auto` is 1 on the
     CPU, where packing gains nothing, and as many as there are for the worker on a GPU, halved when
     its memory is full. Products of other sizes are rounded otherwise, so this changes bits."""
+    precision: str = "32-true"
+    """Of the blocks: `bf16-mixed` computes their matrix products in bfloat16, and keeps weights,
+    prompts, heads and optimizers in float32. Faster on GPUs and on CPUs that know the type, for
+    networks that are not tiny."""
     gpus_per_actor: float | None = None
     """GPUs that each client actor of the Ray runtime reserves, fractions of one or whole ones;
     null shares them evenly with the driver when the device is CUDA, 0 keeps to the CPU.
@@ -64,6 +70,11 @@ class RuntimeOptions:
             raise ConfigError(
                 f"runtime.device: expected one of {', '.join(DEVICES)}, got '{self.device}'"
                 f"{suggest(self.device, DEVICES)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"runtime.precision: expected one of {', '.join(PRECISIONS)}, "
+                f"got '{self.precision}'{suggest(self.precision, PRECISIONS)}"
             )
         if isinstance(self.pack, str) and self.pack != "auto":
             raise ConfigError(
@@ -178,13 +189,19 @@ class Runtime(Protocol):
         ...
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Do the jobs and yield their updates as they finish."""
+        """Begin the jobs; the iterator waits for their updates and yields them as they come."""
         ...
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> list[Tally]:
-        """Measure the global model on pieces of the setup's splits; tallies come in their order."""
+    ) -> Callable[[], list[Tally]]:
+        """Begin to measure the global model on pieces of the setup's splits.
+
+        Jobs that are begun later come after the pieces, on the workers that are free.
+
+        Returns:
+            A function that waits for the tallies, which are in the order of the pieces.
+        """
         ...
 
     def close(self) -> None:

@@ -29,12 +29,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import ClientError, ConfigError, FedpromptError, InputError, WorkerError
+from fedprompt.runtime import spare_workers
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.runtime.placement import Node, gpu_share, plan_actors
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
@@ -44,8 +45,6 @@ if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.server.evaluate import Piece, Tally
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 RESTARTS = 3
 """How often an actor is started again, and how often a job is done again."""
@@ -92,13 +91,14 @@ class ClientActor:
         self._limits.__enter__()
         self._worker: ClientWorker | None = None
 
-    def load(self, setup: list[Any]) -> tuple[str, str]:
+    def load(self, setup: list[Any]) -> tuple[str, str, str]:
         """Build the worker; see `_load`.
 
         Returns:
-            The node that this actor is on, and the device it computes on.
+            The node that this actor is on, as messages name it and by Ray's id, and the device it
+            computes on.
         """
-        return node_name(), self._load(setup).device.type
+        return node_name(), node_id(), self._load(setup).device.type
 
     def _load(self, setup: list[Any]) -> ClientWorker:
         """The worker, built unless there is one.
@@ -155,6 +155,23 @@ class ClientActor:
         return measure_piece(self._load(setup), recipe, model, piece)
 
 
+@dataclasses.dataclass(eq=False)
+class _Tasks:
+    """Some tasks that were begun together."""
+
+    submit: Callable[[Any, Any], Any]
+    tasks: Sequence[Any]
+    waiting: collections.deque[int]
+    """Positions of those that no actor has."""
+    results: collections.deque[tuple[int, Any]] = dataclasses.field(
+        default_factory=collections.deque
+    )
+    """What is done and not yet fetched."""
+    error: tuple[BaseException, BaseException] | None = None
+    """The first error, and where it came from."""
+    deaths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+
+
 @runtimes.register("ray", RuntimeOptions)
 class RayRuntime:
     """Client actors on a local Ray, or on the cluster that RAY_ADDRESS names."""
@@ -163,8 +180,13 @@ class RayRuntime:
         self.options = options
         self._actors: list[Any] = []
         self._idle: collections.deque[Any] = collections.deque()
+        self._begun: list[_Tasks] = []
+        self._work: dict[Any, tuple[Any, _Tasks, int]] = {}
+        """Actor, tasks and position of each call that was made, by the reference of its result."""
         self._healing: dict[Any, Any] = {}
         """Actors that died, by the reference of the call that succeeds when they are back."""
+        self._nodes: collections.Counter[str] = collections.Counter()
+        """How many processes of this run started on each node, by Ray's id of the node."""
         self._setup: list[Any] = []
         self._source: WorkerSetup | None = None
         self._recipe: tuple[LocalRecipe, Any] | None = None
@@ -247,11 +269,12 @@ class RayRuntime:
         except ray.exceptions.RayError as error:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
         self._idle.extend(self._actors)
+        self._nodes.update(node for _, node, _ in places)
         return self._notes(setup, places)
 
-    def _notes(self, setup: WorkerSetup, places: Sequence[tuple[str, str]]) -> list[str]:
+    def _notes(self, setup: WorkerSetup, places: Sequence[tuple[str, str, str]]) -> list[str]:
         """What the user should read about where the actors are."""
-        nodes = collections.Counter(node for node, _ in places)
+        nodes = collections.Counter(name for name, _, _ in places)
         notes = []
         if len(nodes) > 1:
             shares = ", ".join(f"{node}: {count}" for node, count in sorted(nodes.items()))
@@ -261,7 +284,7 @@ class RayRuntime:
                 "some nodes do not have the files of the prefix cache and received the features; "
                 "a cache.folder that all nodes share spares that"
             )
-        fallen = sorted({node for node, device in places if device != setup.device})
+        fallen = sorted({name for name, _, device in places if device != setup.device})
         if fallen:
             notes.append(f"no CUDA device on {', '.join(fallen)}: its actors compute on the CPU")
         elif self.options.gpus_per_actor and setup.device == "cpu":
@@ -281,7 +304,7 @@ class RayRuntime:
         return actor.load.options(max_task_retries=-1).remote(self._setup)
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Give each idle actor the next pack of jobs; what a dead actor had goes to another."""
+        """Each free actor gets the next pack of jobs; what a dead actor had goes to another."""
         ray = import_ray()
         recipe_ref = self._recipe_ref(recipe)
         # The jobs of a round share one broadcast: stored once, it does not travel with the jobs.
@@ -293,19 +316,22 @@ class RayRuntime:
             return actor.train.remote(self._setup, recipe_ref, light, refs[id(pack[0].broadcast)])
 
         packs = pack_jobs(jobs, self.options.pack_size(len(jobs), recipe))
-        for _, updates in self._do(submit, packs):
-            yield from updates
+        begun = self._begin(submit, packs)
+        return (update for _, updates in self._results(begun) for update in updates)
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> list[Tally]:
-        """Give each idle actor the next piece; what a dead actor had goes to another."""
+    ) -> Callable[[], list[Tally]]:
+        """Each free actor gets the next piece; what a dead actor had goes to another."""
         recipe_ref, model_ref = self._recipe_ref(recipe), import_ray().put(model)
 
         def submit(actor: Any, piece: Piece) -> Any:
             return actor.measure.remote(self._setup, recipe_ref, model_ref, piece)
 
-        return [tally for _, tally in sorted(self._do(submit, pieces), key=lambda done: done[0])]
+        begun = self._begin(submit, pieces)
+        return lambda: [
+            tally for _, tally in sorted(self._results(begun), key=lambda done: done[0])
+        ]
 
     def _recipe_ref(self, recipe: LocalRecipe) -> Any:
         """The recipe in the object store; it is the same in all rounds of a method."""
@@ -313,48 +339,70 @@ class RayRuntime:
             self._recipe = (recipe, import_ray().put(recipe))
         return self._recipe[1]
 
-    def _do(self, submit: Callable[[Any, T], Any], tasks: Sequence[T]) -> Iterator[tuple[int, Any]]:
-        """Have tasks done by whoever is free; a task whose actor died is done again by another.
+    def _begin(self, submit: Callable[[Any, Any], Any], tasks: Sequence[Any]) -> _Tasks:
+        """Have tasks done by whoever is free, after those that were begun before.
 
         Args:
             submit: gives an actor a task and returns the reference of the result.
             tasks: what any actor can do.
+        """
+        begun = _Tasks(submit, tasks, collections.deque(range(len(tasks))))
+        self._begun.append(begun)
+        self._assign()
+        return begun
 
-        Yields:
-            Position and result of each task, as they finish.
+    def _results(self, begun: _Tasks) -> Iterator[tuple[int, Any]]:
+        """Position and result of each task, as they finish; other tasks go on meanwhile."""
+        try:
+            for _ in begun.tasks:
+                while not begun.results:
+                    if begun.error is not None:
+                        raise begun.error[0] from begun.error[1]
+                    self._advance()
+                yield begun.results.popleft()
+        finally:
+            self._begun.remove(begun)
+
+    def _assign(self) -> None:
+        """Give the idle actors what waits."""
+        for begun in self._begun:
+            while begun.waiting and self._idle and begun.error is None:
+                actor, position = self._idle.popleft(), begun.waiting.popleft()
+                self._work[begun.submit(actor, begun.tasks[position])] = actor, begun, position
+
+    def _advance(self) -> None:
+        """Wait for something to happen, and give out what that makes room for.
+
+        A task whose actor died is done again by another. An error waits for whoever asks for the
+        results.
         """
         ray = import_ray()
-        waiting = collections.deque(range(len(tasks)))
-        deaths: collections.Counter[int] = collections.Counter()
-        work: dict[Any, tuple[Any, int]] = {}
-        while waiting or work:
-            while waiting and self._idle:
-                actor, position = self._idle.popleft(), waiting.popleft()
-                work[submit(actor, tasks[position])] = actor, position
-            for ref in self._finished(list(work)):
-                actor, position = work.pop(ref)
-                try:
-                    result = ray.get(ref)
-                except ray.exceptions.RayTaskError as error:
-                    cause = unwrapped(error)
-                    if not isinstance(cause, FeaturesMissing):
-                        raise cause from error
+        self._assign()
+        for ref in self._finished(list(self._work)):
+            actor, begun, position = self._work.pop(ref)
+            try:
+                begun.results.append((position, ray.get(ref)))
+            except ray.exceptions.RayTaskError as error:
+                cause = unwrapped(error)
+                if isinstance(cause, FeaturesMissing):
                     self._send_features()  # it was restarted on a node without the files
-                    self._idle.append(actor)
-                    waiting.appendleft(position)
-                except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                    deaths[position] += 1
-                    logger.info("an actor died at task %d; another does it again", position)
-                    if deaths[position] > RESTARTS:
-                        raise self._too_many_deaths() from error
-                    self._healing[self._probe(actor)] = actor
-                    waiting.appendleft(position)
+                    begun.waiting.appendleft(position)
                 else:
-                    self._idle.append(actor)
-                    yield position, result
+                    begun.error = begun.error or (cause, error)
+                self._idle.append(actor)
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                begun.deaths[position] += 1
+                logger.info("an actor died at task %d; another does it again", position)
+                if begun.deaths[position] > RESTARTS:
+                    begun.error = begun.error or (self._too_many_deaths(), error)
+                self._healing[self._probe(actor)] = actor
+                begun.waiting.appendleft(position)
+            else:
+                self._idle.append(actor)
+        self._assign()
 
     def _finished(self, work: list[Any]) -> list[Any]:
-        """Wait for something to happen; returns the jobs that are done, and notes who is back.
+        """Wait for something to happen; returns the calls that are done, and notes who is back.
 
         Raises:
             WorkerError: no actor is left, and none comes back.
@@ -398,6 +446,12 @@ class RayRuntime:
         self._actors = []
         self._idle.clear()
         self._healing.clear()
+        self._work.clear()
+        self._begun.clear()
+        if self._nodes and spare_workers.are_kept():
+            self._nodes[node_id()] += 1  # the driver
+            spare_workers.replace(self._nodes)
+        self._nodes.clear()
 
 
 def available_nodes() -> list[Node]:
@@ -443,8 +497,12 @@ def driver_resources(place: str | None) -> dict[str, float]:
 
 def node_name() -> str:
     """The node of this process as messages name it: address and the beginning of Ray's id."""
-    ray = import_ray()
-    return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:8]}"
+    return f"{import_ray().util.get_node_ip_address()}/{node_id()[:8]}"
+
+
+def node_id() -> str:
+    """Ray's id of the node of this process."""
+    return str(import_ray().get_runtime_context().get_node_id())
 
 
 def import_ray() -> Any:
@@ -494,6 +552,7 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=short_folder()),
+            "_system_config": spare_workers.system_config(num_cpus + 1),
         }
         _folders.append(Path(local["_temp_dir"]))
     with kept_signal_handlers():
@@ -513,6 +572,8 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
                 f"Ray did not start on this machine: {last_line(error)}; try again when it is less "
                 "busy, or use runtime=serial"
             ) from error
+    if not address:  # Ray itself starts one for each CPU, and the driver needs one, too
+        spare_workers.replace({node_id(): 1})
 
 
 FOLDER = "fedprompt-ray-"

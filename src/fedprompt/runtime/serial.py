@@ -5,7 +5,7 @@ For debugging and for small machines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.client.recipe import LocalRecipe
@@ -46,11 +46,12 @@ class SerialRuntime:
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> list[Tally]:
-        """One piece after the other."""
+    ) -> Callable[[], list[Tally]]:
+        """One piece after the other, at once."""
         from fedprompt.server.evaluate import measure_piece
 
-        return [measure_piece(self._opened(), recipe, model, piece) for piece in pieces]
+        tallies = [measure_piece(self._opened(), recipe, model, piece) for piece in pieces]
+        return lambda: tallies
 
     def close(self) -> None:
         """Forget the worker."""

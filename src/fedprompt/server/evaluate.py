@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -81,8 +81,8 @@ class PieceMap(Protocol):
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> list[Tally]:
-        """Measure the pieces; the tallies come in their order."""
+    ) -> Callable[[], list[Tally]]:
+        """Begin to measure the pieces; what it returns waits for the tallies, in their order."""
         ...
 
 
@@ -93,29 +93,35 @@ def has_global_model(recipe: LocalRecipe) -> bool:
 
 def evaluate(
     runtime: PieceMap, state: ServerState, recipe: LocalRecipe, tables: Sequence[FeatureTable]
-) -> list[Evaluation]:
-    """Accuracy and loss of the global model on each split; NaN where there is none.
+) -> Callable[[], list[Evaluation]]:
+    """Begin to measure accuracy and loss of the global model on each split.
 
     Args:
         runtime: measures the pieces; its workers have the same splits.
         state: the server's prompts, keys and shared tensors.
         recipe: selection, head and tuning.
         tables: the splits.
+
+    Returns:
+        A function that waits for the figures; they are NaN where there is no global model.
     """
     if not has_global_model(recipe):
-        return [Evaluation(math.nan, math.nan) for _ in tables]
+        return lambda: [Evaluation(math.nan, math.nan) for _ in tables]
     pieces = [
         piece for split, table in enumerate(tables) for piece in cut(split, state, recipe, table)
     ]
     tallies = runtime.measure(recipe, state.broadcast(), pieces)
-    return [
-        summarise(
-            [pair for pair in zip(pieces, tallies, strict=True) if pair[0].split == split],
-            table,
-            recipe.num_classes,
-        )
-        for split, table in enumerate(tables)
-    ]
+
+    def wait() -> list[Evaluation]:
+        measured = list(zip(pieces, tallies(), strict=True))
+        return [
+            summarise(
+                [pair for pair in measured if pair[0].split == split], table, recipe.num_classes
+            )
+            for split, table in enumerate(tables)
+        ]
+
+    return wait
 
 
 def summarise(

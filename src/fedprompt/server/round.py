@@ -12,7 +12,7 @@
 7. aggregate the prompt sets              `aggregate_prompts`
    or let a generator learn from them     `teach_generator`
 8. next state, in fresh memory            `next_state`
-9. evaluate and report
+9. evaluate and report                     the workers measure while the next round begins
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from fedprompt.types import Broadcast, ClientJob, ClientUpdate, RoundReport, Ser
 
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[ServerState], tuple[Evaluation, Evaluation]]
-"""state -> figures of the test and of the validation split"""
+Evaluate = Callable[[ServerState], Callable[[], tuple[Evaluation, Evaluation]]]
+"""Begins to measure a state; what it returns waits for the figures of test and validation split."""
 
 
 class ClientMap(Protocol):
     """What a round needs of a runtime."""
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Do the jobs and yield their updates in any order."""
+        """Begin the jobs; the iterator waits for their updates, in any order."""
         ...
 
 
@@ -59,6 +59,48 @@ class RoundSettings:
     recipe: LocalRecipe
     generator: PromptGenerator | None = None
     """Makes every client's prompts; without one, all get the server's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BegunRound:
+    """A round whose clients are at work."""
+
+    jobs: Sequence[ClientJob]
+    updates: Iterator[ClientUpdate]
+    started: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DoneRound:
+    """A round that is done but for its evaluation."""
+
+    state: ServerState
+    report: RoundReport
+    """Without the evaluation's figures."""
+    evaluation: Callable[[], tuple[Evaluation, Evaluation]] | None
+    """Waits for them; None in a round that is not evaluated."""
+    begun: float
+    """When the evaluation was begun."""
+
+    def measured(self) -> RoundReport:
+        """The whole report, as soon as the evaluation is over."""
+        if self.evaluation is None:
+            return self.report
+        test, validation = self.evaluation()
+        return dataclasses.replace(
+            self.report,
+            accuracy=test.accuracy,
+            loss=test.loss,
+            validation_accuracy=validation.accuracy,
+            balanced_accuracy=test.balanced_accuracy,
+            class_accuracy=test.class_accuracy,
+            personalised={
+                name: evaluation.clients.summary()
+                for name, evaluation in (("test", test), ("validation", validation))
+                if evaluation.clients is not None
+            },
+            seconds={**self.report.seconds, "evaluate": time.perf_counter() - self.begun},
+        )
 
 
 def run_round(
@@ -84,14 +126,35 @@ def run_round(
         ClientError: a client's work raised.
         RoundError: no update could be used.
     """
-    round_index = state.round_index + 1
+    begun = begin_round(state, settings, runtime)
+    done = end_round(state, begun, settings, aggregator, evaluate)
+    return done.state, done.measured()
+
+
+def begin_round(state: ServerState, settings: RoundSettings, runtime: ClientMap) -> BegunRound:
+    """Sample the cohort and put it to work."""
     started = time.perf_counter()
-    objective = settings.recipe.build_objective()
     jobs = make_jobs(state, settings)
-    updates = sorted(runtime.map(settings.recipe, jobs), key=lambda update: update.client_id)
+    return BegunRound(jobs, runtime.map(settings.recipe, jobs), started)
+
+
+def end_round(
+    state: ServerState,
+    begun: BegunRound,
+    settings: RoundSettings,
+    aggregator: Aggregator,
+    evaluate: Evaluate,
+) -> DoneRound:
+    """Wait for the clients, merge what they send, and begin to evaluate; see `run_round`.
+
+    The evaluation goes on while the next round begins.
+    """
+    round_index = state.round_index + 1
+    objective = settings.recipe.build_objective()
+    updates = sorted(begun.updates, key=lambda update: update.client_id)
     trained = time.perf_counter()
 
-    good, refused = quarantine(updates, jobs, objective.reply(state.shared))
+    good, refused = quarantine(updates, begun.jobs, objective.reply(state.shared))
     if not good:
         raise RoundError(
             f"round {round_index}: all {len(updates)} updates were refused "
@@ -109,20 +172,20 @@ def run_round(
     if settings.generator is None:
         merged = aggregate_prompts(good, state, settings, aggregator, round_index)
     else:
-        merged = teach_generator(settings.generator, good, jobs, state)
+        merged = teach_generator(settings.generator, good, begun.jobs, state)
     state = next_state(state, merged, shared, good, round_index, moments, memory)
     aggregated = time.perf_counter()
 
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
-    nothing = Evaluation(float("nan"), float("nan"))
-    test, validation = evaluate(state) if due else (nothing, nothing)
+    evaluation = evaluate(state) if due else None
     seconds = {
-        "train": trained - started,
+        "train": trained - begun.started,
         "aggregate": aggregated - trained,
-        "evaluate": time.perf_counter() - aggregated,
+        "evaluate": 0.0,
     }
-    traffic = count_bytes(settings.recipe, jobs, updates)
-    return state, report(state, updates, good, refused, merged, test, validation, traffic, seconds)
+    traffic = count_bytes(settings.recipe, begun.jobs, updates)
+    told = report(state, updates, good, refused, merged, traffic, seconds)
+    return DoneRound(state, told, evaluation, aggregated)
 
 
 def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
@@ -321,12 +384,10 @@ def report(
     good: Sequence[ClientUpdate],
     refused: Sequence[dict[str, Any]],
     merged: Aggregation | None,
-    test: Evaluation,
-    validation: Evaluation,
     traffic: tuple[int, int],
     seconds: dict[str, float],
 ) -> RoundReport:
-    """What the round tells; see `RoundReport`."""
+    """What the round tells but for its evaluation; see `RoundReport`."""
     total = sum(update.num_examples for update in good)
     clients = tuple(
         {
@@ -339,21 +400,14 @@ def report(
     )
     return RoundReport(
         round=state.round_index,
-        accuracy=test.accuracy,
-        loss=test.loss,
-        validation_accuracy=validation.accuracy,
+        accuracy=float("nan"),
+        loss=float("nan"),
+        validation_accuracy=float("nan"),
         train_loss=sum(update.metrics["loss"] * update.num_examples for update in good) / total,
         num_prompts=len(state.prompts),
         bytes_up=traffic[0],
         bytes_down=traffic[1],
         seconds=seconds,
-        balanced_accuracy=test.balanced_accuracy,
-        class_accuracy=test.class_accuracy,
-        personalised={
-            name: evaluation.clients.summary()
-            for name, evaluation in (("test", test), ("validation", validation))
-            if evaluation.clients is not None
-        },
         clients=clients,
         quarantined=tuple(refused),
         diagnostics={} if merged is None else merged.diagnostics,
