@@ -1,6 +1,9 @@
 """Start-up, speed and recovery of the Ray runtime, on this machine.
 
-    python benchmarks/cluster.py            all of it: benchmarks/results/cluster.json
+    python benchmarks/cluster.py            start-up, speed, recovery
+    python benchmarks/cluster.py sweeps     ten sweeps in a row, and what they leave behind
+
+The figures go to benchmarks/results/cluster.json.
 
 Everything runs one small experiment. `equal` says that all runs ended in the same state; figures of
 runs that did unequal work would mean nothing. The load of the machine stands beside them.
@@ -8,10 +11,13 @@ runs that did unequal work would mean nothing. The load of the machine stands be
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +38,13 @@ SETTING = [
     *("compare=[]", f"rounds={ROUNDS}", f"eval_every={ROUNDS}", "clients.epochs=1"),
     *("clients.per_round=10", "runtime.threads=1"),
 ]
+SMALL_SWEEP = """
+experiment: quickstart
+set: {rounds: 1, compare: [], clients.per_round: 2, clients.epochs: 1, runtime.actors: 1}
+space:
+  partition.alpha: {grid: [0.5, 5.0]}
+seeds: 2
+"""
 Event = Callable[[Any], None]
 
 
@@ -105,8 +118,83 @@ def recovery(kill: Callable[[], None], *overrides: str) -> tuple[dict[str, float
     }, moments["hash"]
 
 
+def listeners() -> int:
+    """Sockets of this machine that listen (TCP, IPv4 and 6)."""
+    found = 0
+    for table in ("tcp", "tcp6"):
+        lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        found += sum(line.split()[3] == "0A" for line in lines)
+    return found
+
+
+def session_processes() -> int:
+    """Live processes of this session, this one included."""
+    found = 0
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                found += state != "Z" and os.getsid(int(folder.name)) == os.getsid(0)
+    return found
+
+
+def folders() -> int:
+    """Temporary folders of fedprompt and Ray."""
+    places = [Path(tempfile.gettempdir()), Path("/tmp")]
+    return len({each for place in places for each in place.glob("*ray*")})
+
+
+def ten_sweeps() -> dict[str, Any]:
+    """Run a small sweep ten times from its command line and count what is there afterwards.
+
+    Raises:
+        RuntimeError: a sweep failed, or two tables differ.
+    """
+
+    def count() -> dict[str, int]:
+        return {
+            "processes": session_processes(),
+            "listening_sockets": listeners(),
+            "temporary_folders": folders(),
+        }
+
+    before, seconds, tables = count(), [], set()
+    for _ in range(10):
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            file = Path(folder) / "small.yaml"
+            file.write_text(SMALL_SWEEP)
+            arguments = ["sweep", str(file), "--dir", f"{folder}/sweep"]
+            done = subprocess.run(
+                [sys.executable, "-m", "fedprompt", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            seconds.append(round(time.perf_counter() - started, 1))
+            tables.add((Path(folder) / "sweep" / "table.csv").read_text())
+    if len(tables) != 1:
+        raise RuntimeError("the sweeps ended in different tables")
+    return {"before": before, "after": count(), "seconds": seconds}
+
+
 def main() -> None:
-    """Measure everything and write the file."""
+    """Do what the command line says."""
+    if sys.argv[1:] == ["sweeps"]:
+        result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        result["ten_sweeps"] = ten_sweeps()
+    else:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        result = measure_runs()
+        result.update({key: kept[key] for key in ("ten_sweeps",) if key in kept})
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def measure_runs() -> dict[str, Any]:
+    """Start-up, speed and recovery."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import ray
     from ray.cluster_utils import Cluster
@@ -170,7 +258,7 @@ def main() -> None:
         stop_ray()
         end: Callable[[], None] = cluster.shutdown
         end()
-    result = {
+    return {
         **manifest(),
         "setting": SETTING,
         "equal": len(hashes) == 1,
@@ -180,8 +268,6 @@ def main() -> None:
         "recovery_seconds": recoveries,
         "load_average": {"before": load_before, "after": os.getloadavg()},
     }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -155,8 +155,10 @@ def test_zero_prompts_equal_plain_timm(networks: dict[str, Backbone], name: str)
     pixels = some_pixels(backbone.image_size)
     with torch.no_grad():
         expected = plain(pixels)
-    assert torch.equal(backbone(pixels), expected)
-    assert torch.equal(backbone(pixels, torch.empty(0, backbone.embed_dim)), expected)
+    # Not bit by bit: the last block is computed for the tokens that are read.
+    torch.testing.assert_close(backbone(pixels), expected, atol=1e-6, rtol=1e-6)
+    without = backbone(pixels, torch.empty(0, backbone.embed_dim))
+    assert torch.equal(without, backbone(pixels))
 
 
 @pytest.mark.parametrize("name", [TINY, DISTILLED])

@@ -70,9 +70,12 @@ def test_a_step_computes_the_blocks_once_forward_and_once_backward(tiny: Overrid
     module, batch, worker = first_step(tiny, "head=linear")
     with Seen() as seen:
         module.training_step(batch, 0).backward()
+    images = sum(inputs.shape[0] for _, (inputs, _, _, _) in batch)
     tokens = sum(inputs.shape[0] * (inputs.shape[1] + 2) for _, (inputs, _, _, _) in batch)
     width = worker.backbone.embed_dim
-    blocks = 2 * 2 * 12 * width**2 * tokens * worker.backbone.depth
+    blocks = 2 * 2 * 12 * width**2 * tokens * (worker.backbone.depth - 1)
+    # Of the last one: keys and values of all tokens, the rest of CLS.
+    blocks += 2 * 2 * width**2 * (2 * tokens + 10 * images)
     # Forward, weight gradient and input gradient of a linear head.
     heads = sum(3 * 2 * width * 10 * len(labels) for _, (_, _, labels, _) in batch)
     assert seen.products == blocks + heads
@@ -94,7 +97,9 @@ def test_step_flops_by_hand(random_backbone: str, images: int, length: int) -> N
     width, blocks, tokens = 128, backbone.depth, images * length
     linear = 2 * (2 * 12 * width**2 * tokens)
     attention = 3 * (2 * 2 * length * width * tokens)
-    assert bench.step_flops(backbone, images, length) == blocks * (linear + attention)
+    last = 2 * 2 * width**2 * (2 * tokens + 10 * images) + 3 * (2 * 2 * length * width * images)
+    whole = (blocks - 1) * (linear + attention) + last
+    assert bench.step_flops(backbone, images, length) == whole
 
 
 def test_bench_measures_a_share_of_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,6 +355,7 @@ def round_overhead_cpu(rounds: int) -> float:
             (round_module, "aggregate_prompts"),
             (round_module, "merge_shared"),
             (driver, "evaluate"),
+            (driver, "measure_clients"),
             (evaluate_module, "summarise"),
         ):
             watch.patch(module, name, name, getattr(module, name))
@@ -669,7 +670,9 @@ def case_growth(repeats: int) -> dict[str, Any]:
 
 
 def grow(runtime: str, rounds: int) -> dict[str, Any]:
-    """Megabytes after each hundred rounds, and the growth of the later half."""
+    """Megabytes after each hundred rounds, and by how much the most of the later half exceeds the
+    most of the earlier; what a process gives back for a while does not count.
+    """
     marks: dict[int, dict[str, float]] = {}
     spilled = []
 
@@ -693,14 +696,17 @@ def grow(runtime: str, rounds: int) -> dict[str, Any]:
             on_event=note,
         )
     half = rounds // 200 * 100
-    growth = {
-        name: round((marks[rounds][name] - marks[half][name]) / (rounds - half) * 100, 3)
-        for name in marks[rounds]
-    }
+    growth = {}
+    for name in marks[rounds]:
+        early, late = (
+            max(mark[name] for number, mark in marks.items() if (number > half) is later)
+            for later in (False, True)
+        )
+        growth[name] = round((late - early) / half * 100, 3)
     return {
         "rounds": rounds,
         "private_mb": {str(key): value for key, value in marks.items()},
-        f"mb_per_100_rounds_after_{half}": growth,
+        "mb_per_100_rounds": growth,
         **({"spilled": any(spilled)} if spilled else {}),
     }
 

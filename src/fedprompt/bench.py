@@ -78,7 +78,8 @@ def step_flops(backbone: Backbone, images: int, length: int) -> int:
 
     A block of width d has weights of about 12 d^2 values, with 2 operations each for every token,
     forward, and as many backward, where the weights get no gradient. Attention takes 4 N d for
-    every token forward (scores and values, N the length) and twice that backward.
+    every token forward (scores and values, N the length) and twice that backward. The last block is
+    computed for the tokens that are read.
 
     Args:
         backbone: of plain blocks.
@@ -86,15 +87,16 @@ def step_flops(backbone: Backbone, images: int, length: int) -> int:
         length: N, tokens of an image with its prompts.
     """
     blocks: Any = backbone.vit.blocks
-    weights: int = sum(
-        parameter.numel()
-        for block in blocks
-        for parameter in block.parameters()
-        if parameter.ndim == 2
-    )
-    tokens = images * length
-    attention: int = 3 * 4 * length * backbone.embed_dim * tokens * len(blocks)
-    return 2 * 2 * weights * tokens + attention
+    width, total = backbone.embed_dim, 0
+    for index, block in enumerate(blocks):
+        weights = sum(each.numel() for each in block.parameters() if each.ndim == 2)
+        # Of the last block, keys and values for all, the rest for the tokens that are read.
+        last = index == len(blocks) - 1 and backbone.reads_prefix_only(block)
+        read = backbone.num_prefix_tokens if last else length
+        shared = block.attn.qkv.weight.numel() * 2 // 3 if last else 0
+        linear = 2 * 2 * (shared * length + (weights - shared) * read)
+        total += images * (linear + 3 * 4 * width * length * read)
+    return total
 
 
 def measure_step(

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import fedprompt
 from cluster.conftest import experiment_of
@@ -105,6 +107,41 @@ def test_an_unknown_place_for_the_driver_is_refused(
     with pytest.raises(ConfigError, match=r"place1, place2\), got 'nowhere'"):
         fedprompt.run("quickstart", overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_that_the_drivers_node_lacks(
+    cluster: Any, random_backbone: str, tmp_path: Path
+) -> None:
+    """One line with the node and the folder; on the node that has the files the run goes on."""
+    folder = tmp_path / "data"
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee")):
+        (folder / "imagefolder" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(0, 100, (32, 32, 3)) + 100 * label
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(folder / "imagefolder" / name / f"{number:02}.png")
+    for place, home in (("with", folder), ("without", tmp_path / "nothing")):
+        environment = {"FEDPROMPT_DATA": str(home)}
+        cluster.add_node(num_cpus=1, resources={place: 1}, env_vars=environment)
+    cluster.wait_for_nodes()
+    run = experiment_of(
+        random_backbone,
+        tmp_path / "run",
+        *(
+            "rounds=1",
+            "data=imagefolder",
+            "data.size=32",
+            "clients.count=2",
+            "clients.per_round=null",
+        ),
+        *("partition=iid", "runtime.actors=2"),
+    )
+    missing = rf"on node .*: imagefolder: .*{tmp_path}/nothing/imagefolder"
+    with pytest.raises(ConfigError, match=missing):
+        fedprompt.run("quickstart", [*run, "runtime.driver_node=without"])
+    assert not (tmp_path / "run").exists()
+    fedprompt.run("quickstart", [*run, "runtime.driver_node=with"])
 
 
 def test_what_ray_has_bounds_the_gpus(cluster: Any, random_backbone: str, tmp_path: Path) -> None:

@@ -66,8 +66,18 @@ class DriverActor:
     """Runs a driver generator inside the cluster."""
 
     def run(self, drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[Any]:
-        """Yield what `drive(runtime, *args)` yields."""
-        yield from drive_here(drive, options, *args)
+        """Yield what `drive(runtime, *args)` yields.
+
+        Raises:
+            ConfigError, InputError: as `drive` does. Where there are several nodes the message
+                names this one, for it is here that a data set or weights are missing.
+        """
+        try:
+            yield from drive_here(drive, options, *args)
+        except (ConfigError, InputError) as error:
+            if len(available_nodes()) == 1:
+                raise
+            raise type(error)(f"on node {node_name()}: {error}") from error
 
 
 def drive_here(drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[Any]:
@@ -179,7 +189,8 @@ class RayRuntime:
     def __init__(self, options: RuntimeOptions) -> None:
         self.options = options
         self._actors: list[Any] = []
-        self._idle: collections.deque[Any] = collections.deque()
+        self._held: dict[Any, int] = {}
+        """How many tasks each living actor has."""
         self._begun: list[_Tasks] = []
         self._work: dict[Any, tuple[Any, _Tasks, int]] = {}
         """Actor, tasks and position of each call that was made, by the reference of its result."""
@@ -268,7 +279,7 @@ class RayRuntime:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
         except ray.exceptions.RayError as error:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
-        self._idle.extend(self._actors)
+        self._held = dict.fromkeys(self._actors, 0)
         self._nodes.update(node for _, node, _ in places)
         return self._notes(setup, places)
 
@@ -364,11 +375,23 @@ class RayRuntime:
             self._begun.remove(begun)
 
     def _assign(self) -> None:
-        """Give the idle actors what waits."""
+        """Give the actors what waits."""
         for begun in self._begun:
-            while begun.waiting and self._idle and begun.error is None:
-                actor, position = self._idle.popleft(), begun.waiting.popleft()
+            while begun.waiting and begun.error is None:
+                actor = self._free_actor(len(begun.waiting))
+                if actor is None:
+                    break
+                position = begun.waiting.popleft()
+                self._held[actor] += 1
                 self._work[begun.submit(actor, begun.tasks[position])] = actor, begun, position
+
+    def _free_actor(self, waiting: int) -> Any | None:
+        """An actor without a task; while more tasks wait than there are actors, one with a single
+        task will do, so that it need not wait for the driver between the two.
+        """
+        actor = min(self._held, key=self._held.__getitem__, default=None)
+        most = 2 if waiting > len(self._held) else 1
+        return actor if actor is not None and self._held[actor] < most else None
 
     def _advance(self) -> None:
         """Wait for something to happen, and give out what that makes room for.
@@ -380,6 +403,8 @@ class RayRuntime:
         self._assign()
         for ref in self._finished(list(self._work)):
             actor, begun, position = self._work.pop(ref)
+            if actor in self._held:
+                self._held[actor] -= 1
             try:
                 begun.results.append((position, ray.get(ref)))
             except ray.exceptions.RayTaskError as error:
@@ -389,16 +414,14 @@ class RayRuntime:
                     begun.waiting.appendleft(position)
                 else:
                     begun.error = begun.error or (cause, error)
-                self._idle.append(actor)
             except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                 begun.deaths[position] += 1
                 logger.info("an actor died at task %d; another does it again", position)
                 if begun.deaths[position] > RESTARTS:
                     begun.error = begun.error or (self._too_many_deaths(), error)
-                self._healing[self._probe(actor)] = actor
                 begun.waiting.appendleft(position)
-            else:
-                self._idle.append(actor)
+                if self._held.pop(actor, None) is not None:  # the first of its tasks to tell
+                    self._healing[self._probe(actor)] = actor
         self._assign()
 
     def _finished(self, work: list[Any]) -> list[Any]:
@@ -428,9 +451,9 @@ class RayRuntime:
                 if not isinstance(cause, FeaturesMissing):
                     raise cause from error
                 self._send_features()
-                self._idle.append(actor)
+                self._held[actor] = 0
             else:
-                self._idle.append(actor)
+                self._held[actor] = 0
         return [ref for ref in done if ref in work]
 
     def _too_many_deaths(self) -> WorkerError:
@@ -444,7 +467,7 @@ class RayRuntime:
         for actor in self._actors:
             import_ray().kill(actor)
         self._actors = []
-        self._idle.clear()
+        self._held.clear()
         self._healing.clear()
         self._work.clear()
         self._begun.clear()
