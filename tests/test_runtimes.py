@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from fedprompt.config import compose
 from fedprompt.errors import CheckpointError, ClientError, ConfigError, WorkerError
 from fedprompt.events import Note, Plan, RoundFinished
 from fedprompt.records import RunDirectory
-from fedprompt.runtime import RuntimeOptions
+from fedprompt.runtime import RuntimeOptions, ray_runtime
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server.evaluate import Piece, Tally
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate
@@ -170,6 +171,50 @@ def test_a_failing_round_leaves_the_one_before_on_disk(
         list(events)
     assert directory.last_round() == 1
     assert [report["round"] for report in directory.read_rounds()] == [1]
+
+
+class InstantRay:
+    """Stands for Ray: each call is done as soon as somebody waits, the oldest first."""
+
+    exceptions = pytest.importorskip("ray").exceptions
+
+    @staticmethod
+    def wait(
+        refs: list[Any], num_returns: int, timeout: float | None
+    ) -> tuple[list[Any], list[Any]]:
+        return refs[:1], refs[1:]
+
+    @staticmethod
+    def get(ref: Any) -> Any:
+        return ref
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_tasks_are_given_out_in_their_order_and_the_last_to_the_idle(
+    monkeypatch: pytest.MonkeyPatch, actors: int
+) -> None:
+    """Pieces of an evaluation come before the jobs that were begun after them."""
+    monkeypatch.setattr(ray_runtime, "import_ray", InstantRay)
+    runtime = ray_runtime.RayRuntime(RuntimeOptions())
+    runtime._held = dict.fromkeys(map(str, range(actors)), 0)
+    log: list[str] = []
+    most: list[int] = []
+
+    def submit(actor: str, task: str) -> tuple[str, str]:
+        log.append(task)
+        most.append(runtime._held[actor])
+        return actor, task
+
+    pieces, jobs = [f"piece {i}" for i in range(4)], [f"job {i}" for i in range(10)]
+    evaluation, training = runtime._begin(submit, pieces), runtime._begin(submit, jobs)
+    assert [task for _, (_, task) in runtime._results(evaluation)] == pieces
+    assert len(log) <= len(pieces) + 2 * actors
+    assert [task for _, (_, task) in runtime._results(training)] == jobs
+    assert log == [*pieces, *jobs]
+    assert max(most) == 2
+    assert most[-actors:] == [1] * actors
+    assert runtime._begun == []
+    assert set(runtime._held.values()) == {0}
 
 
 def test_packs_do_not_depend_on_runtime_or_actors(

@@ -11,6 +11,9 @@ import dataclasses
 from typing import Any
 
 ROUNDS = 20
+EVAL_EVERY = 2
+PACK = 10
+"""Clients that train in one pass: a whole cohort, which a single worker does fastest."""
 SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
 server's rate instead, which decides there."""

@@ -57,7 +57,8 @@ def experiment_of(setting: str) -> dict[str, Any]:
     task, partition = setting.split("/")
     return {
         "name": setting.replace("/", "-"),
-        "runtime": {"name": "serial"},
+        "runtime": {"name": "serial", "pack": grid.PACK},
+        "eval_every": grid.EVAL_EVERY,
         "partition": grid.PARTITIONS[partition],
         **grid.TASKS[task],
     }

@@ -375,23 +375,23 @@ class RayRuntime:
             self._begun.remove(begun)
 
     def _assign(self) -> None:
-        """Give the actors what waits."""
-        for begun in self._begun:
-            while begun.waiting and begun.error is None:
-                actor = self._free_actor(len(begun.waiting))
-                if actor is None:
-                    break
-                position = begun.waiting.popleft()
-                self._held[actor] += 1
-                self._work[begun.submit(actor, begun.tasks[position])] = actor, begun, position
-
-    def _free_actor(self, waiting: int) -> Any | None:
-        """An actor without a task; while more tasks wait than there are actors, one with a single
-        task will do, so that it need not wait for the driver between the two.
-        """
-        actor = min(self._held, key=self._held.__getitem__, default=None)
-        most = 2 if waiting > len(self._held) else 1
-        return actor if actor is not None and self._held[actor] < most else None
+        """Give the actors what waits, in the order in which it was begun."""
+        queue = [
+            (begun, position)
+            for begun in self._begun
+            if begun.error is None
+            for position in begun.waiting
+        ]
+        for number, (begun, position) in enumerate(queue):
+            actor = min(self._held, key=self._held.__getitem__, default=None)
+            # While more tasks wait than there are actors, each may have a second one, so that it
+            # need not wait for the driver between the two.
+            most = 2 if len(queue) - number > len(self._held) else 1
+            if actor is None or self._held[actor] >= most:
+                break
+            begun.waiting.remove(position)
+            self._held[actor] += 1
+            self._work[begun.submit(actor, begun.tasks[position])] = actor, begun, position
 
     def _advance(self) -> None:
         """Wait for something to happen, and give out what that makes room for.
