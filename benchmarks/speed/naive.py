@@ -8,6 +8,7 @@ fedprompt. The matching that follows in such a program is `released_loop.py`.
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 
@@ -85,6 +86,21 @@ class NaiveModel(nn.Module):
         return self.head(features), similarity[:, rows].sum() / len(pixels)
 
 
+class WholeBackbone(Backbone):
+    """Every block for every token, as timm computes it."""
+
+    def reads_prefix_only(self, block: nn.Module) -> bool:
+        """Never."""
+        return False
+
+
+def whole(backbone: Backbone) -> Backbone:
+    """The same network, computed as a whole."""
+    other = copy.copy(backbone)
+    other.__class__ = WholeBackbone
+    return other
+
+
 def train_client(
     recipe: LocalRecipe,
     backbone: Backbone,
@@ -125,4 +141,5 @@ def train_cohort(
     jobs: Sequence[ClientJob],
 ) -> list[NaiveModel]:
     """The clients of a round, one after the other."""
+    backbone = whole(backbone)
     return [train_client(recipe, backbone, data, parts[job.client_id], job) for job in jobs]
