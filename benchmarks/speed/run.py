@@ -135,8 +135,9 @@ def case_round(repeats: int) -> dict[str, Any]:
     """A whole PFPT round: naive training and the matching loop over candidates against ours.
 
     Our round is measured with the aggregator's default (`map`), client by client and with all
-    clients in one pack, and with the variant that gives what the loop gives (`released`). Of the loop, which takes minutes, `LOOPS` passes of the
-    released 50 are run; each does the same work, so that the whole is their multiple.
+    clients in one pack, and with the variant that gives what the loop gives (`released`). Of the
+    loop, which takes minutes, `LOOPS` passes of the released 50 are run; each does the same work,
+    so that the whole is their multiple.
     """
     laid = lay_open(ROUND, nano_of_depth(6))
     local = case_local(repeats, laid)
