@@ -27,7 +27,7 @@ from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
 from fedprompt.models.prompted_vit import select_rows
 from fedprompt.server.personalised import ClientFigures
-from fedprompt.types import Broadcast, ServerState, Tensors
+from fedprompt.types import Broadcast, ServerState, Tensors, Travelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(Travelling):
     """At most `CHUNK` images of a split. Written by the server, read by a worker."""
 
     split: int
@@ -67,7 +67,7 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
+class Tally(Travelling):
     """What a worker found in a piece."""
 
     loss: float
