@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ STEPS = COHORT * 2 * 3
 """Of a round: clients, epochs, batches of 11 or 12 images."""
 
 
-def fedprompt_side() -> dict[str, Any]:
+def fedprompt_side(*more: str) -> dict[str, Any]:
     """Seconds since the start at which each round ended, and the steps of each."""
     started = time.perf_counter()
     import fedprompt
@@ -48,7 +49,7 @@ def fedprompt_side() -> dict[str, Any]:
             steps.append(sum(client["steps"] for client in event.report.clients))
 
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [*OVERRIDES, "compare=[]", "runtime=ray", "runtime.actors=2"]
+        overrides = [*OVERRIDES, "compare=[]", "runtime=ray", "runtime.actors=2", *more]
         fedprompt.run("quickstart", [*overrides, f"run_dir={folder}/run"], on_event=note)
     import ray
 
@@ -112,6 +113,14 @@ def flower_side() -> dict[str, Any]:
     return {"ends": ends, "steps": steps, "versions": versions}
 
 
+SIDES: dict[str, Callable[[], dict[str, Any]]] = {
+    "fedprompt": fedprompt_side,
+    "packed": lambda: fedprompt_side(f"runtime.pack={COHORT // 2}"),
+    "flower": flower_side,
+}
+"""`packed` lets each of the two workers train its half of the cohort in one pass."""
+
+
 def measure(python: str, side: str) -> dict[str, Any]:
     """Run a side in a fresh process."""
     here = Path(__file__).parent
@@ -149,22 +158,22 @@ def measure(python: str, side: str) -> dict[str, Any]:
 def main() -> None:
     """Measure both sides in turn and add them to the JSON; or be one side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", choices=("fedprompt", "flower"))
+    parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--flower-python", default=sys.executable)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.side:
-        side = fedprompt_side if arguments.side == "fedprompt" else flower_side
-        print(json.dumps(side()))
+        print(json.dumps(SIDES[arguments.side]()))
         return
     from run import OUTPUT, add
     from timing import load
 
     before = load()
-    results: dict[str, list[dict[str, Any]]] = {"fedprompt": [], "flower": []}
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(arguments.repeats):
-        results["fedprompt"].append(measure(sys.executable, "fedprompt"))
-        results["flower"].append(measure(arguments.flower_python, "flower"))
+        for side in SIDES:
+            python = arguments.flower_python if side == "flower" else sys.executable
+            results[side].append(measure(python, side))
     table = {
         name: {
             key: {
@@ -182,11 +191,14 @@ def main() -> None:
         "versions": {name: runs[0]["versions"] for name, runs in results.items()},
         "seconds": table,
         "ratio": {
-            key: {
-                which: round(table["flower"][key][which] / table["fedprompt"][key][which], 2)
-                for which in ("least", "median")
+            side: {
+                key: {
+                    which: round(table["flower"][key][which] / table[side][key][which], 2)
+                    for which in ("least", "median")
+                }
+                for key in ("round", "start", "whole")
             }
-            for key in ("round", "start", "whole")
+            for side in ("fedprompt", "packed")
         },
     }
     add(OUTPUT, "flower", result)
