@@ -34,7 +34,7 @@ START_SECONDS = 120.0
 PATIENCE = 20.0
 """Seconds that a node has to end by itself; it takes a few."""
 SPARE_WORKERS = {
-    "RAY_preload_python_modules": "fedprompt.runtime.preloaded",
+    "RAY_preload_python_modules": "fedprompt.client.preloaded",
     "RAY_enable_worker_prestart": "1",
     "RAY_worker_maximum_startup_concurrency": "16",
 }

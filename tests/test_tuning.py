@@ -36,7 +36,9 @@ def test_starts_as_the_pre_trained_network(
     tensors = begin(tuning, backbone)
     for given in (None, prompts):
         expected = backbone.encode(tokens, given)
-        assert torch.equal(tuning.encode(backbone, tensors, tokens, given), expected)
+        found = tuning.encode(backbone, tensors, tokens, given)
+        # Not bit by bit: where layers are listened to, the last block is computed as a whole.
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

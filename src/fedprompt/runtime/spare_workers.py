@@ -18,7 +18,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SWITCH = "RAY_enable_worker_prestart"
-PRELOADED = "fedprompt.runtime.preloaded"
+PRELOADED = "fedprompt.client.preloaded"
 """What spare workers import."""
 ENVIRONMENT = {
     "RAY_preload_python_modules": PRELOADED,
