@@ -2,16 +2,21 @@
 
 A *setting* is a data set, a backbone, a head and a partition. All methods of a seed share the
 partition, the cohorts and the initial weights, because those depend on the seed alone. Learning
-rates are a method's own times one of `SCALES`, chosen on the validation split (`choose` in run.py).
+rates are a method's own times one of `SCALES`, chosen on the validation split in shorter runs of a
+seed that is not reported (`choose` in runner.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 ROUNDS = 20
-EVAL_EVERY = 2
+EVAL_EVERY = 5
+RATE_ROUNDS = 10
+RATE_SEED = 100
+"""Rounds and seed of the runs that choose learning rates."""
 PACK = 10
 """Clients that train in one pass: a whole cohort, which a single worker does fastest."""
 SCALES = (0.3, 1.0, 3.0)
@@ -73,11 +78,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pfpt: five local epochs": ("clients.epochs=5",),
     "pfpt + proximal": ("objective=proximal",),
 }
-ABLATION_SETTINGS = tuple(
-    f"{task}/{partition}"
-    for task in ("domains_shared", "domains_frozen")
-    for partition in ("dirichlet_0.5", "imbalance")
-)
+PARTITIONS_OF_OTHERS = ("dirichlet_0.5", "imbalance")
+ABLATION_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS_OF_OTHERS)
+"""Where prompts decide."""
+OTHER_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS_OF_OTHERS)
 POOL = 20
 """Prompts that the server starts with where a baseline selects from a pool."""
 WITHOUT_RATES = ("fedcof", "fedncm")
@@ -117,44 +121,53 @@ def is_defined(setting: str, method: str) -> bool:
     return not (method == "head_only" and setting.startswith("domains_frozen"))
 
 
-def final_cells() -> list[Cell]:
-    """The runs whose figures are reported, the most wanted first."""
-    settings = [
-        f"{task}/{partition}"
-        for task in ("domains_frozen", "domains_shared", "digits")
-        for partition in PARTITIONS
+def groups() -> list[list[Cell]]:
+    """The runs whose figures are reported, in groups, the most wanted first."""
+    domains, digits = (
+        [f"{task}/{partition}" for task in tasks for partition in PARTITIONS]
+        for tasks in (("domains_frozen", "domains_shared"), ("digits",))
+    )
+    headline = (*FIVE_SEEDS, "fedcof")
+    rest = [method for method in MAIN if method not in headline]
+    return [
+        _cells(domains, headline, 5),
+        _cells(ABLATION_SETTINGS, ABLATIONS, 3),
+        _cells(domains, rest, 3),
+        _cells(digits, MAIN, 5),
+        _cells(OTHER_SETTINGS, OTHERS, 3),
+        _cells(["domains_plain/dirichlet_0.5"], FIVE_SEEDS, 3),
     ]
-    wanted = [
+
+
+def _cells(settings: Iterable[str], methods: Iterable[str], seeds: int) -> list[Cell]:
+    """All that is defined, seed by seed; methods that are not of `FIVE_SEEDS` have three seeds."""
+    return [
         Cell(setting, method, seed)
-        for seed in range(5)
+        for seed in range(seeds)
         for setting in settings
-        for method in MAIN
-        if seed < (5 if method in FIVE_SEEDS else 3)
+        for method in methods
+        if is_defined(setting, method) and seed < (5 if method in FIVE_SEEDS else 3)
     ]
-    wanted += [
-        Cell(setting, method, seed)
-        for seed in range(3)
-        for setting in ABLATION_SETTINGS
-        for method in (*OTHERS, *ABLATIONS)
-    ]
-    wanted += [
-        Cell("domains_plain/dirichlet_0.5", method, seed)
-        for seed in range(3)
-        for method in FIVE_SEEDS
-    ]
-    return [cell for cell in wanted if is_defined(cell.setting, cell.method)]
+
+
+def final_cells() -> list[Cell]:
+    """All of `groups`."""
+    return [cell for group in groups() for cell in group]
 
 
 def rate_setting(setting: str) -> str:
-    """Where a setting's learning rates are chosen: the same task at Dirichlet 0.5."""
-    return f"{setting.split('/')[0]}/dirichlet_0.5"
+    """Where a setting's learning rates are chosen: Dirichlet 0.1 takes those of 0.5."""
+    task, partition = setting.split("/")
+    return f"{task}/{'dirichlet_0.5' if partition.startswith('dirichlet') else partition}"
 
 
 def rate_cells(cells: list[Cell]) -> list[Cell]:
-    """The runs that choose the learning rates of some final cells: seed 0, every scale."""
+    """The runs that choose the learning rates of some final cells."""
     pairs = {
         (rate_setting(cell.setting), cell.preset): None
         for cell in cells
         if cell.preset not in WITHOUT_RATES
     }
-    return [Cell(setting, method, 0, scale) for setting, method in pairs for scale in SCALES]
+    return [
+        Cell(setting, method, RATE_SEED, scale) for setting, method in pairs for scale in SCALES
+    ]

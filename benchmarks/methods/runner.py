@@ -3,10 +3,11 @@
     python benchmarks/methods/runner.py [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
                                      [--output benchmarks/results/methods]
 
-First the runs that choose each method's learning rates on the validation split (seed 0, Dirichlet
-0.5, three scales), then those that are reported. Each run has one thread, writes one JSON file and
-is never done again while that file is there; stop the program at any time and call it again. A run
-that fails is named, and the others go on.
+Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
+validation split (three scales, half the rounds, a seed that is not reported), then those that are
+reported. Each run has one thread, writes one JSON file and is never done again while that file is
+there; stop the program at any time and call it again. A run that fails is named, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def choose(cell: Cell, output: Path) -> float:
     setting = grid.rate_setting(cell.setting)
     found = {}
     for scale in grid.SCALES:
-        path = output / Cell(setting, cell.preset, 0, scale).file
+        path = output / Cell(setting, cell.preset, grid.RATE_SEED, scale).file
         found[scale] = json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"] or 0.0
     return max(found, key=lambda scale: (found[scale], -scale))
 
@@ -169,7 +170,8 @@ def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
                 failed += 1
                 print(f"{cell.file}: no learning rate ({error.filename} is missing)", flush=True)
                 continue
-            running[pool.submit(run_cell, cell, rounds, scale, output)] = cell
+            length = rounds if cell.scale is None else min(rounds, grid.RATE_ROUNDS)
+            running[pool.submit(run_cell, cell, length, scale, output)] = cell
         for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
             try:
                 print(f"[{number}/{len(running)}] {future.result()}", flush=True)
@@ -181,28 +183,35 @@ def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
     return failed
 
 
+def named(file: str, texts: list[str]) -> bool:
+    """Whether a cell's file contains all of some texts."""
+    return all(text in file for text in texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="*", default=[], help="cells whose file contains a TEXT")
+    parser.add_argument("--only", nargs="*", default=[], help="cells whose file contains each TEXT")
     parser.add_argument("--list", action="store_true", help="say what is there and what is missing")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=grid.ROUNDS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the processes
-    cells = grid.final_cells()
-    if arguments.only:
-        cells = [cell for cell in cells if any(text in cell.file for text in arguments.only)]
-    rates = grid.rate_cells(cells)
-    if arguments.list:
-        for cell in [*rates, *cells]:
-            state = "there  " if (arguments.output / cell.file).is_file() else "missing"
-            print(state, cell.file)
-        return
-    failed = run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
-    failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
+    groups = [
+        [cell for cell in group if named(cell.file, arguments.only)] for group in grid.groups()
+    ]
+    failed = 0
+    for cells in groups:
+        rates = grid.rate_cells(cells)
+        if arguments.list:
+            for cell in [*rates, *cells]:
+                state = "there  " if (arguments.output / cell.file).is_file() else "missing"
+                print(state, cell.file)
+            continue
+        failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
+        failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
     if failed:
         sys.exit(f"{failed} runs failed; call again to try them again")
 
