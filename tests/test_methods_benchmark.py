@@ -72,18 +72,21 @@ def test_rates_are_scaled(modules: dict[str, ModuleType]) -> None:
     assert config.tuning.options.lr == pytest.approx(3e-4)
 
 
-def test_the_rate_is_chosen_by_validation_at_dirichlet_a_half(
+def test_the_rate_is_chosen_by_validation_on_a_seed_that_is_not_reported(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     grid, run = modules["grid"], modules["runner"]
-    cell = grid.Cell("digits/imbalance", "pfpt", 3)
+    assert grid.RATE_SEED not in {cell.seed for cell in grid.final_cells()}
+    cell = grid.Cell("digits/dirichlet_0.1", "pfpt", 3)
     with pytest.raises(FileNotFoundError):
         run.choose(cell, tmp_path)
     for scale, value in zip(grid.SCALES, (0.7, 0.8, 0.8), strict=True):
-        path = tmp_path / grid.Cell("digits/dirichlet_0.5", "pfpt", 0, scale).file
+        path = tmp_path / grid.Cell("digits/dirichlet_0.5", "pfpt", grid.RATE_SEED, scale).file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"validation_accuracy": value}))
     assert run.choose(cell, tmp_path) == 1.0  # the smaller of equals
+    with pytest.raises(FileNotFoundError):  # imbalance has rates of its own
+        run.choose(grid.Cell("digits/imbalance", "pfpt", 3), tmp_path)
     assert run.choose(grid.Cell("digits/imbalance", "fedcof", 3), tmp_path) == 1.0
     assert run.choose(grid.Cell("digits/dirichlet_0.5", "pfpt", 0, 3.0), tmp_path) == 3.0
 
