@@ -32,6 +32,7 @@ METHODS = {
     "fedavg": ("method=fedavg_pt",),
     "fedprox": ("method=fedavg_pt", "objective=proximal", "objective.mu=0.1"),
     "scaffold": ("method=scaffold_pt",),
+    "logit_adjusted": ("method=fedavg_pt", "objective=logit_adjusted"),
     "head only": ("method=head_only", "prompts.count=0"),
 }
 

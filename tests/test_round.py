@@ -350,6 +350,28 @@ def test_proximal_with_zero_weight_is_plain_and_pulls_otherwise(
     assert (pulled.prompts - start).norm() < 0.5 * (plain.prompts - start).norm()
 
 
+def test_adjusted_logits_with_zero_tau_are_plain_and_take_the_classes_share_out(
+    bench: Callable[..., Bench],
+) -> None:
+    plain, _ = play(bench("method=fedavg_pt"))
+    zero, _ = play(bench("method=fedavg_pt", "objective=logit_adjusted", "objective.tau=0"))
+    assert plain.sha256() == zero.sha256()
+    b = bench("method=fedavg_pt", "objective=logit_adjusted", "objective.tau=2")
+    job = make_jobs(b.state, b.settings)[0]
+    labels = b.federation.data.table.labels[b.federation.data.parts[job.client_id]]
+    counts = np.bincount(labels, minlength=b.recipe.num_classes)
+    module = ClientModule(
+        b.recipe, b.worker.backbone, job, b.federation.data.class_mask, counts
+    ).eval()
+    features = torch.randn(3, 128)
+    wanted = torch.from_numpy(labels[:3])
+    nobody = torch.zeros(3, dtype=torch.int64)
+    loss = module.step_loss(features, torch.arange(2), None, wanted, nobody)
+    share = torch.from_numpy((counts + 1) / (counts + 1).sum())
+    expected = F.cross_entropy(module.head(features) + 2 * share.log(), wanted)
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
 def test_head_only_uses_cached_features(bench: Callable[..., Bench]) -> None:
     b = bench("method=head_only", "prompts.count=0")
     state, report = play(b)

@@ -59,7 +59,7 @@ OTHERS = (
     *("full_fedprox", "fedncm", "adapter_fedavg", "adapter_fedprox", "lora_fedavg"),
 )
 ABLATIONS: dict[str, tuple[str, ...]] = {
-    # name: overrides on top of pfpt
+    # preset: or + what is changed, and the overrides
     "pfpt: no matching (row mean)": ("aggregator=mean",),
     "pfpt: random matching": ("aggregator=random",),
     "pfpt: no pruning": ("aggregator.patience=1000",),
@@ -77,6 +77,9 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pfpt: one local epoch": ("clients.epochs=1",),
     "pfpt: five local epochs": ("clients.epochs=5",),
     "pfpt + proximal": ("objective=proximal",),
+    "pfpt + logit adjustment": ("objective=logit_adjusted",),
+    "fedavg_pt + logit adjustment": ("objective=logit_adjusted",),
+    "fedavg_pt_plus + logit adjustment": ("objective=logit_adjusted",),
 }
 PARTITIONS_OF_OTHERS = ("dirichlet_0.5", "imbalance")
 ABLATION_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS_OF_OTHERS)
@@ -102,7 +105,7 @@ class Cell:
     @property
     def preset(self) -> str:
         """The method's file in conf/method."""
-        return "pfpt" if self.method in ABLATIONS else self.method
+        return self.method.split(":")[0].split(" + ")[0]
 
     @property
     def file(self) -> str:

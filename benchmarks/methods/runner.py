@@ -39,7 +39,7 @@ def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
     changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.ABLATIONS.get(cell.method, ())]
     if cell.preset not in grid.WITHOUT_RATES:
         changes.append(f"rounds={rounds}")
-    if cell.method.endswith("_plus"):
+    if cell.preset.endswith("_plus"):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
     if config.aggregator.name == "server_opt":

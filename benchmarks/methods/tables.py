@@ -1,4 +1,4 @@
-"""Tables and figures of the methods benchmark, from the files that run.py wrote.
+"""Tables and figures of the methods benchmark, from the files that runner.py wrote.
 
     python benchmarks/methods/tables.py [--results benchmarks/results/methods]
                                         [--tables docs/benchmark-tables.md] [--images docs/images]
@@ -196,7 +196,7 @@ def rate_lines(folder: Path) -> list[str]:
     for cell in dict.fromkeys((cell.setting, cell.method) for cell in cells):
         shown = []
         for scale in grid.SCALES:
-            path = folder / Cell(*cell, 0, scale).file
+            path = folder / Cell(*cell, grid.RATE_SEED, scale).file
             value = None
             if path.is_file():
                 value = json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"]

@@ -37,16 +37,24 @@ class ClientModule(pl.LightningModule):
         job: what the server sent.
         class_mask: (groups, classes) bool; which classes exist in which domain. An image's loss and
             prediction consider the classes of its own domain only.
+        class_counts: (classes,) the client's images of each class, for objectives that ask for
+            them.
     """
 
     backbone: Backbone
     keys: Tensor
     class_mask: Tensor
+    logit_shift: Tensor | None
     use_counts: Tensor
     sums: Tensor
 
     def __init__(
-        self, recipe: LocalRecipe, backbone: Backbone, job: ClientJob, class_mask: NDArray[np.bool_]
+        self,
+        recipe: LocalRecipe,
+        backbone: Backbone,
+        job: ClientJob,
+        class_mask: NDArray[np.bool_],
+        class_counts: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
@@ -62,6 +70,8 @@ class ClientModule(pl.LightningModule):
         self.prompts = nn.Parameter(own_prompts(recipe, job.broadcast, job.state).clone())
         self.register_buffer("keys", job.broadcast.keys.clone())
         self.register_buffer("class_mask", torch.from_numpy(class_mask.copy()))
+        counts = np.zeros(class_mask.shape[1], int) if class_counts is None else class_counts
+        self.register_buffer("logit_shift", self.objective.logit_shift(torch.from_numpy(counts)))
         self.register_buffer("use_counts", torch.zeros(len(self.prompts), dtype=torch.int64))
         self.head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
         self.projection = (
@@ -140,7 +150,8 @@ class ClientModule(pl.LightningModule):
         logits: Tensor = self.head(features)
         logits = logits.masked_fill(~self.class_mask[groups], -torch.inf)
         self.use_counts[rows] += 1
-        loss = F.cross_entropy(logits, labels)
+        shifted = logits if self.logit_shift is None else logits + self.logit_shift
+        loss = F.cross_entropy(shifted, labels)
         self._record(loss.detach(), logits.detach(), labels)
         if similarity is not None:
             loss = loss + self.recipe.prompts.similarity_weight * similarity

@@ -45,6 +45,10 @@ class ClientData:
     class_mask: NDArray[np.bool_]
     """(groups, classes)"""
 
+    def rows(self, client_id: int, pooled: bool) -> NDArray[np.int64]:
+        """Rows of the table that a client trains on: its own, or with `pooled` those of all."""
+        return np.sort(np.concatenate(self.parts)) if pooled else self.parts[client_id]
+
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSetup:
@@ -99,7 +103,7 @@ class ClientBatches(IterableDataset[Batch]):
         table = data.table
         tokens = prompts.count > 0 if tokens is None else tokens
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
-        index = np.sort(np.concatenate(data.parts)) if pooled else data.parts[client_id]
+        index = data.rows(client_id, pooled)
         inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
         queries = torch.from_numpy(table.queries[index])
         if prompts.selection == "keyed" and prompts.choose_by == "client":
@@ -203,7 +207,11 @@ class ClientWorker:
             raise ClientError(jobs[0].client_id, jobs[0].round_index, stage, cause) from error
 
     def _module(self, recipe: LocalRecipe, job: ClientJob) -> ClientModule:
-        return ClientModule(recipe, self.backbone, job, self.data.class_mask).to(self.device)
+        data = self.data
+        rows = data.rows(job.client_id, recipe.training.pooled)
+        counts = np.bincount(data.table.labels[rows], minlength=recipe.num_classes)
+        module = ClientModule(recipe, self.backbone, job, data.class_mask, counts)
+        return module.to(self.device)
 
     def _batches(self, recipe: LocalRecipe, job: ClientJob) -> ClientBatches:
         return ClientBatches(

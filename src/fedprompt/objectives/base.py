@@ -64,6 +64,14 @@ class Objective:
         """
         return None
 
+    def logit_shift(self, class_counts: Tensor) -> Tensor | None:
+        """(C,) what the loss of every local step adds to the logits, or None for nothing.
+
+        Args:
+            class_counts: (C,) int64, the client's images of each class.
+        """
+        return None
+
     def correction(self, received: Tensors, own: Tensors) -> dict[str, Tensor]:
         """Constants that are added to the gradients of every local step, by trainable tensor.
 

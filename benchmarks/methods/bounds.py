@@ -1,0 +1,222 @@
+"""What a federation on `domains` could reach if it knew the domains: references for the methods.
+
+    python benchmarks/methods/bounds.py [--seeds 3] [--skip-groups]
+                                        [--output benchmarks/results/methods_bounds.json]
+
+* `frozen head`: the frozen head under the task tokens for which it was fitted, each domain's own,
+  and under no prompts. Nothing is trained; the same for all partitions.
+* `head only, domain tokens`: a shared head, trained as in `head_only`, on features that were
+  computed under those tokens of each image's domain. Prompts could not do much more for a shared
+  head than that. Beside it `head only` on bare features, with the same seeds, rates and rounds.
+* `true groups`: prompts under the frozen head, where each client gets, and each test image is
+  classified with, the prompts of its true domain; they are averaged row by row, with a memory of
+  `MEMORY` clients. Matching has nothing left to find there.
+
+Rates are the defaults, and those times 0.3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grid
+import numpy as np
+import torch
+from runner import experiment_of
+from scipy import stats
+from torch import Tensor
+
+from fedprompt.aggregation import Aggregation
+from fedprompt.aggregation import create as create_aggregator
+from fedprompt.checkpoint import atomic_write, json_ready
+from fedprompt.config import ExperimentConfig, compose
+from fedprompt.data.tables import CHUNK, FeatureTable
+from fedprompt.driver import Federation, evaluator, initial_state, prepare, settings_of
+from fedprompt.models.backbone import Backbone
+from fedprompt.records import manifest
+from fedprompt.runtime.serial import SerialRuntime
+from fedprompt.server.round import run_round
+from fedprompt.types import ServerState
+
+OUTPUT = Path(__file__).parents[1] / "results" / "methods_bounds.json"
+MEMORY = 10.0
+SCALES = (0.3, 1.0)
+
+
+class RowMean:
+    """Row-wise mean with a memory; keys are left as they are."""
+
+    keeps_rows = True
+
+    def aggregate(
+        self,
+        prompt_sets: Sequence[Tensor],
+        weights: Tensor | None = None,
+        origins: Sequence[Tensor] | None = None,
+        previous: Tensor | None = None,
+        keys: Sequence[Tensor] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        previous_keys: Tensor | None = None,
+    ) -> Aggregation:
+        """See `Aggregator.aggregate`."""
+        assert origins is not None and previous is not None and previous_keys is not None
+        strength = (state or {}).get("strength", torch.zeros(len(previous)))
+        total, mass = strength[:, None] * previous, strength.clone()
+        for prompts, rows in zip(prompt_sets, origins, strict=True):
+            total[rows] += prompts
+            mass[rows] += 1
+        used = torch.isin(torch.arange(len(previous)), torch.cat(list(origins)))
+        return Aggregation(
+            prompts=torch.where(used[:, None], total / mass.clamp_min(1)[:, None], previous),
+            keys=previous_keys.clone(),
+            assignment=[rows.clone() for rows in origins],
+            state={"strength": mass.clamp_max(MEMORY)},
+            diagnostics={"num_prompts": float(len(previous))},
+        )
+
+
+def federate(
+    config: ExperimentConfig, federation: Federation, state: ServerState, aggregator: Any
+) -> dict[str, float]:
+    """All rounds; accuracy of the last one."""
+    runtime = SerialRuntime(config.runtime)
+    runtime.open(federation.setup)
+    settings = settings_of(config, federation)
+    evaluate = evaluator(runtime, federation, settings)
+    while state.round_index < config.rounds:
+        state, report = run_round(state, settings, runtime, aggregator, evaluate)
+    runtime.close()
+    return {"test": report.accuracy, "validation": report.validation_accuracy}
+
+
+def configure(setting: str, seed: int, scale: float, *changes: str) -> ExperimentConfig:
+    """A setting of the grid with a method."""
+    rates = [f"prompts.lr={0.01 * scale:g}", f"head.lr={0.003 * scale:g}"]
+    schedule = [f"seed={seed}", f"rounds={grid.ROUNDS}", f"eval_every={grid.ROUNDS}"]
+    return compose(experiment_of(setting), [*schedule, *rates, *changes])
+
+
+def head_only(partition: str, seed: int, scale: float, known: bool) -> dict[str, float]:
+    """A shared head on bare features, or on those under each domain's tokens."""
+    config = configure(f"domains_shared/{partition}", seed, scale, "method=head_only")
+    federation = prepare(config)
+    if known:
+        frozen = configure(f"domains_frozen/{partition}", seed, scale)
+        head = prepare(frozen).frozen_head
+        assert head is not None
+        tokens = [tokens_of(federation.backbone, name) for name in head.conditions]
+
+        def under_tokens(table: FeatureTable) -> FeatureTable:
+            return dataclasses.replace(table, features=features_of(federation, table, tokens))
+
+        setup = federation.setup
+        data = dataclasses.replace(setup.data, table=under_tokens(setup.data.table))
+        splits = tuple(map(under_tokens, setup.splits))
+        setup = dataclasses.replace(setup, data=data, splits=splits)
+        federation = dataclasses.replace(federation, setup=setup)
+    state = initial_state(config, federation)
+    return federate(config, federation, state, create_aggregator("mean"))
+
+
+def tokens_of(backbone: Backbone, condition: str) -> Tensor | None:
+    """The task tokens (n, d) that a frozen head's condition names."""
+    if condition == "no prompts":
+        return None
+    return backbone.extras["task_tokens"][int(condition.removeprefix("task "))]
+
+
+@torch.no_grad()
+def features_of(
+    federation: Federation, table: FeatureTable, tokens: Sequence[Tensor | None]
+) -> Any:
+    """CLS features (N, d) of a table, each image under the tokens of its domain."""
+    features = np.array(table.features)
+    for group, prompts in enumerate(tokens):
+        rows = np.flatnonzero(table.groups == group)
+        for chunk in np.split(rows, range(CHUNK, len(rows), CHUNK)):
+            inputs = table.tokens_at(chunk)
+            features[chunk] = federation.backbone.encode(inputs, prompts).numpy()
+    return features
+
+
+def frozen_head() -> dict[str, dict[str, float]]:
+    """Accuracy of the frozen head under its own tokens and under none."""
+    federation = prepare(configure("domains_frozen/dirichlet_0.5", 0, 1.0))
+    head = federation.frozen_head
+    assert head is not None
+    own = [tokens_of(federation.backbone, name) for name in head.conditions]
+    weight, bias = (head.tensors[f"head.0.{name}"].numpy() for name in ("weight", "bias"))
+    result = {}
+    for name, tokens in (("own tokens", own), ("no prompts", [None] * len(own))):
+        scores = {}
+        for split, table in zip(("test", "validation"), federation.setup.splits, strict=True):
+            logits = features_of(federation, table, tokens) @ weight.T + bias
+            logits[~federation.data.class_mask[table.groups]] = -np.inf
+            scores[split] = float((logits.argmax(axis=1) == table.labels).mean())
+        result[name] = scores
+    return result
+
+
+def true_groups(partition: str, seed: int, scale: float) -> dict[str, float]:
+    """Prompts of each true domain under the frozen head."""
+    groups = 4
+    config = configure(f"domains_frozen/{partition}", seed, scale, "method=fedavg_pt_plus")
+    count = config.prompts.count
+    config = configure(
+        f"domains_frozen/{partition}",
+        *(seed, scale, "method=fedavg_pt_plus", f"prompts.pool={groups * count}"),
+    )
+    federation = prepare(config)
+    state = initial_state(config, federation)
+    table = federation.data.table
+    queries = [torch.from_numpy(table.queries[table.groups == g]).mean(0) for g in range(groups)]
+    keys = torch.stack(queries).repeat_interleave(count, dim=0)
+    prompts = state.prompts[:count].repeat(groups, 1)
+    state = dataclasses.replace(state, prompts=prompts, keys=keys)
+    return federate(config, federation, state, RowMean())
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and half-width of the 95 % interval."""
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / len(values) ** 0.5
+    return {"mean": float(np.mean(values)), "half_width_95": half, "values": list(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--skip-groups", action="store_true", help="leave out what takes an hour")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    content: dict[str, Any] = {"machine": manifest(), "frozen head": frozen_head()}
+    works: dict[str, Any] = {
+        "head only": functools.partial(head_only, known=False),
+        "head only, domain tokens": functools.partial(head_only, known=True),
+    }
+    if not arguments.skip_groups:
+        works["true groups"] = true_groups
+    for name, work in works.items():
+        for partition in grid.PARTITIONS:
+            for scale in SCALES:
+                runs = [work(partition, seed, scale) for seed in range(arguments.seeds)]
+                found = {
+                    split: interval([run[split] for run in runs])
+                    for split in ("test", "validation")
+                }
+                content.setdefault(name, {}).setdefault(partition, {})[f"rates x {scale:g}"] = found
+                print(name, partition, scale, found["test"], flush=True)
+                atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
