@@ -99,9 +99,11 @@ def test_only_what_is_missing_is_run(
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
     path = tmp_path / cell.file
     path.parent.mkdir(parents=True)
-    path.write_text("{}")
+    path.write_text('{"scale": 1.0}')
     assert run.run_all([cell], 1, 20, tmp_path) == 0
     assert "1 runs, 1 there, 0 to do" in capsys.readouterr().out
+    path.write_text('{"scale": 0.3}')  # with another rate than is chosen now
+    assert not run.is_there(cell, tmp_path)
     missing = grid.Cell("digits/dirichlet_0.5", "pfpt", 0)
     assert run.run_all([missing], 1, 20, tmp_path) == 1
     assert "no learning rate" in capsys.readouterr().out

@@ -2,8 +2,8 @@
 
 A *setting* is a data set, a backbone, a head and a partition. All methods of a seed share the
 partition, the cohorts and the initial weights, because those depend on the seed alone. Learning
-rates are a method's own times one of `SCALES`, chosen on the validation split in shorter runs of a
-seed that is not reported (`choose` in runner.py).
+rates are a method's own times one of `SCALES`, chosen on the validation split with a seed that
+is not reported (`choose` in runner.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 ROUNDS = 20
 EVAL_EVERY = 5
-RATE_ROUNDS = 10
 RATE_SEED = 100
-"""Rounds and seed of the runs that choose learning rates."""
+"""Seed of the runs that choose learning rates. They have all rounds: shorter ones favour high
+rates."""
 PACK = 10
 """Clients that train in one pass: a whole cohort, which a single worker does fastest."""
 SCALES = (0.3, 1.0, 3.0)

@@ -4,10 +4,10 @@
                                      [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
-validation split (three scales, half the rounds, a seed that is not reported), then those that are
-reported. Each run has one thread, writes one JSON file and is never done again while that file is
-there; stop the program at any time and call it again. A run that fails is named, and the others go
-on.
+validation split (three scales, a seed that is not reported), then those that are reported. Each run
+has one thread and writes one JSON file. It is not done again while that file is there, unless it
+had other rates than are chosen now; stop the program at any time and call it again. A run that
+fails is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -155,9 +155,21 @@ def choose(cell: Cell, output: Path) -> float:
     return max(found, key=lambda scale: (found[scale], -scale))
 
 
+def is_there(cell: Cell, output: Path) -> bool:
+    """Whether a run was done, with the rates that are chosen now."""
+    path = output / cell.file
+    if not path.is_file():
+        return False
+    done: float = json.loads(path.read_text(encoding="utf-8"))["scale"]
+    try:
+        return done == choose(cell, output)
+    except FileNotFoundError:
+        return True
+
+
 def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
     """Do the runs that are missing; returns how many failed."""
-    todo = [cell for cell in cells if not (output / cell.file).is_file()]
+    todo = [cell for cell in cells if not is_there(cell, output)]
     print(f"{len(cells)} runs, {len(cells) - len(todo)} there, {len(todo)} to do", flush=True)
     failed = 0
     context = multiprocessing.get_context("spawn")
@@ -170,8 +182,7 @@ def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
                 failed += 1
                 print(f"{cell.file}: no learning rate ({error.filename} is missing)", flush=True)
                 continue
-            length = rounds if cell.scale is None else min(rounds, grid.RATE_ROUNDS)
-            running[pool.submit(run_cell, cell, length, scale, output)] = cell
+            running[pool.submit(run_cell, cell, rounds, scale, output)] = cell
         for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
             try:
                 print(f"[{number}/{len(running)}] {future.result()}", flush=True)
@@ -207,7 +218,7 @@ def main() -> None:
         rates = grid.rate_cells(cells)
         if arguments.list:
             for cell in [*rates, *cells]:
-                state = "there  " if (arguments.output / cell.file).is_file() else "missing"
+                state = "there  " if is_there(cell, arguments.output) else "missing"
                 print(state, cell.file)
             continue
         failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
