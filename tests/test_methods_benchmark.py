@@ -166,6 +166,19 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     page = tables.markdown(list(rows.values()), tables.rate_lines(tmp_path))
     assert "| pfpt | 5 | 68.0 ± 7.1 | +10.0 ± 12.4 (p 0.074) |" in page
     assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 | - | - | 5 |" in page
+    shown = tables.overview(list(rows.values()), grid.MAIN).splitlines()
+    assert shown[0] == "| method | domains_shared<br>dirichlet_0.5 |"
+    assert shown[2:] == [
+        "| `pfpt` | 68.0 ± 7.1 (5)<br>+10.0 ± 12.4 (p 0.074) |",
+        "| `fedavg_pt` | 55.0 ± 12.4 (3) |",
+    ]
+    page_file = tmp_path / "page.md"
+    page_file.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.put_between(page_file, "new")
+    assert page_file.read_text() == f"before\n{tables.BEGIN}\nnew\n{tables.END}\nafter\n"
+    page_file.write_text("no marks")
+    with pytest.raises(SystemExit, match="put them back"):
+        tables.put_between(page_file, "new")
     assert rows["pfpt"]["over_local_only"] == 0.0
     assert "over_centralised" not in rows["pfpt"]
     for figure in (

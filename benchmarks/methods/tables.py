@@ -2,10 +2,12 @@
 
     python benchmarks/methods/tables.py [--results benchmarks/results/methods]
                                         [--tables docs/benchmark-tables.md] [--images docs/images]
+                                        [--page docs/benchmark.md]
 
 Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over the seeds that both
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
-bytes; seconds. Whatever is there is shown, with its number of seeds.
+bytes; seconds. Whatever is there is shown, with its number of seeds. The overview of the main
+methods is written into the page as well, between two marks.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from typing import Any
 import grid
 import matplotlib as mpl
 import numpy as np
-from grid import Cell
+from grid import Cell, is_defined
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 BASELINE = "fedavg_pt"
+BEGIN, END = "<!-- overview: made by benchmarks/methods/tables.py -->", "<!-- end of overview -->"
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
 """setting -> method -> seed -> content of the run's file"""
 
@@ -188,6 +192,43 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
     return "\n".join([*lines, "", "## Choice of learning rates", "", *rates, ""])
 
 
+def overview(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
+    """Test accuracy of some methods in all settings, and below it the difference to FedAvg-PT."""
+    settings = [f"{task}/{partition}" for task in grid.TASKS for partition in grid.PARTITIONS]
+    found = {(row["setting"], row["method"]): row for row in rows}
+    shown = [name for name in settings if any(row["setting"] == name for row in rows)]
+    lines = ["| method | " + " | ".join(name.replace("/", "<br>") for name in shown) + " |"]
+    lines.append("|---" * (1 + len(shown)) + "|")
+    for method in methods:
+        cells = []
+        for setting in shown:
+            row = found.get((setting, method))
+            if row is None:
+                cells.append("-" if is_defined(setting, method) else "not defined")
+                continue
+            text = points(row.get("accuracy"), row.get("accuracy_half_width"))
+            text += f" ({row['seeds']})"
+            gain = difference(row, "accuracy")
+            cells.append(text if gain == "-" else f"{text}<br>{gain}")
+        if any(cell not in ("-", "not defined") for cell in cells):
+            lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def put_between(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page.
+
+    Raises:
+        SystemExit: the page has no marks.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{path}: expected the marks '{BEGIN}' and '{END}'; put them back")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def rate_lines(folder: Path) -> list[str]:
     """Validation accuracy of every scale that was tried."""
     lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in grid.SCALES) + " |"]
@@ -230,14 +271,15 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     fmt="o",
                     markersize=4,
                     color=f"C{shift}",
-                    label=partition if place == 0 else None,
                 )
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_title(task)
         axis.set_xlabel("points over FedAvg-PT")
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, fontsize=8)
+    colours = [f"C{shift}" for shift in range(len(grid.PARTITIONS))]
+    marks = [Line2D([], [], color=colour, marker="o", linestyle="") for colour in colours]
+    axes[0].legend(marks, list(grid.PARTITIONS), frameon=False, fontsize=8)
     return figure
 
 
@@ -254,8 +296,9 @@ def pool_figure(results: Results) -> Figure:
                 axis.plot(range(1, curves.shape[1] + 1), curves.mean(axis=0), label=partition)
         axis.set_title(task)
         axis.set_xlabel("round")
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("prompts in the pool")
-    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -296,6 +339,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "methods")
     parser.add_argument("--tables", type=Path, default=ROOT / "docs" / "benchmark-tables.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmark.md")
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     if not results:
@@ -303,6 +347,7 @@ def main() -> None:
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     arguments.tables.write_text(markdown(rows, rate_lines(arguments.results)), encoding="utf-8")
+    put_between(arguments.page, overview(rows, grid.MAIN))
     arguments.images.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.size"] = 9
     pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}
