@@ -210,6 +210,17 @@ def test_aggregator_objective_and_placement_combine(
     )
 
 
+def test_a_server_optimiser_leaves_control_variates_alone(lay: Callable[..., Laid]) -> None:
+    common = ("method=scaffold_pt", "clients.per_round=2", "eval_clients=never", "rounds=1")
+    plain, _ = lay(*common).play()
+    adam, _ = lay(*common, "aggregator=server_opt", "aggregator.rule=adam").play()
+    assert not torch.equal(plain.shared["head.0.weight"], adam.shared["head.0.weight"])
+    for name in plain.shared:
+        if name.startswith("control."):
+            assert torch.equal(plain.shared[name], adam.shared[name])
+            assert not any(name in key for key in adam.aggregator)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

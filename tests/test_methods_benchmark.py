@@ -92,6 +92,44 @@ def test_the_rate_is_chosen_by_validation_on_a_seed_that_is_not_reported(
     assert run.choose(grid.Cell("digits/dirichlet_0.5", "pfpt", 0, 3.0), tmp_path) == 3.0
 
 
+def test_runs_of_other_options_or_rounds_do_not_count(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    grid, run = modules["grid"], modules["runner"]
+    cell = grid.Cell("digits/imbalance", "pfpt: no memory", 0)
+    path = tmp_path / cell.file
+    path.parent.mkdir(parents=True)
+    done = {"rounds": 20, "overrides": ["aggregator.memory=0"], "scale": 1.0}
+    done["validation_accuracy"] = 0.5
+    path.write_text(json.dumps(done))
+    assert run.is_there(cell, 20, tmp_path)
+    assert not run.is_there(cell, 21, tmp_path)
+    path.write_text(json.dumps({**done, "overrides": []}))
+    assert not run.is_there(cell, 20, tmp_path)
+
+
+def test_a_best_rate_at_an_edge_is_followed_and_a_burst_one_is_not_chosen(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    grid, run = modules["grid"], modules["runner"]
+    setting = "digits/imbalance"
+
+    def tried(scale: float, value: float | None) -> None:
+        path = tmp_path / grid.Cell(setting, "pfpt", grid.RATE_SEED, scale).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"validation_accuracy": value}))
+
+    for scale, value in zip(grid.SCALES, (0.8, 0.7, None), strict=True):
+        tried(scale, value)
+    rates = [grid.Cell(setting, "pfpt", grid.RATE_SEED, scale) for scale in grid.SCALES]
+    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.1]
+    tried(0.1, 0.9)
+    assert run.choose(grid.Cell(setting, "pfpt", 0), tmp_path) == 0.1
+    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.1]  # and no further
+    tried(1.0, 0.95)
+    assert run.beyond(rates, tmp_path) == []
+
+
 def test_only_what_is_missing_is_run(
     modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,11 +137,12 @@ def test_only_what_is_missing_is_run(
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
     path = tmp_path / cell.file
     path.parent.mkdir(parents=True)
-    path.write_text('{"scale": 1.0}')
+    done = {"rounds": 1, "overrides": [], "scale": 1.0, "validation_accuracy": 0.5}
+    path.write_text(json.dumps(done))
     assert run.run_all([cell], 1, 20, tmp_path) == 0
     assert "1 runs, 1 there, 0 to do" in capsys.readouterr().out
-    path.write_text('{"scale": 0.3}')  # with another rate than is chosen now
-    assert not run.is_there(cell, tmp_path)
+    path.write_text(json.dumps({**done, "scale": 0.3}))  # with another rate than is chosen now
+    assert not run.is_there(cell, 20, tmp_path)
     missing = grid.Cell("digits/dirichlet_0.5", "pfpt", 0)
     assert run.run_all([missing], 1, 20, tmp_path) == 1
     assert "no learning rate" in capsys.readouterr().out
@@ -172,6 +211,9 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
         "| `pfpt` | 68.0 ± 7.1 (5)<br>+10.0 ± 12.4 (p 0.074) |",
         "| `fedavg_pt` | 55.0 ± 12.4 (3) |",
     ]
+    frozen = [{**row, "setting": "domains_frozen/imbalance"} for row in rows.values()]
+    last = tables.overview(frozen, grid.MAIN, {"no prompts": {"test": 0.5}}).splitlines()[-1]
+    assert last == "| the frozen head, no prompts (nothing trained) | 50.0 |"
     page_file = tmp_path / "page.md"
     page_file.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     tables.put_between(page_file, "new")

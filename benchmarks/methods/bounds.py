@@ -6,13 +6,15 @@
 * `frozen head`: the frozen head under the task tokens for which it was fitted, each domain's own,
   and under no prompts. Nothing is trained; the same for all partitions.
 * `head only, domain tokens`: a shared head, trained as in `head_only`, on features that were
-  computed under those tokens of each image's domain. Prompts could not do much more for a shared
-  head than that. Beside it `head only` on bare features, with the same seeds, rates and rounds.
-* `true groups`: prompts under the frozen head, where each client gets, and each test image is
-  classified with, the prompts of its true domain; they are averaged row by row, with a memory of
-  `MEMORY` clients. Matching has nothing left to find there.
+  computed under those tokens of each image's domain: what ideal selection of given prompts would
+  do for a shared head. Beside it `head only` on bare features, with the same seeds, rates and
+  rounds.
+* `true groups`: prompts under the frozen head, one set for each domain with the domain's mean query
+  as its fixed key; they are averaged row by row, with a memory of `MEMORY` clients. Matching has
+  nothing left to find there. `routed` is the share of clients whose nearest set is that of their
+  own domain.
 
-Rates are the defaults, and those times 0.3.
+Each with the grid's scales of the learning rates; the best on validation is to be read.
 """
 
 from __future__ import annotations
@@ -46,7 +48,6 @@ from fedprompt.types import ServerState
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods_bounds.json"
 MEMORY = 10.0
-SCALES = (0.3, 1.0)
 
 
 class RowMean:
@@ -180,7 +181,14 @@ def true_groups(partition: str, seed: int, scale: float) -> dict[str, float]:
     keys = torch.stack(queries).repeat_interleave(count, dim=0)
     prompts = state.prompts[:count].repeat(groups, 1)
     state = dataclasses.replace(state, prompts=prompts, keys=keys)
-    return federate(config, federation, state, RowMean())
+    data = federation.data
+    routed = [
+        int((keys - torch.from_numpy(table.queries[part]).mean(0)).square().sum(1).argmin())
+        // count
+        == np.bincount(table.groups[part]).argmax()
+        for part in data.parts
+    ]
+    return {**federate(config, federation, state, RowMean()), "routed": float(np.mean(routed))}
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -207,12 +215,9 @@ def main() -> None:
         works["true groups"] = true_groups
     for name, work in works.items():
         for partition in grid.PARTITIONS:
-            for scale in SCALES:
+            for scale in grid.SCALES:
                 runs = [work(partition, seed, scale) for seed in range(arguments.seeds)]
-                found = {
-                    split: interval([run[split] for run in runs])
-                    for split in ("test", "validation")
-                }
+                found = {figure: interval([run[figure] for run in runs]) for figure in runs[0]}
                 content.setdefault(name, {}).setdefault(partition, {})[f"rates x {scale:g}"] = found
                 print(name, partition, scale, found["test"], flush=True)
                 atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")

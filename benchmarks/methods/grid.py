@@ -22,6 +22,8 @@ PACK = 10
 SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
 server's rate instead, which decides there."""
+BEYOND = {0.3: 0.1, 3.0: 10.0}
+"""What is tried as well where the best scale is at an edge."""
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},
@@ -60,8 +62,11 @@ OTHERS = (
 )
 ABLATIONS: dict[str, tuple[str, ...]] = {
     # preset: or + what is changed, and the overrides
-    "pfpt: no matching (row mean)": ("aggregator=mean",),
-    "pfpt: random matching": ("aggregator=random",),
+    # From a pool, so that clients can still select: these rules add no prompts by themselves.
+    "pfpt: no matching (row mean)": ("aggregator=mean", "prompts.pool=20"),
+    "pfpt: random matching": ("aggregator=random", "prompts.pool=20"),
+    "pfpt: averages weighted": ("aggregator.use_weights=true",),
+    "pfpt: at most 20 prompts": ("aggregator.max_prompts=20",),
     "pfpt: no pruning": ("aggregator.patience=1000",),
     "pfpt: pruning at once": ("aggregator.patience=1",),
     "pfpt: no keys in the matching": ("aggregator.key_weight=0",),
@@ -70,8 +75,9 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pfpt: no selection": ("prompts.selection=all",),
     "pfpt: selection of each batch": ("prompts.choose_by=batch",),
     "pfpt: keys from cls": ("prompts.query=cls",),
-    "pfpt: L2P's sign": ("prompts.selection=l2p", "prompts.similarity_weight=-0.5"),
-    "pfpt: released sign": ("prompts.selection=l2p", "prompts.similarity_weight=0.01"),
+    "pfpt: l2p, released sign": ("prompts.selection=l2p", "prompts.similarity_weight=0.01"),
+    "pfpt: l2p, L2P's sign": ("prompts.selection=l2p", "prompts.similarity_weight=-0.01"),
+    "pfpt: l2p, L2P's weight": ("prompts.selection=l2p", "prompts.similarity_weight=-0.5"),
     "pfpt: paper": ("aggregator.variant=paper",),
     "pfpt: released": ("aggregator.variant=released",),
     "pfpt: one local epoch": ("clients.epochs=1",),
@@ -80,6 +86,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pfpt + logit adjustment": ("objective=logit_adjusted",),
     "fedavg_pt + logit adjustment": ("objective=logit_adjusted",),
     "fedavg_pt_plus + logit adjustment": ("objective=logit_adjusted",),
+    "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
 PARTITIONS_OF_OTHERS = ("dirichlet_0.5", "imbalance")
 ABLATION_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS_OF_OTHERS)
@@ -111,7 +118,7 @@ class Cell:
     def file(self) -> str:
         """Where the result lies, below the results' folder."""
         plain = self.method.replace(": ", "-").replace(" + ", "-with-").replace(" ", "-")
-        plain = plain.translate(str.maketrans("", "", "()'"))
+        plain = plain.translate(str.maketrans("", "", "()',"))
         if self.scale is not None:
             return f"{self.setting}/{plain}/rate-{self.scale:g}.json"
         return f"{self.setting}/{plain}/seed-{self.seed}.json"

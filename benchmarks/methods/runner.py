@@ -4,10 +4,11 @@
                                      [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
-validation split (three scales, a seed that is not reported), then those that are reported. Each run
-has one thread and writes one JSON file. It is not done again while that file is there, unless it
-had other rates than are chosen now; stop the program at any time and call it again. A run that
-fails is named, and the others go on.
+validation split (three scales and one more where the best is at an edge; a seed that is not
+reported), then those that are reported. Each run has one thread and writes one JSON file. It is not
+done again while that file is there, unless it had other rates, rounds or options than it would have
+now; stop the program at any time and call it again. A run that fails is named, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
     changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.ABLATIONS.get(cell.method, ())]
     if cell.preset not in grid.WITHOUT_RATES:
         changes.append(f"rounds={rounds}")
-    if cell.preset.endswith("_plus"):
+    if cell.preset.endswith("_plus") and not any("prompts.pool" in each for each in changes):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
     if config.aggregator.name == "server_opt":
@@ -71,7 +72,8 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
     import torch
 
     import fedprompt
-    from fedprompt.checkpoint import atomic_write, json_ready, load_latest
+    from fedprompt.checkpoint import load_latest
+    from fedprompt.errors import RoundError
     from fedprompt.events import RoundFinished
     from fedprompt.records import manifest
 
@@ -88,9 +90,16 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
                 prompts = load_latest(run_dir / "state").state.prompts
                 pools.append(prompts.numpy().astype(np.float16))
 
-        result = fedprompt.run(
-            experiment_of(cell.setting), [*changes, f"run_dir={run_dir}"], on_event=watch
-        )
+        try:
+            result = fedprompt.run(
+                experiment_of(cell.setting), [*changes, f"run_dir={run_dir}"], on_event=watch
+            )
+        except RoundError as error:
+            if cell.scale is None:
+                raise
+            burst = {"scale": scale, "rounds": 0, "overrides": changes, "validation_accuracy": None}
+            write(output / cell.file, {**burst, "error": str(error)})
+            return f"{cell.file}: {error}"
     last = result.reports[-1]
     about = manifest()
     content = {
@@ -119,14 +128,22 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
         "machine": about,
     }
     path = output / cell.file
-    path.parent.mkdir(parents=True, exist_ok=True)
     if keeps_prompts:
+        path.parent.mkdir(parents=True, exist_ok=True)
         named = {f"round_{number:03d}": pool for number, pool in enumerate(pools, start=1)}
         np.savez_compressed(path.with_suffix(".npz"), **named)  # type: ignore[arg-type]
-    atomic_write(path, json.dumps(json_ready(content), indent=1) + "\n")
+    write(path, content)
     shown = result.summary["accuracy"]
     own = (result.summary["personalised"] or {}).get("mean")
     return f"{cell.file}: accuracy {shown}, clients {own}, {content['seconds']} s"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """One run's file."""
+    from fedprompt.checkpoint import atomic_write, json_ready
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(json_ready(content), indent=1) + "\n")
 
 
 def validation_of(report: dict[str, Any]) -> float | None:
@@ -147,29 +164,60 @@ def choose(cell: Cell, output: Path) -> float:
         return cell.scale
     if cell.preset in grid.WITHOUT_RATES:
         return 1.0
-    setting = grid.rate_setting(cell.setting)
-    found = {}
+    tried = tried_scales(grid.rate_setting(cell.setting), cell.preset, output)
     for scale in grid.SCALES:
-        path = output / Cell(setting, cell.preset, grid.RATE_SEED, scale).file
-        found[scale] = json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"] or 0.0
-    return max(found, key=lambda scale: (found[scale], -scale))
+        if scale not in tried:
+            missing = Cell(grid.rate_setting(cell.setting), cell.preset, grid.RATE_SEED, scale).file
+            raise FileNotFoundError(2, "no such file", missing)
+    return max(tried, key=lambda scale: (tried[scale], -scale))
 
 
-def is_there(cell: Cell, output: Path) -> bool:
-    """Whether a run was done, with the rates that are chosen now."""
+def tried_scales(setting: str, preset: str, output: Path) -> dict[float, float]:
+    """Validation accuracy of every scale that was tried; 0 where training burst."""
+    found = {}
+    for scale in sorted({*grid.SCALES, *grid.BEYOND.values()}):
+        path = output / Cell(setting, preset, grid.RATE_SEED, scale).file
+        if path.is_file():
+            found[scale] = (
+                json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"] or 0.0
+            )
+    return found
+
+
+def beyond(rates: list[Cell], output: Path) -> list[Cell]:
+    """The runs that go one step further where the best scale is at an edge."""
+    cells = []
+    for setting, method in dict.fromkeys((cell.setting, cell.method) for cell in rates):
+        try:
+            best = choose(Cell(setting, method, grid.RATE_SEED), output)
+        except FileNotFoundError:
+            continue
+        best = {further: edge for edge, further in grid.BEYOND.items()}.get(best, best)
+        if best in grid.BEYOND:
+            cells.append(Cell(setting, method, grid.RATE_SEED, grid.BEYOND[best]))
+    return cells
+
+
+def is_there(cell: Cell, rounds: int, output: Path) -> bool:
+    """Whether a run was done as it would be now: rates, rounds and what its method changes."""
     path = output / cell.file
     if not path.is_file():
         return False
-    done: float = json.loads(path.read_text(encoding="utf-8"))["scale"]
+    done = json.loads(path.read_text(encoding="utf-8"))
+    changes = grid.ABLATIONS.get(cell.method, ())
+    burst = done["validation_accuracy"] is None and cell.scale is not None
+    length = done["rounds"] if burst or cell.preset in grid.WITHOUT_RATES else rounds
+    if done["rounds"] != length or not set(changes) <= set(done["overrides"]):
+        return False
     try:
-        return done == choose(cell, output)
+        return bool(done["scale"] == choose(cell, output))
     except FileNotFoundError:
         return True
 
 
 def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
     """Do the runs that are missing; returns how many failed."""
-    todo = [cell for cell in cells if not is_there(cell, output)]
+    todo = [cell for cell in cells if not is_there(cell, rounds, output)]
     print(f"{len(cells)} runs, {len(cells) - len(todo)} there, {len(todo)} to do", flush=True)
     failed = 0
     context = multiprocessing.get_context("spawn")
@@ -218,10 +266,14 @@ def main() -> None:
         rates = grid.rate_cells(cells)
         if arguments.list:
             for cell in [*rates, *cells]:
-                state = "there  " if is_there(cell, arguments.output) else "missing"
+                state = (
+                    "there  " if is_there(cell, arguments.rounds, arguments.output) else "missing"
+                )
                 print(state, cell.file)
             continue
         failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
+        further = beyond(rates, arguments.output)
+        failed += run_all(further, arguments.jobs, arguments.rounds, arguments.output)
         failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
     if failed:
         sys.exit(f"{failed} runs failed; call again to try them again")

@@ -3,6 +3,7 @@
     python benchmarks/methods/tables.py [--results benchmarks/results/methods]
                                         [--tables docs/benchmark-tables.md] [--images docs/images]
                                         [--page docs/benchmark.md]
+                                        [--bounds benchmarks/results/methods_bounds.json]
 
 Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over the seeds that both
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
@@ -30,6 +31,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[2]
 BASELINE = "fedavg_pt"
 BEGIN, END = "<!-- overview: made by benchmarks/methods/tables.py -->", "<!-- end of overview -->"
+SHOWN_SCALES = sorted({*grid.SCALES, *grid.BEYOND.values()})
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
 """setting -> method -> seed -> content of the run's file"""
 
@@ -121,7 +123,7 @@ def summarise(results: Results) -> list[dict[str, Any]]:
                 gap = paired(figures_of(runs, name), figures_of(methods.get(bound, {}), name))
                 if gap is not None and method != bound:
                     row[f"over_{bound}"] = gap[0]
-            row["scale"] = next(iter(runs.values()))["scale"]
+            row["scale"] = ", ".join(f"{s:g}" for s in sorted({r["scale"] for r in runs.values()}))
             rows.append(row)
     return rows
 
@@ -186,14 +188,24 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
                 f"{row['bytes_up'] / 1e6:.2f}",
                 f"{row['bytes_down'] / 1e6:.2f}",
                 f"{row['seconds']:.0f}",
-                f"{row['scale']:g}",
+                row["scale"],
             )
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "## Choice of learning rates", "", *rates, ""])
 
 
-def overview(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
-    """Test accuracy of some methods in all settings, and below it the difference to FedAvg-PT."""
+def overview(
+    rows: Sequence[Mapping[str, Any]],
+    methods: Sequence[str],
+    references: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """Test accuracy of some methods in all settings, and below it the difference to FedAvg-PT.
+
+    Args:
+        rows: from `summarise`.
+        methods: in the order of the table.
+        references: what bounds.py found for the frozen head by itself: test accuracy by name.
+    """
     settings = [f"{task}/{partition}" for task in grid.TASKS for partition in grid.PARTITIONS]
     found = {(row["setting"], row["method"]): row for row in rows}
     shown = [name for name in settings if any(row["setting"] == name for row in rows)]
@@ -212,6 +224,12 @@ def overview(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
             cells.append(text if gain == "-" else f"{text}<br>{gain}")
         if any(cell not in ("-", "not defined") for cell in cells):
             lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    for name, scores in (references or {}).items():
+        frozen = [
+            points(scores["test"], None) if setting.startswith("domains_frozen") else "-"
+            for setting in shown
+        ]
+        lines.append(f"| the frozen head, {name} (nothing trained) | " + " | ".join(frozen) + " |")
     return "\n".join(lines)
 
 
@@ -231,12 +249,12 @@ def put_between(path: Path, text: str) -> None:
 
 def rate_lines(folder: Path) -> list[str]:
     """Validation accuracy of every scale that was tried."""
-    lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in grid.SCALES) + " |"]
-    lines.append("|---" * (2 + len(grid.SCALES)) + "|")
+    lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in SHOWN_SCALES) + " |"]
+    lines.append("|---" * (2 + len(SHOWN_SCALES)) + "|")
     cells = grid.rate_cells(grid.final_cells())
     for cell in dict.fromkeys((cell.setting, cell.method) for cell in cells):
         shown = []
-        for scale in grid.SCALES:
+        for scale in SHOWN_SCALES:
             path = folder / Cell(*cell, grid.RATE_SEED, scale).file
             value = None
             if path.is_file():
@@ -271,6 +289,8 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     fmt="o",
                     markersize=4,
                     color=f"C{shift}",
+                    # Hollow: one seed, of which no interval is known.
+                    markerfacecolor="white" if gain["seeds"] < 2 else f"C{shift}",
                 )
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_title(task)
@@ -339,6 +359,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "methods")
     parser.add_argument("--tables", type=Path, default=ROOT / "docs" / "benchmark-tables.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument(
+        "--bounds", type=Path, default=ROOT / "benchmarks" / "results" / "methods_bounds.json"
+    )
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmark.md")
     arguments = parser.parse_args()
     results = read_results(arguments.results)
@@ -347,7 +370,11 @@ def main() -> None:
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     arguments.tables.write_text(markdown(rows, rate_lines(arguments.results)), encoding="utf-8")
-    put_between(arguments.page, overview(rows, grid.MAIN))
+    references = {}
+    if arguments.bounds.is_file():
+        bounds = json.loads(arguments.bounds.read_text(encoding="utf-8"))
+        references = bounds["frozen head"]
+    put_between(arguments.page, overview(rows, grid.MAIN, references))
     arguments.images.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.size"] = 9
     pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}

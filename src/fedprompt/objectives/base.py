@@ -104,6 +104,12 @@ class Objective:
         """A tensor like each one that a client must return: same names, shapes and dtypes."""
         return shared
 
+    def is_mean(self, name: str) -> bool:
+        """Whether a shared tensor that `combine` returns is the mean of what clients trained, from
+        which a server's optimiser may go on; False for what the objective computes itself.
+        """
+        return True
+
     def combine(
         self,
         before: Tensors,

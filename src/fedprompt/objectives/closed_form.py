@@ -97,6 +97,10 @@ class ClosedForm(Objective):
             {"stats.sent": torch.ones(1)},
         )
 
+    def is_mean(self, name: str) -> bool:
+        """Nothing: the head is solved for."""
+        return False
+
     def combine(
         self,
         before: Tensors,

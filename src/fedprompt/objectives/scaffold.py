@@ -85,6 +85,10 @@ class Scaffold(Objective):
             changes[key] = variates[key] - before
         return changes, variates
 
+    def is_mean(self, name: str) -> bool:
+        """All but the variates, which follow Eq. 5."""
+        return not name.startswith(PREFIX)
+
     def combine(
         self,
         before: Tensors,

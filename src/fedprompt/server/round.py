@@ -30,6 +30,7 @@ from fedprompt.aggregation import Aggregation, Aggregator, SharedRule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.errors import RoundError
 from fedprompt.generators import PromptGenerator
+from fedprompt.objectives import Objective
 from fedprompt.seeding import derive_seed, torch_generator
 from fedprompt.server.evaluate import Evaluation
 from fedprompt.server.sampling import sample_cohort
@@ -168,7 +169,7 @@ def end_round(
         settings.recipe.training.population,
         state.objective,
     )
-    shared, moments = step_shared(aggregator, shared, state)
+    shared, moments = step_shared(aggregator, objective, shared, state)
     if settings.generator is None:
         merged = aggregate_prompts(good, state, settings, aggregator, round_index)
     else:
@@ -289,16 +290,20 @@ def merge_shared(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
 
 
 def step_shared(
-    aggregator: Aggregator, shared: Tensors, state: ServerState
+    aggregator: Aggregator, objective: Objective, shared: Tensors, state: ServerState
 ) -> tuple[Tensors, Tensors]:
     """Let an aggregator with a rule for shared tensors go on from their mean; others keep it.
+
+    What is no mean, such as control variates, stays what the objective made of it.
 
     Returns:
         The shared tensors, and what the aggregator remembers of them.
     """
     if not isinstance(aggregator, SharedRule):
         return shared, {}
-    return aggregator.merge_shared(shared, state.shared, state.aggregator)
+    means = {name: value for name, value in shared.items() if objective.is_mean(name)}
+    stepped, moments = aggregator.merge_shared(means, state.shared, state.aggregator)
+    return {**shared, **stepped}, moments
 
 
 def teach_generator(
