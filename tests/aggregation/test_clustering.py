@@ -268,3 +268,19 @@ def test_gmm_does_not_collapse_in_many_dimensions(covariance: str) -> None:
     assert len(found[1 / 128].prompts) == 1
     assert len(found[0.3].prompts) == 5
     assert all(torch.equal(rows, found[0.3].assignment[0]) for rows in found[0.3].assignment)
+
+
+def test_a_mixture_that_shrank_can_grow_again() -> None:
+    aggregator = aggregation.create("gmm")
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(1, 32, generator=generator)
+    alike = [shared + 1e-3 * torch.randn(3, 32, generator=generator) for _ in range(4)]
+    start = torch.randn(3, 32, generator=generator)
+    shrunk = aggregator.aggregate(alike, previous=start)
+    assert int(shrunk.state["bound"]) == 3
+    centres = 10 * torch.randn(3, 32, generator=generator)
+    apart = [centres + 1e-2 * torch.randn(3, 32, generator=generator) for _ in range(4)]
+    previous = shrunk.prompts[:1]
+    assert len(aggregator.aggregate(apart, previous=previous).prompts) == 1
+    again = aggregator.aggregate(apart, previous=previous, state=shrunk.state)
+    assert len(again.prompts) == 3

@@ -42,8 +42,8 @@ class GmmOptions:
     """Options of `gmm`."""
 
     max_components: int = 0
-    """Bound on the number of components; 0 for as many as prompts were broadcast, or twice as
-    many as the largest set has."""
+    """Bound on the number of components; 0 for the most prompts that were ever broadcast, or, if
+    nothing was, twice as many as the largest set has."""
     covariance: str = "spherical"
     """`spherical` or `diag`; a full one would have more entries than there are prompts."""
     concentration: float = 0.0
@@ -76,7 +76,8 @@ class Gmm:
     """Centroids of a Bayesian Gaussian mixture.
 
     Does not respect the rule "one prompt per client and cluster". Components that are no prompt's
-    most probable one are dropped. Sample counts and origins are not used. Stateless.
+    most probable one are dropped. Sample counts and origins are not used. State: `bound`, int64,
+    so that a pool which shrank once can grow again.
     """
 
     def __init__(self, options: GmmOptions) -> None:
@@ -95,12 +96,15 @@ class Gmm:
     ) -> Aggregation:
         """Fit the mixture to all local prompts; the components' means are the new prompts."""
         cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
-        return aggregate_clusters(cohort, self._bound(cohort), self._fit, generator)
+        bound = self._bound(cohort, state or {})
+        result = aggregate_clusters(cohort, bound, self._fit, generator)
+        result.state["bound"] = torch.tensor(bound)
+        return result
 
-    def _bound(self, cohort: Cohort) -> int:
+    def _bound(self, cohort: Cohort, state: Mapping[str, Tensor]) -> int:
         number = self.options.max_components
         if number == 0 and cohort.previous is not None:
-            number = len(cohort.previous)
+            number = max(len(cohort.previous), int(state.get("bound", 0)))
         elif number == 0:
             number = HEADROOM * largest_set(cohort)
         return max(number, 1)
