@@ -81,7 +81,7 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
     changes = overrides_of(cell, rounds, scale)
     keeps_prompts = cell.method == "pfpt" and cell.seed == 0 and cell.scale is None
     pools: list[NDArray[np.float16]] = []
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
 
@@ -119,6 +119,7 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
         "bytes_up": sum(report["bytes_up"] for report in result.reports),
         "bytes_down": sum(report["bytes_down"] for report in result.reports),
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - worked, 1),
         "seconds_of": {
             phase: round(sum(report["seconds"][phase] for report in result.reports), 2)
             for phase in last["seconds"]

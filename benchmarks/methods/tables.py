@@ -7,7 +7,7 @@
 
 Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over the seeds that both
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
-bytes; seconds. Whatever is there is shown, with its number of seeds. The overview of the main
+bytes; CPU seconds. Whatever is there is shown, with its number of seeds. The overview of the main
 methods is written into the page as well, between two marks.
 """
 
@@ -115,8 +115,11 @@ def summarise(results: Results) -> list[dict[str, Any]]:
                     row[f"{name}_difference"] = dict(
                         zip(("mean", "half_width", "p", "seeds"), difference, strict=True)
                     )
-            for name in ("prompts", "bytes_up", "bytes_down", "seconds"):
+            for name in ("prompts", "bytes_up", "bytes_down"):
                 row[name] = float(np.mean([run[name] for run in runs.values()]))
+            # Of one thread, so that what else the machine did does not count; early files have none.
+            known = [run["cpu_seconds"] for run in runs.values() if "cpu_seconds" in run]
+            row["cpu_seconds"] = float(np.mean(known)) if known else math.nan
             # Over common seeds: what is lost to having the data apart, and what a
             # client gains over being alone.
             for bound, name in (("centralised", "accuracy"), ("local_only", "personalised")):
@@ -158,7 +161,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
     heads = (
         *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
         *("clients' own (%)", "worst tenth", "over centralised", "own over local only"),
-        *("prompts", "MB up", "MB down", "seconds", "rates x"),
+        *("prompts", "MB up", "MB down", "CPU s", "rates x"),
     )
     lines = [
         "# Tables of the methods benchmark",
@@ -187,7 +190,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
                 f"{row['prompts']:.0f}",
                 f"{row['bytes_up'] / 1e6:.2f}",
                 f"{row['bytes_down'] / 1e6:.2f}",
-                f"{row['seconds']:.0f}",
+                f"{row['cpu_seconds']:.0f}" if math.isfinite(row["cpu_seconds"]) else "-",
                 row["scale"],
             )
             lines.append("| " + " | ".join(cells) + " |")
