@@ -117,7 +117,7 @@ def summarise(results: Results) -> list[dict[str, Any]]:
                     )
             for name in ("prompts", "bytes_up", "bytes_down"):
                 row[name] = float(np.mean([run[name] for run in runs.values()]))
-            # Of one thread, so that what else the machine did does not count; early files have none.
+            # Of one thread: what else the machine did does not count. Early files have none.
             known = [run["cpu_seconds"] for run in runs.values() if "cpu_seconds" in run]
             row["cpu_seconds"] = float(np.mean(known)) if known else math.nan
             # Over common seeds: what is lost to having the data apart, and what a
