@@ -272,8 +272,9 @@ def rate_lines(folder: Path) -> list[str]:
 
 
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Difference to FedAvg-PT of the main methods, one panel a task."""
-    tasks = [task for task in grid.TASKS if any(r["setting"].startswith(task) for r in rows)]
+    """Difference to FedAvg-PT of the main methods, one panel for each task that has any."""
+    compared = [row["setting"] for row in rows if "accuracy_difference" in row]
+    tasks = [task for task in grid.TASKS if any(name.startswith(task) for name in compared)]
     figure = Figure(figsize=(4.2 * max(1, len(tasks)), 4.2), layout="constrained")
     axes = figure.subplots(1, max(1, len(tasks)), sharey=True, squeeze=False)[0]
     methods = [method for method in grid.MAIN if method != BASELINE]
@@ -308,7 +309,11 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def pool_figure(results: Results) -> Figure:
     """Number of PFPT's prompts over rounds (Fig. 4 of the paper), mean over seeds."""
-    tasks = [task for task in grid.TASKS if any(s.startswith(task) for s in results)]
+    tasks = [
+        task
+        for task in grid.TASKS
+        if any(s.startswith(task) and "pfpt" in methods for s, methods in results.items())
+    ]
     figure = Figure(figsize=(4.2 * max(1, len(tasks)), 3.2), layout="constrained")
     axes = figure.subplots(1, max(1, len(tasks)), squeeze=False)[0]
     for axis, task in zip(axes, tasks, strict=False):
