@@ -223,10 +223,14 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
         tables.put_between(page_file, "new")
     assert rows["pfpt"]["over_local_only"] == 0.0
     assert "over_centralised" not in rows["pfpt"]
-    for figure in (
-        tables.accuracy_figure(list(rows.values())),
-        tables.pool_figure(results),
-        tables.path_figure(tmp_path, setting),
-    ):
-        figure.savefig(tmp_path / "figure.png")
-        assert (tmp_path / "figure.png").stat().st_size > 5000
+    gains = tables.accuracy_figure(list(rows.values()))
+    (axis,) = gains.axes
+    (bar,) = axis.containers  # PFPT's; FedAvg-PT is what it is compared with
+    assert bar.lines[0].get_xdata() == pytest.approx([10.0])
+    (axis,) = (pool := tables.pool_figure(results)).axes
+    assert axis.lines[0].get_ydata().tolist() == [5, 6]
+    path = tables.path_figure(tmp_path, setting)
+    dots, ends = path.axes[0].collections
+    assert (len(dots.get_offsets()), len(ends.get_offsets())) == (18, 2)
+    for number, figure in enumerate((gains, pool, path)):
+        figure.savefig(tmp_path / f"{number}.png")
