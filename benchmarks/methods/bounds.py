@@ -58,17 +58,15 @@ class RowMean:
     def aggregate(
         self,
         prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
+        *,
+        origins: Sequence[Tensor],
+        previous: Tensor,
+        previous_keys: Tensor,
+        state: Mapping[str, Tensor],
+        **unused: Any,
     ) -> Aggregation:
         """See `Aggregator.aggregate`."""
-        assert origins is not None and previous is not None and previous_keys is not None
-        strength = (state or {}).get("strength", torch.zeros(len(previous)))
+        strength = state.get("strength", torch.zeros(len(previous)))
         total, mass = strength[:, None] * previous, strength.clone()
         for prompts, rows in zip(prompt_sets, origins, strict=True):
             total[rows] += prompts
