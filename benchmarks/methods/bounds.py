@@ -31,7 +31,7 @@ import grid
 import numpy as np
 import torch
 from runner import experiment_of
-from scipy import stats
+from tables import interval
 from torch import Tensor
 
 from fedprompt.aggregation import Aggregation
@@ -189,10 +189,10 @@ def true_groups(partition: str, seed: int, scale: float) -> dict[str, float]:
     return {**federate(config, federation, state, RowMean()), "routed": float(np.mean(routed))}
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
+def described(values: Sequence[float]) -> dict[str, Any]:
     """Mean and half-width of the 95 % interval."""
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / len(values) ** 0.5
-    return {"mean": float(np.mean(values)), "half_width_95": half, "values": list(values)}
+    mean, half = interval(values)
+    return {"mean": mean, "half_width_95": half, "values": list(values)}
 
 
 def main() -> None:
@@ -215,7 +215,7 @@ def main() -> None:
         for partition in grid.PARTITIONS:
             for scale in grid.SCALES:
                 runs = [work(partition, seed, scale) for seed in range(arguments.seeds)]
-                found = {figure: interval([run[figure] for run in runs]) for figure in runs[0]}
+                found = {figure: described([run[figure] for run in runs]) for figure in runs[0]}
                 content.setdefault(name, {}).setdefault(partition, {})[f"rates x {scale:g}"] = found
                 print(name, partition, scale, found["test"], flush=True)
                 atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
