@@ -8,15 +8,18 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fedprompt.config import compose
+from fedprompt.data.tables import FeatureTable
+from fedprompt.models.backbone import load_backbone
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "methods"
-NAMES = ("grid", "runner", "tables")
+NAMES = ("grid", "runner", "summary", "figures", "tables", "bounds")
 
 
 @pytest.fixture
@@ -125,7 +128,9 @@ def test_a_best_rate_at_an_edge_is_followed_and_a_burst_one_is_not_chosen(
     assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.1]
     tried(0.1, 0.9)
     assert run.choose(grid.Cell(setting, "pfpt", 0), tmp_path) == 0.1
-    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.1]  # and no further
+    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.03, 0.1]
+    tried(0.03, 0.91)
+    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.03, 0.1]  # and no further
     tried(1.0, 0.95)
     assert run.beyond(rates, tmp_path) == []
 
@@ -178,7 +183,7 @@ def fake(accuracy: float | None, **more: object) -> dict[str, object]:
 
 
 def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    grid, tables = modules["grid"], modules["tables"]
+    grid, summary, tables = modules["grid"], modules["summary"], modules["tables"]
     setting = "domains_shared/dirichlet_0.5"
     values = {
         "pfpt": [0.6, 0.7, 0.65, 0.75, 0.7],
@@ -192,8 +197,8 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
             path.write_text(json.dumps(fake(value)))
     pools = {f"round_{n:03d}": np.random.default_rng(n).normal(size=(6, 8)) for n in range(1, 4)}
     np.savez((tmp_path / grid.Cell(setting, "pfpt", 0).file).with_suffix(".npz"), **pools)
-    results = tables.read_results(tmp_path)
-    rows = {row["method"]: row for row in tables.summarise(results)}
+    results = summary.read_results(tmp_path)
+    rows = {row["method"]: row for row in summary.summarise(results)}
     assert rows["pfpt"]["accuracy"] == pytest.approx(0.68)
     # Differences of the three common seeds: 0.1, 0.15, 0.05; sd 0.05, t(2) = 4.303.
     gain = rows["pfpt"]["accuracy_difference"]
@@ -204,7 +209,7 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     assert rows["local_only"]["personalised"] == 0.5
     page = tables.markdown(list(rows.values()), tables.rate_lines(tmp_path))
     assert "| pfpt | 5 | 68.0 ± 7.1 | +10.0 ± 12.4 (p 0.074) |" in page
-    assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 | - | - | 5 |" in page
+    assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 ± 0.0 | - | - | 5 |" in page
     shown = tables.overview(list(rows.values()), grid.MAIN).splitlines()
     assert shown[0] == "| method | domains_shared<br>dirichlet_0.5 |"
     assert shown[2:] == [
@@ -215,22 +220,86 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     last = tables.overview(frozen, grid.MAIN, {"no prompts": {"test": 0.5}}).splitlines()[-1]
     assert last == "| the frozen head, no prompts (nothing trained) | 50.0 |"
     page_file = tmp_path / "page.md"
-    page_file.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    tables.put_between(page_file, "new")
-    assert page_file.read_text() == f"before\n{tables.BEGIN}\nnew\n{tables.END}\nafter\n"
+    begin, end = "<!-- x: made by benchmarks/methods/tables.py -->", "<!-- end of x -->"
+    page_file.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    tables.put_between(page_file, "x", "new")
+    assert page_file.read_text() == f"before\n{begin}\nnew\n{end}\nafter\n"
     page_file.write_text("no marks")
     with pytest.raises(SystemExit, match="put them back"):
-        tables.put_between(page_file, "new")
-    assert rows["pfpt"]["over_local_only"] == 0.0
-    assert "over_centralised" not in rows["pfpt"]
-    gains = tables.accuracy_figure(list(rows.values()))
+        tables.put_between(page_file, "x", "new")
+    assert rows["pfpt"]["over_local_only_difference"]["mean"] == 0.0
+    assert "over_centralised_difference" not in rows["pfpt"]
+    shown = tables.overview(list(rows.values()), ("local_only",)).splitlines()
+    assert shown[2] == "| `local_only` | 50.0 ± 0.0 (3) * |"
+    gains = modules["figures"].accuracy_figure(list(rows.values()))
     (axis,) = gains.axes
     (bar,) = axis.containers  # PFPT's; FedAvg-PT is what it is compared with
     assert bar.lines[0].get_xdata() == pytest.approx([10.0])
-    (axis,) = (pool := tables.pool_figure(results)).axes
+    (axis,) = (pool := modules["figures"].pool_figure(results)).axes
     assert axis.lines[0].get_ydata().tolist() == [5, 6]
-    path = tables.path_figure(tmp_path, setting)
+    path = modules["figures"].path_figure(tmp_path, setting)
     dots, ends = path.axes[0].collections
     assert (len(dots.get_offsets()), len(ends.get_offsets())) == (18, 2)
     for number, figure in enumerate((gains, pool, path)):
         figure.savefig(tmp_path / f"{number}.png")
+
+
+def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleType]) -> None:
+    grid, summary, tables = modules["grid"], modules["summary"], modules["tables"]
+    setting = grid.ABLATION_SETTINGS[0]
+    method = "pfpt: no memory"
+    assert method in grid.ABLATIONS
+    runs = {"pfpt": (0.6, 0.7), "fedavg_pt": (0.1, 0.1), method: (0.55, 0.67)}
+    results = {
+        setting: {
+            name: {seed: fake(value) for seed, value in enumerate(values)}
+            for name, values in runs.items()
+        }
+    }
+    changed = summary.summarise(results, lambda name: grid.Cell("", name, 0).preset)
+    (line,) = tables.overview(changed, (method,)).splitlines()[2:]
+    assert line.startswith(f"| `{method}` | 61.0 ± 76.2 (2)<br>-4.0 ± 12.7")
+    by_name = {row["method"]: row for row in summary.summarise(results)}
+    assert by_name[method]["accuracy_difference"]["mean"] == pytest.approx(0.51)
+
+
+def test_true_groups_are_averaged_row_by_row_with_a_memory(modules: dict[str, ModuleType]) -> None:
+    rule = modules["bounds"].RowMean()
+    previous, keys = torch.tensor([[1.0], [2.0], [3.0]]), torch.eye(3)
+    sets = [torch.tensor([[3.0], [4.0]]), torch.tensor([[5.0]])]
+    origins = [torch.tensor([0, 1]), torch.tensor([0])]
+    args = {"prompt_sets": sets, "origins": origins, "previous_keys": keys}
+    first = rule.aggregate(previous=previous, state={}, **args)
+    assert first.prompts.flatten().tolist() == [4.0, 4.0, 3.0]  # the third was not returned
+    assert first.state["strength"].tolist() == [2.0, 1.0, 0.0]
+    second = rule.aggregate(previous=first.prompts, state=first.state, **args)
+    assert second.prompts.flatten().tolist() == [4.0, 4.0, 3.0]
+    assert torch.equal(second.keys, keys)
+    full = {"strength": torch.full((3,), 100.0)}
+    kept = rule.aggregate(previous=previous, state=full, **args).state["strength"]
+    assert kept.tolist() == [modules["bounds"].MEMORY] * 3
+
+
+def test_each_image_goes_through_under_the_tokens_of_its_domain(
+    modules: dict[str, ModuleType],
+) -> None:
+    backbone = load_backbone("nano_promptable")
+    draws = torch.Generator().manual_seed(0)
+    tokens = torch.randn(6, 17, 128, generator=draws)
+    table = FeatureTable(
+        tokens=tokens.numpy(),
+        queries=np.zeros((6, 1), np.float32),
+        features=np.zeros((6, 128), np.float32),
+        labels=np.zeros(6, np.int64),
+        groups=np.array([0, 1, 0, 2, 1, 1]),
+    )
+    own = [
+        modules["bounds"].tokens_of(backbone, name) for name in ("no prompts", "task 0", "task 2")
+    ]
+    assert own[0] is None
+    assert own[1] is not None and own[1].ndim == 2
+    found = modules["bounds"].features_of(SimpleNamespace(backbone=backbone), table, own)
+    for row, group in enumerate(table.groups):
+        alone = backbone.encode(tokens[row : row + 1], own[group])[0]
+        np.testing.assert_allclose(found[row], alone.numpy(), rtol=1e-4, atol=1e-5)
+    assert np.abs(found[1] - backbone.encode(tokens[1:2])[0].numpy()).max() > 0.01

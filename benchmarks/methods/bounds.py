@@ -14,7 +14,8 @@
   nothing left to find there. `routed` is the share of clients whose nearest set is that of their
   own domain.
 
-Each with the grid's scales of the learning rates; the best on validation is to be read.
+The heads with the grid's scales of the learning rates, of which the best on validation is to be
+read; `true groups` with the rates that PFPT has in the grid.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from typing import Any
 import grid
 import numpy as np
 import torch
-from runner import experiment_of
-from tables import interval
+from runner import OUTPUT as RESULTS
+from runner import choose, experiment_of
+from summary import interval
 from torch import Tensor
 
 from fedprompt.aggregation import Aggregation
@@ -213,7 +215,10 @@ def main() -> None:
         works["true groups"] = true_groups
     for name, work in works.items():
         for partition in grid.PARTITIONS:
-            for scale in grid.SCALES:
+            scales: tuple[float, ...] = grid.SCALES
+            if work is true_groups:
+                scales = (choose(grid.Cell(f"domains_frozen/{partition}", "pfpt", 0), RESULTS),)
+            for scale in scales:
                 runs = [work(partition, seed, scale) for seed in range(arguments.seeds)]
                 found = {figure: described([run[figure] for run in runs]) for figure in runs[0]}
                 content.setdefault(name, {}).setdefault(partition, {})[f"rates x {scale:g}"] = found

@@ -22,8 +22,8 @@ PACK = 10
 SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
 server's rate instead, which decides there."""
-BEYOND = {0.3: 0.1, 3.0: 10.0}
-"""What is tried as well where the best scale is at an edge."""
+BEYOND = {0.3: 0.1, 0.1: 0.03, 3.0: 10.0, 10.0: 30.0}
+"""What is tried as well where the best scale is at an edge: at most two steps further."""
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},

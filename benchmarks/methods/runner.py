@@ -4,7 +4,7 @@
                                      [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
-validation split (three scales and one more where the best is at an edge; a seed that is not
+validation split (three scales, and up to two more where the best is at an edge; a seed that is not
 reported), then those that are reported. Each run has one thread and writes one JSON file. It is not
 done again while that file is there, unless it had other rates, rounds or options than it would have
 now; stop the program at any time and call it again. A run that fails is named, and the others go
@@ -186,16 +186,21 @@ def tried_scales(setting: str, preset: str, output: Path) -> dict[float, float]:
 
 
 def beyond(rates: list[Cell], output: Path) -> list[Cell]:
-    """The runs that go one step further where the best scale is at an edge."""
+    """The runs that go one step further where the best scale is at an edge, and those that went
+    there before.
+    """
     cells = []
+    back = {further: nearer for nearer, further in grid.BEYOND.items()}
     for setting, method in dict.fromkeys((cell.setting, cell.method) for cell in rates):
         try:
             best = choose(Cell(setting, method, grid.RATE_SEED), output)
         except FileNotFoundError:
             continue
-        best = {further: edge for edge, further in grid.BEYOND.items()}.get(best, best)
-        if best in grid.BEYOND:
-            cells.append(Cell(setting, method, grid.RATE_SEED, grid.BEYOND[best]))
+        steps = [grid.BEYOND[best]] if best in grid.BEYOND else []
+        while best in back:
+            steps.append(best)
+            best = back[best]
+        cells += [Cell(setting, method, grid.RATE_SEED, scale) for scale in steps]
     return cells
 
 
@@ -273,8 +278,9 @@ def main() -> None:
                 print(state, cell.file)
             continue
         failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
-        further = beyond(rates, arguments.output)
-        failed += run_all(further, arguments.jobs, arguments.rounds, arguments.output)
+        for _ in range(len(grid.BEYOND) // 2):
+            further = beyond(rates, arguments.output)
+            failed += run_all(further, arguments.jobs, arguments.rounds, arguments.output)
         failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
     if failed:
         sys.exit(f"{failed} runs failed; call again to try them again")
