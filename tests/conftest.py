@@ -11,6 +11,8 @@ import torch
 
 # Before anything starts worker processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers are as nice as the tests: by default (15) the tests beside them starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDPROMPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray for the tests of a file that can share it."""
+    from fedprompt.runtime.ray_runtime import start_ray, stop_ray
+
+    start_ray(4, verbose=False)
+    yield
+    stop_ray()
 
 
 @pytest.fixture(scope="session")

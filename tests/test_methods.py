@@ -162,7 +162,9 @@ def test_every_preset_runs(tiny: Overrides, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["scaffold_pt", "pfedpg", "fedopt_pt", "lora_fedavg", "local_only"]
 )
-def test_serial_and_ray_give_the_same_bits(tiny: Overrides, tmp_path: Path, name: str) -> None:
+def test_serial_and_ray_give_the_same_bits(
+    local_ray: None, tiny: Overrides, tmp_path: Path, name: str
+) -> None:
     serial = fedprompt.run("quickstart", tiny(*method(name)))
     parallel = ["runtime=ray", "runtime.actors=1", f"run_dir={tmp_path / 'ray'}"]
     ray = fedprompt.run("quickstart", tiny(*method(name), *parallel))

@@ -34,17 +34,6 @@ from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 Overrides = Callable[..., list[str]]
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray for the tests of this file that can share it."""
-
-    from fedprompt.runtime.ray_runtime import start_ray, stop_ray
-
-    start_ray(4, verbose=False)
-    yield
-    stop_ray()
-
-
 EVALUATED = ("accuracy", "loss", "validation_accuracy")
 FIGURES: list[dict[str, float]] = []
 """What `straight` measured in its last round."""
