@@ -130,9 +130,13 @@ def test_a_best_rate_at_an_edge_is_followed_and_a_burst_one_is_not_chosen(
     assert run.choose(grid.Cell(setting, "pfpt", 0), tmp_path) == 0.1
     assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.03, 0.1]
     tried(0.03, 0.91)
-    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.03, 0.1]  # and no further
+    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.01, 0.03, 0.1]
+    tried(0.01, 0.92)
+    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.01, 0.03, 0.1]  # no further
     tried(1.0, 0.95)
     assert run.beyond(rates, tmp_path) == []
+    wide = grid.rate_cells([grid.Cell("domains_frozen/imbalance", "pfpt", 0)])
+    assert [cell.scale for cell in wide] == [0.03, 0.3, 3.0]
 
 
 def test_only_what_is_missing_is_run(

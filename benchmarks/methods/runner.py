@@ -4,7 +4,7 @@
                                      [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
-validation split (three scales, and up to two more where the best is at an edge; a seed that is not
+validation split (three scales, and up to three more where the best is at an edge; a seed that is not
 reported), then those that are reported. Each run has one thread and writes one JSON file. It is not
 done again while that file is there, unless it had other rates, rounds or options than it would have
 now; stop the program at any time and call it again. A run that fails is named, and the others go
@@ -166,7 +166,7 @@ def choose(cell: Cell, output: Path) -> float:
     if cell.preset in grid.WITHOUT_RATES:
         return 1.0
     tried = tried_scales(grid.rate_setting(cell.setting), cell.preset, output)
-    for scale in grid.SCALES:
+    for scale in grid.SCALES_OF.get(grid.rate_setting(cell.setting), grid.SCALES):
         if scale not in tried:
             missing = Cell(grid.rate_setting(cell.setting), cell.preset, grid.RATE_SEED, scale).file
             raise FileNotFoundError(2, "no such file", missing)
@@ -176,7 +176,7 @@ def choose(cell: Cell, output: Path) -> float:
 def tried_scales(setting: str, preset: str, output: Path) -> dict[float, float]:
     """Validation accuracy of every scale that was tried; 0 where training burst."""
     found = {}
-    for scale in sorted({*grid.SCALES, *grid.BEYOND.values()}):
+    for scale in sorted({*grid.SCALES, *grid.BEYOND, *grid.BEYOND.values()}):
         path = output / Cell(setting, preset, grid.RATE_SEED, scale).file
         if path.is_file():
             found[scale] = (
@@ -278,7 +278,7 @@ def main() -> None:
                 print(state, cell.file)
             continue
         failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
-        for _ in range(len(grid.BEYOND) // 2):
+        for _ in range(3):
             further = beyond(rates, arguments.output)
             failed += run_all(further, arguments.jobs, arguments.rounds, arguments.output)
         failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
