@@ -4,11 +4,11 @@
                                      [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
-validation split (three scales, and up to three more where the best is at an edge; a seed that is not
-reported), then those that are reported. Each run has one thread and writes one JSON file. It is not
-done again while that file is there, unless it had other rates, rounds or options than it would have
-now; stop the program at any time and call it again. A run that fails is named, and the others go
-on.
+validation split (three scales, and up to three more where the best is at an edge; a seed that is
+not reported), then those that are reported. Each run has one thread and writes one JSON file. It is
+not done again while that file is there, unless it had other rates, rounds or options than it would
+have now; stop the program at any time and call it again. A run that fails is named, and the others
+go on.
 """
 
 from __future__ import annotations
