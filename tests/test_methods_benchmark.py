@@ -263,6 +263,8 @@ def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleT
     changed = summary.summarise(results, lambda name: grid.Cell("", name, 0).preset)
     (line,) = tables.overview(changed, (method,)).splitlines()[2:]
     assert line.startswith(f"| `{method}` | 61.0 ± 76.2 (2)<br>-4.0 ± 12.7")
+    (row,) = tables.over_others(results, "pfpt", ("fedavg_pt", "fedcof"))
+    assert row.startswith("| `pfpt` over `fedavg_pt` | +55.0 ± 63.5")
     by_name = {row["method"]: row for row in summary.summarise(results)}
     assert by_name[method]["accuracy_difference"]["mean"] == pytest.approx(0.51)
 

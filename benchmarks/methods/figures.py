@@ -12,6 +12,7 @@ import numpy as np
 from grid import Cell
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from summary import BASELINE, Results
 
 
@@ -70,6 +71,7 @@ def pool_figure(results: Results) -> Figure:
                 axis.plot(range(1, curves.shape[1] + 1), curves.mean(axis=0), label=partition)
         axis.set_title(task)
         axis.set_xlabel("round")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.lines:
             axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("prompts in the pool")

@@ -25,7 +25,7 @@ import grid
 import matplotlib as mpl
 from figures import accuracy_figure, path_figure, pool_figure
 from grid import Cell, is_defined
-from summary import read_results, summarise
+from summary import Results, read_results, summarise
 
 ROOT = Path(__file__).parents[2]
 SHOWN_SCALES = sorted({*grid.SCALES, *grid.BEYOND, *grid.BEYOND.values()})
@@ -136,6 +136,32 @@ def overview(
     return "\n".join(lines)
 
 
+def over_others(results: Results, method: str, others: Sequence[str]) -> list[str]:
+    """Rows for the table of `overview`: a method's difference to some others, in points.
+
+    Args:
+        results: from `read_results`, of the settings that the table shows.
+        method: which.
+        others: with which it is compared.
+    """
+    settings = [f"{task}/{partition}" for task in grid.TASKS for partition in grid.PARTITIONS]
+    lines = []
+    for other in others:
+        found = {
+            row["setting"]: row
+            for row in summarise(results, lambda _, other=other: other)  # type: ignore[misc]
+            if row["method"] == method
+        }
+        cells = [
+            difference(found.get(setting, {}), "accuracy")
+            for setting in settings
+            if setting in results
+        ]
+        if set(cells) != {"-"}:
+            lines.append(f"| `{method}` over `{other}` | " + " | ".join(cells) + " |")
+    return lines
+
+
 def put_between(path: Path, name: str, text: str) -> None:
     """Replace what stands between two marks of a page.
 
@@ -196,12 +222,18 @@ def main() -> None:
     if arguments.bounds.is_file():
         bounds = json.loads(arguments.bounds.read_text(encoding="utf-8"))
         references = bounds["frozen head"]
-    main_settings = [row for row in rows if not row["setting"].startswith("domains_plain")]
+    main_results = {
+        setting: methods
+        for setting, methods in results.items()
+        if not setting.startswith("domains_plain")
+    }
     others = [row for row in rows if row["setting"] in grid.OTHER_SETTINGS]
     changed = summarise(results, lambda method: Cell("", method, 0).preset)
     ablations = [row for row in changed if row["setting"] in grid.ABLATION_SETTINGS]
     unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.ABLATIONS)
-    put_between(arguments.page, "overview", overview(main_settings, grid.MAIN, references))
+    compared = over_others(main_results, "pfpt", ("head_only", "fedavg_pt_plus", "fedcof"))
+    shown = [overview(summarise(main_results), grid.MAIN, references), *compared]
+    put_between(arguments.page, "overview", "\n".join(shown))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
     put_between(arguments.page, "ablations", overview(ablations, (*unchanged, *grid.ABLATIONS)))
     arguments.images.mkdir(parents=True, exist_ok=True)
