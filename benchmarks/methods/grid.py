@@ -27,6 +27,7 @@ SCALES_OF = {"domains_frozen/imbalance": (0.03, 0.3, 3.0)}
 which no method would come step by step."""
 BEYOND = {0.3: 0.1, 0.1: 0.03, 0.03: 0.01, 3.0: 10.0, 10.0: 30.0}
 """What is tried as well where the best scale is at an edge: up to three steps further."""
+ALL_SCALES = sorted({*SCALES, *BEYOND, *BEYOND.values()})
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},
@@ -52,6 +53,7 @@ TASKS: dict[str, dict[str, Any]] = {
     # The ordinarily pre-trained backbone, on which prompts do little.
     "domains_plain": {**_DOMAINS, "head": "released", "model": "nano"},
 }
+SETTINGS = tuple(f"{task}/{partition}" for task in TASKS for partition in PARTITIONS)
 
 MAIN = (
     *("pfpt", "fedavg_pt", "fedprox_pt", "scaffold_pt", "fedopt_pt", "gmm_pt", "pfedpg"),
@@ -174,6 +176,11 @@ def rate_setting(setting: str) -> str:
     return f"{task}/{'dirichlet_0.5' if partition.startswith('dirichlet') else partition}"
 
 
+def scales_of(setting: str) -> tuple[float, ...]:
+    """The scales that every method is tried with in a setting where rates are chosen."""
+    return SCALES_OF.get(setting, SCALES)
+
+
 def rate_cells(cells: list[Cell]) -> list[Cell]:
     """The runs that choose the learning rates of some final cells."""
     pairs = {
@@ -184,5 +191,5 @@ def rate_cells(cells: list[Cell]) -> list[Cell]:
     return [
         Cell(setting, method, RATE_SEED, scale)
         for setting, method in pairs
-        for scale in SCALES_OF.get(setting, SCALES)
+        for scale in scales_of(setting)
     ]

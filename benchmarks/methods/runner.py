@@ -166,7 +166,7 @@ def choose(cell: Cell, output: Path) -> float:
     if cell.preset in grid.WITHOUT_RATES:
         return 1.0
     tried = tried_scales(grid.rate_setting(cell.setting), cell.preset, output)
-    for scale in grid.SCALES_OF.get(grid.rate_setting(cell.setting), grid.SCALES):
+    for scale in grid.scales_of(grid.rate_setting(cell.setting)):
         if scale not in tried:
             missing = Cell(grid.rate_setting(cell.setting), cell.preset, grid.RATE_SEED, scale).file
             raise FileNotFoundError(2, "no such file", missing)
@@ -176,7 +176,7 @@ def choose(cell: Cell, output: Path) -> float:
 def tried_scales(setting: str, preset: str, output: Path) -> dict[float, float]:
     """Validation accuracy of every scale that was tried; 0 where training burst."""
     found = {}
-    for scale in sorted({*grid.SCALES, *grid.BEYOND, *grid.BEYOND.values()}):
+    for scale in grid.ALL_SCALES:
         path = output / Cell(setting, preset, grid.RATE_SEED, scale).file
         if path.is_file():
             found[scale] = (

@@ -28,7 +28,6 @@ from grid import Cell, is_defined
 from summary import Results, read_results, summarise
 
 ROOT = Path(__file__).parents[2]
-SHOWN_SCALES = sorted({*grid.SCALES, *grid.BEYOND, *grid.BEYOND.values()})
 
 
 def points(mean: float | None, half: float | None) -> str:
@@ -108,9 +107,8 @@ def overview(
         methods: in the order of the table.
         references: what bounds.py found for the frozen head by itself: test accuracy by name.
     """
-    settings = [f"{task}/{partition}" for task in grid.TASKS for partition in grid.PARTITIONS]
     found = {(row["setting"], row["method"]): row for row in rows}
-    shown = [name for name in settings if any(row["setting"] == name for row in rows)]
+    shown = [name for name in grid.SETTINGS if any(row["setting"] == name for row in rows)]
     lines = ["| method | " + " | ".join(name.replace("/", "<br>") for name in shown) + " |"]
     lines.append("|---" * (1 + len(shown)) + "|")
     for method in methods:
@@ -144,7 +142,6 @@ def over_others(results: Results, method: str, others: Sequence[str]) -> list[st
         method: which.
         others: with which it is compared.
     """
-    settings = [f"{task}/{partition}" for task in grid.TASKS for partition in grid.PARTITIONS]
     lines = []
     for other in others:
         found = {
@@ -154,7 +151,7 @@ def over_others(results: Results, method: str, others: Sequence[str]) -> list[st
         }
         cells = [
             difference(found.get(setting, {}), "accuracy")
-            for setting in settings
+            for setting in grid.SETTINGS
             if setting in results
         ]
         if set(cells) != {"-"}:
@@ -184,12 +181,12 @@ def put_between(path: Path, name: str, text: str) -> None:
 
 def rate_lines(folder: Path) -> list[str]:
     """Validation accuracy of every scale that was tried."""
-    lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in SHOWN_SCALES) + " |"]
-    lines.append("|---" * (2 + len(SHOWN_SCALES)) + "|")
+    lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in grid.ALL_SCALES) + " |"]
+    lines.append("|---" * (2 + len(grid.ALL_SCALES)) + "|")
     cells = grid.rate_cells(grid.final_cells())
     for cell in dict.fromkeys((cell.setting, cell.method) for cell in cells):
         shown = []
-        for scale in SHOWN_SCALES:
+        for scale in grid.ALL_SCALES:
             path = folder / Cell(*cell, grid.RATE_SEED, scale).file
             value = None
             if path.is_file():
