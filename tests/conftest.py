@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are as nice as the tests: by default (15) the tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
+"""A whole PNG file."""
+LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that the two processes end at about the same time."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -21,6 +34,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def pictures_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in the tests' own process lay their figures out but do not draw them, which would take
+    a sixth of a tiny run; test_report.py and the runs in other processes do.
+    """
+    monkeypatch.setattr("fedprompt.report._png", lambda figure: ONE_PIXEL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,11 @@ from fedprompt.types import RoundReport
 DIGEST = "0123456789abcdef" * 4
 
 
+@pytest.fixture(autouse=True)
+def pictures_are_not_drawn() -> None:
+    """In the place of conftest's: here they are."""
+
+
 def write_run(
     run: RunDirectory, method: str, accuracies: list[float], prompts: int = 10
 ) -> RunDirectory:

@@ -65,7 +65,7 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("actors", "killed"), [(1, False), (2, True), (4, False)])
+@pytest.mark.parametrize(("actors", "killed"), [(1, False), (2, True), (3, False)])
 def test_ray_gives_the_bits_of_serial(
     local_ray: None,
     straight: str,

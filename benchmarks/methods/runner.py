@@ -30,6 +30,13 @@ from grid import Cell
 from numpy.typing import NDArray
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods"
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # glibc keeps what a step frees, for the next one: 1.43 ms an image instead of 1.6.
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+}
 CURVES = ("round", "accuracy", "validation_accuracy", "train_loss", "num_prompts")
 
 
@@ -263,7 +270,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=grid.ROUNDS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the processes
+    for name, value in ENVIRONMENT.items():  # inherited by the processes
+        os.environ.setdefault(name, value)
     groups = [
         [cell for cell in group if named(cell.file, arguments.only)] for group in grid.groups()
     ]
