@@ -251,7 +251,7 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
 def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleType]) -> None:
     grid, summary, tables = modules["grid"], modules["summary"], modules["tables"]
     setting = grid.ABLATION_SETTINGS[0]
-    method = "pfpt: no memory"
+    method = "pfpt: no pruning"
     assert method in grid.ABLATIONS
     runs = {"pfpt": (0.6, 0.7), "fedavg_pt": (0.1, 0.1), method: (0.55, 0.67)}
     results = {

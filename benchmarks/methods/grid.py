@@ -45,7 +45,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": "digits",
         "model": "nano",
         "head": "released",
-        "clients": {"count": 20, "per_round": 10, "epochs": 5, "batch_size": 16},
+        "clients": {"count": 20, "per_round": 10, "epochs": 2, "batch_size": 16},
         "prompts": {"count": 5},
     },
     "domains_shared": {**_DOMAINS, "head": "released"},
@@ -70,32 +70,37 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     # From a pool, so that clients can still select: these rules add no prompts by themselves.
     "pfpt: no matching (row mean)": ("aggregator=mean", "prompts.pool=20"),
     "pfpt: random matching": ("aggregator=random", "prompts.pool=20"),
+    "pfpt: no pruning": ("aggregator.patience=1000",),
+    "pfpt: no selection": ("prompts.selection=all",),
+    "pfpt: paper": ("aggregator.variant=paper",),
+    "pfpt: released": ("aggregator.variant=released",),
+    "pfpt + logit adjustment": ("objective=logit_adjusted",),
+    "fedavg_pt + logit adjustment": ("objective=logit_adjusted",),
+    "fedavg_pt_plus + logit adjustment": ("objective=logit_adjusted",),
+}
+DIAGNOSTICS: dict[str, tuple[str, ...]] = {
+    # Which of its parts and options matter; in one setting.
     "pfpt: averages weighted": ("aggregator.use_weights=true",),
     "pfpt: at most 20 prompts": ("aggregator.max_prompts=20",),
-    "pfpt: no pruning": ("aggregator.patience=1000",),
     "pfpt: pruning at once": ("aggregator.patience=1",),
     "pfpt: no keys in the matching": ("aggregator.key_weight=0",),
     "pfpt: no memory": ("aggregator.memory=0",),
     "pfpt: no origins": ("aggregator.origin_odds=1",),
-    "pfpt: no selection": ("prompts.selection=all",),
     "pfpt: selection of each batch": ("prompts.choose_by=batch",),
     "pfpt: keys from cls": ("prompts.query=cls",),
     "pfpt: l2p, released sign": ("prompts.selection=l2p", "prompts.similarity_weight=0.01"),
     "pfpt: l2p, L2P's sign": ("prompts.selection=l2p", "prompts.similarity_weight=-0.01"),
     "pfpt: l2p, L2P's weight": ("prompts.selection=l2p", "prompts.similarity_weight=-0.5"),
-    "pfpt: paper": ("aggregator.variant=paper",),
-    "pfpt: released": ("aggregator.variant=released",),
     "pfpt: one local epoch": ("clients.epochs=1",),
     "pfpt: five local epochs": ("clients.epochs=5",),
     "pfpt + proximal": ("objective=proximal",),
-    "pfpt + logit adjustment": ("objective=logit_adjusted",),
-    "fedavg_pt + logit adjustment": ("objective=logit_adjusted",),
-    "fedavg_pt_plus + logit adjustment": ("objective=logit_adjusted",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
+CHANGES = {**ABLATIONS, **DIAGNOSTICS}
 PARTITIONS_OF_OTHERS = ("dirichlet_0.5", "imbalance")
 ABLATION_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS_OF_OTHERS)
 """Where prompts decide."""
+DIAGNOSTIC_SETTINGS = ABLATION_SETTINGS[:1]
 OTHER_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS_OF_OTHERS)
 POOL = 20
 """Prompts that the server starts with where a baseline selects from a pool."""
@@ -109,7 +114,7 @@ class Cell:
     setting: str
     """`TASK/PARTITION`"""
     method: str
-    """A preset, or a key of `ABLATIONS`."""
+    """A preset, or a key of `CHANGES`."""
     seed: int
     scale: float | None = None
     """Factor on the learning rates; None: the chosen one."""
@@ -150,6 +155,7 @@ def groups() -> list[list[Cell]]:
         _cells(domains, rest, 3),
         _cells(digits, MAIN, 5),
         _cells(OTHER_SETTINGS, OTHERS, 3),
+        _cells(DIAGNOSTIC_SETTINGS, DIAGNOSTICS, 3),
         _cells(["domains_plain/dirichlet_0.5"], FIVE_SEEDS, 3),
     ]
 

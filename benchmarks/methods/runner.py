@@ -44,7 +44,7 @@ def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
     """What a user would type after the experiment's name."""
     from fedprompt.config import compose
 
-    changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.ABLATIONS.get(cell.method, ())]
+    changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.CHANGES.get(cell.method, ())]
     if cell.preset not in grid.WITHOUT_RATES:
         changes.append(f"rounds={rounds}")
     if cell.preset.endswith("_plus") and not any("prompts.pool" in each for each in changes):
@@ -217,7 +217,7 @@ def is_there(cell: Cell, rounds: int, output: Path) -> bool:
     if not path.is_file():
         return False
     done = json.loads(path.read_text(encoding="utf-8"))
-    changes = grid.ABLATIONS.get(cell.method, ())
+    changes = grid.CHANGES.get(cell.method, ())
     burst = done["validation_accuracy"] is None and cell.scale is not None
     length = done["rounds"] if burst or cell.preset in grid.WITHOUT_RATES else rounds
     if done["rounds"] != length or not set(changes) <= set(done["overrides"]):

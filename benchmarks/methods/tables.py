@@ -227,12 +227,12 @@ def main() -> None:
     others = [row for row in rows if row["setting"] in grid.OTHER_SETTINGS]
     changed = summarise(results, lambda method: Cell("", method, 0).preset)
     ablations = [row for row in changed if row["setting"] in grid.ABLATION_SETTINGS]
-    unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.ABLATIONS)
+    unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.CHANGES)
     compared = over_others(main_results, "pfpt", ("head_only", "fedavg_pt_plus", "fedcof"))
     shown = [overview(summarise(main_results), grid.MAIN, references), *compared]
     put_between(arguments.page, "overview", "\n".join(shown))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
-    put_between(arguments.page, "ablations", overview(ablations, (*unchanged, *grid.ABLATIONS)))
+    put_between(arguments.page, "ablations", overview(ablations, (*unchanged, *grid.CHANGES)))
     arguments.images.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.size"] = 9
     pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}
