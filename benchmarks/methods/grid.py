@@ -22,9 +22,14 @@ PACK = 10
 SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
 server's rate instead, which decides there."""
-SCALES_OF = {"domains_frozen/imbalance": (0.03, 0.3, 3.0)}
-"""Where every method gets a wider grid: accuracy there has a second, higher peak at low rates, to
-which no method would come step by step."""
+SCALES_OF = dict.fromkeys(
+    ("domains_frozen/imbalance", "domains_shared/imbalance"), (0.03, 0.3, 3.0)
+)
+"""Where methods get a wider grid: accuracy there has a second, higher peak at low rates, to which
+no method would come step by step."""
+HEAD_SCALES = {"domains_shared/imbalance": 0.3}
+"""Where the head's rate is the one that is best for the head alone (validation), and a scale is of
+the other rates: prompts need far lower ones there than the head."""
 BEYOND = {0.3: 0.1, 0.1: 0.03, 0.03: 0.01, 3.0: 10.0, 10.0: 30.0}
 """What is tried as well where the best scale is at an edge: up to three steps further."""
 ALL_SCALES = sorted({*SCALES, *BEYOND, *BEYOND.values()})
@@ -182,9 +187,16 @@ def rate_setting(setting: str) -> str:
     return f"{task}/{'dirichlet_0.5' if partition.startswith('dirichlet') else partition}"
 
 
-def scales_of(setting: str) -> tuple[float, ...]:
-    """The scales that every method is tried with in a setting where rates are chosen."""
-    return SCALES_OF.get(setting, SCALES)
+def scales_of(setting: str, method: str) -> tuple[float, ...]:
+    """The scales that a method is tried with in a setting where rates are chosen."""
+    return SCALES if method == "head_only" else SCALES_OF.get(setting, SCALES)
+
+
+def head_scale(cell: Cell, scale: float) -> float:
+    """The factor on the head's rate of a run with some scale."""
+    if cell.preset in ("head_only", *WITHOUT_RATES):
+        return scale
+    return HEAD_SCALES.get(cell.setting, scale)
 
 
 def rate_cells(cells: list[Cell]) -> list[Cell]:
@@ -197,5 +209,5 @@ def rate_cells(cells: list[Cell]) -> list[Cell]:
     return [
         Cell(setting, method, RATE_SEED, scale)
         for setting, method in pairs
-        for scale in scales_of(setting)
+        for scale in scales_of(setting, method)
     ]

@@ -54,7 +54,7 @@ def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
         return [*changes, f"aggregator.lr={config.aggregator.options.lr * scale:g}"]
     changes += [
         f"prompts.lr={config.prompts.lr * scale:g}",
-        f"head.lr={config.head.lr * scale:g}",
+        f"head.lr={config.head.lr * grid.head_scale(cell, scale):g}",
     ]
     if config.tuning.name != "none":
         changes.append(f"tuning.lr={config.tuning.options.lr * scale:g}")
@@ -105,7 +105,8 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
             if cell.scale is None:
                 raise
             burst = {"scale": scale, "rounds": 0, "overrides": changes, "validation_accuracy": None}
-            write(output / cell.file, {**burst, "error": str(error)})
+            about = {"experiment": experiment_of(cell.setting), "error": str(error)}
+            write(output / cell.file, {**burst, **about})
             return f"{cell.file}: {error}"
     last = result.reports[-1]
     about = manifest()
@@ -114,6 +115,7 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
         "method": cell.method,
         "seed": cell.seed,
         "scale": scale,
+        "experiment": experiment_of(cell.setting),
         "overrides": changes,
         "rounds": len(result.reports),
         "accuracy": result.summary["accuracy"],
@@ -173,7 +175,7 @@ def choose(cell: Cell, output: Path) -> float:
     if cell.preset in grid.WITHOUT_RATES:
         return 1.0
     tried = tried_scales(grid.rate_setting(cell.setting), cell.preset, output)
-    for scale in grid.scales_of(grid.rate_setting(cell.setting)):
+    for scale in grid.scales_of(grid.rate_setting(cell.setting), cell.preset):
         if scale not in tried:
             missing = Cell(grid.rate_setting(cell.setting), cell.preset, grid.RATE_SEED, scale).file
             raise FileNotFoundError(2, "no such file", missing)
@@ -212,20 +214,22 @@ def beyond(rates: list[Cell], output: Path) -> list[Cell]:
 
 
 def is_there(cell: Cell, rounds: int, output: Path) -> bool:
-    """Whether a run was done as it would be now: rates, rounds and what its method changes."""
+    """Whether a run was done as it would be now: experiment, rates, rounds and what its method changes.
+
+    Files that were written before they named their experiment count as of the same one.
+    """
     path = output / cell.file
     if not path.is_file():
         return False
     done = json.loads(path.read_text(encoding="utf-8"))
-    changes = grid.CHANGES.get(cell.method, ())
-    burst = done["validation_accuracy"] is None and cell.scale is not None
-    length = done["rounds"] if burst or cell.preset in grid.WITHOUT_RATES else rounds
-    if done["rounds"] != length or not set(changes) <= set(done["overrides"]):
+    expected = experiment_of(cell.setting)
+    if done.get("experiment", expected) != expected:
         return False
     try:
-        return bool(done["scale"] == choose(cell, output))
+        scale = choose(cell, output)
     except FileNotFoundError:
-        return True
+        scale = done["scale"]
+    return sorted(done["overrides"]) == sorted(overrides_of(cell, rounds, scale))
 
 
 def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
