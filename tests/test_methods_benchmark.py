@@ -102,13 +102,32 @@ def test_runs_of_other_options_or_rounds_do_not_count(
     cell = grid.Cell("digits/imbalance", "pfpt: no memory", 0)
     path = tmp_path / cell.file
     path.parent.mkdir(parents=True)
-    done = {"rounds": 20, "overrides": ["aggregator.memory=0"], "scale": 1.0}
-    done["validation_accuracy"] = 0.5
+    overrides = run.overrides_of(cell, 20, 1.0)
+    assert "aggregator.memory=0" in overrides
+    done = {"overrides": overrides, "scale": 1.0, "experiment": run.experiment_of(cell.setting)}
     path.write_text(json.dumps(done))
     assert run.is_there(cell, 20, tmp_path)
     assert not run.is_there(cell, 21, tmp_path)
-    path.write_text(json.dumps({**done, "overrides": []}))
-    assert not run.is_there(cell, 20, tmp_path)
+    other = {**done["experiment"], "eval_every": 1}
+    for wrong in ({"overrides": overrides[:-1]}, {"experiment": other}):
+        path.write_text(json.dumps({**done, **wrong}))
+        assert not run.is_there(cell, 20, tmp_path)
+
+
+def test_under_imbalance_a_scale_is_of_the_prompts_rate_alone(
+    modules: dict[str, ModuleType],
+) -> None:
+    """A shared head has its own best rate there, which `head_only` finds."""
+    grid, run = modules["grid"], modules["runner"]
+
+    def rates(setting: str, method: str) -> list[str]:
+        changes = run.overrides_of(grid.Cell(setting, method, 0), 20, 0.1)
+        return [each for each in changes if ".lr=" in each]
+
+    tied = ["prompts.lr=0.001", "head.lr=0.0003"]
+    assert rates("domains_shared/dirichlet_0.5", "pfpt") == tied
+    assert rates("domains_shared/imbalance", "head_only") == tied
+    assert rates("domains_shared/imbalance", "pfpt") == ["prompts.lr=0.001", "head.lr=0.0009"]
 
 
 def test_a_best_rate_at_an_edge_is_followed_and_a_burst_one_is_not_chosen(
@@ -146,11 +165,12 @@ def test_only_what_is_missing_is_run(
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
     path = tmp_path / cell.file
     path.parent.mkdir(parents=True)
-    done = {"rounds": 1, "overrides": [], "scale": 1.0, "validation_accuracy": 0.5}
+    done = {"overrides": run.overrides_of(cell, 20, 1.0), "scale": 1.0}
     path.write_text(json.dumps(done))
     assert run.run_all([cell], 1, 20, tmp_path) == 0
     assert "1 runs, 1 there, 0 to do" in capsys.readouterr().out
-    path.write_text(json.dumps({**done, "scale": 0.3}))  # with another rate than is chosen now
+    # With another rate than is chosen now.
+    path.write_text(json.dumps({**done, "overrides": run.overrides_of(cell, 20, 0.3)}))
     assert not run.is_there(cell, 20, tmp_path)
     missing = grid.Cell("digits/dirichlet_0.5", "pfpt", 0)
     assert run.run_all([missing], 1, 20, tmp_path) == 1

@@ -214,7 +214,7 @@ def beyond(rates: list[Cell], output: Path) -> list[Cell]:
 
 
 def is_there(cell: Cell, rounds: int, output: Path) -> bool:
-    """Whether a run was done as it would be now: experiment, rates, rounds and what its method changes.
+    """Whether a run was done as it would be now: of the same experiment with the same overrides.
 
     Files that were written before they named their experiment count as of the same one.
     """
