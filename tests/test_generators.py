@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprompt.errors import ConfigError
@@ -62,6 +66,40 @@ def test_step_is_the_vector_jacobian_product(state: dict[str, Tensor]) -> None:
     # Other clients' descriptors are not touched.
     assert torch.equal(following["descriptors"][[0, 2, 3]], state["descriptors"][[0, 2, 3]])
     assert not torch.equal(following["descriptors"][1], state["descriptors"][1])
+
+
+def test_prompts_and_step_against_the_formula_and_finite_differences(
+    state: dict[str, Tensor],
+) -> None:
+    """Three prompts, so that the attention is not trivial; N(P) is a constant of the step."""
+    arrays = {name: value.double().numpy() for name, value in state.items()}
+    base = arrays["base"]
+    centred = base - base.mean(axis=1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
+
+    def prompts(values: Mapping[str, NDArray[np.float64]], client: int) -> NDArray[np.float64]:
+        scores = normed @ values["key"] @ (values["descriptors"][client] @ values["query"]) / 2
+        attention = np.exp(scores) / np.exp(scores).sum()
+        answer = attention @ normed @ values["value"] @ values["output"]
+        return np.asarray(values["base"] + answer / 2)
+
+    doubles = {name: value.double() for name, value in state.items()}
+    for client in range(5):
+        given = make().prompts_for(client, doubles)
+        np.testing.assert_allclose(given.numpy(), prompts(arrays, client), atol=1e-12)
+    change = np.random.default_rng(0).normal(size=base.shape)
+    returned = {3: torch.from_numpy(prompts(arrays, 3) + change)}
+    following, _ = make(lr=1.0).learn(doubles, returned, {3: 2.0})
+    for name in NAMES:
+        slope = np.zeros_like(arrays[name])
+        for index in np.ndindex(slope.shape):
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = arrays[name].copy()
+                moved[index] += step
+                ends.append((prompts({**arrays, name: moved}, 3) * change).sum())
+            slope[index] = (ends[0] - ends[1]) / 2e-6
+        np.testing.assert_allclose((following[name] - doubles[name]).numpy(), slope, atol=1e-7)
 
 
 def test_clients_that_want_different_prompts_get_them() -> None:

@@ -19,7 +19,7 @@ from fedprompt.config import ExperimentConfig, compose
 from fedprompt.driver import Federation, evaluator, initial_state, prepare
 from fedprompt.errors import ClientError, RoundError
 from fedprompt.seeding import torch_generator
-from fedprompt.server.evaluate import Piece, Tally, measure_piece
+from fedprompt.server.evaluate import Model, Piece, Tally, measure_piece, predict
 from fedprompt.server.round import (
     RoundSettings,
     download_bytes,
@@ -370,6 +370,45 @@ def test_adjusted_logits_with_zero_tau_are_plain_and_take_the_classes_share_out(
     share = torch.from_numpy((counts + 1) / (counts + 1).sum())
     expected = F.cross_entropy(module.head(features) + 2 * share.log(), wanted)
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_loss_and_predictions_are_among_the_classes_of_an_images_domain(
+    bench: Callable[..., Bench],
+) -> None:
+    """Digits as two domains, 0-4 and 5-9."""
+    b = bench("method=head_only", "prompts.count=0", "head=linear")
+    mask = np.repeat(np.eye(2, dtype=bool), 5, axis=1)
+    table = b.worker.splits[0]
+    table = dataclasses.replace(table, groups=table.labels // 5)
+    order = np.arange(0, len(table), 3)
+    weight = torch.randn(10, 128)
+    job = make_jobs(b.state, b.settings)[0]
+    broadcast = dataclasses.replace(job.broadcast, shared={"head.0.weight": weight})
+    rows = torch.zeros(len(order), 0, dtype=torch.int64)
+    ((logits, labels),) = predict(
+        Model(broadcast),
+        b.recipe,
+        b.worker.backbone,
+        table,
+        order,
+        rows,
+        mask,
+        torch.device("cpu"),
+    )
+    groups = torch.from_numpy(table.groups[order])
+    assert {0, 1} == set(groups.tolist())
+    assert torch.equal(torch.isfinite(logits), torch.from_numpy(mask)[groups])
+    assert torch.equal(logits.argmax(dim=1) // 5, groups)
+    features = torch.from_numpy(table.features[order])
+    free = features @ weight.T
+    own = torch.stack([row[5 * g : 5 * g + 5] for row, g in zip(free, groups, strict=True)])
+    torch.testing.assert_close(logits[torch.isfinite(logits)].view(-1, 5), own)
+
+    job = dataclasses.replace(job, broadcast=broadcast)
+    module = ClientModule(b.recipe, b.worker.backbone, job, mask).eval()
+    loss = module.step_loss(features, torch.arange(0), None, labels, groups)
+    torch.testing.assert_close(loss, F.cross_entropy(own, labels - 5 * groups))
+    assert loss < F.cross_entropy(free, labels)
 
 
 def test_head_only_uses_cached_features(bench: Callable[..., Bench]) -> None:

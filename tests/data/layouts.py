@@ -224,3 +224,28 @@ def tinyimagenet(folder: Path, ids: Sequence[str], per_class: int = 4) -> dict[s
     words = "".join(f"{wnid}\tword{n}, other{n}\n" for n, wnid in enumerate(ids))
     (folder / "words.txt").write_text("n00000000\tnothing\n" + words)
     return {"train": (np.stack(pixels), labels), "test": (np.stack(test), np.arange(len(ids)))}
+
+
+def imagenet_lt(root: Path, images: Path, times: int = 1) -> dict[str, Written]:
+    """Three classes of 5, 3 and 2 training images, one validation and two test images each; or
+    some times as many.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for seed, (split, counts) in enumerate(
+        {"train": (5, 3, 2), "val": (1, 1, 1), "test": (2, 2, 2)}.items()
+    ):
+        labels = np.repeat(np.arange(3), np.multiply(counts, times))
+        pixels = noise(len(labels), 40, 30, seed)
+        lines, squares = [], []
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            folder = "val" if split == "test" else "train"
+            path = f"{folder}/n0{label}/{split}_{number}.JPEG"
+            png(images / path.replace(".JPEG", ".png"), image)
+            (images / path.replace(".JPEG", ".png")).rename(images / path)  # lossless inside
+            resized = Image.fromarray(image).resize((24, 32), Image.Resampling.BILINEAR)
+            squares.append(np.asarray(resized.crop((0, 4, 24, 28))))
+            lines.append(f"{path} {label}\n")
+        (root / f"ImageNet_LT_{split}.txt").write_text("".join(lines))
+        written[split] = (np.stack(squares), labels)
+    return written

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from layouts import cifar10_binary, cifar100_binary, four, tinyimagenet
+from layouts import cifar10_binary, cifar100_binary, four, imagenet_lt, tinyimagenet
 
 import fedprompt
 from fedprompt.config import compose, conf_root
@@ -22,12 +22,17 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "cifar100": lambda root: cifar100_binary(root, per_class=8),
     "tinyimagenet": lambda root: tinyimagenet(root, IDS, per_class=10),
     "fourdataset": lambda root: four(root, per_class=10),
+    "imagenet": lambda root: imagenet_lt(root, root, times=8),
 }
-SMALL = {"fourdataset": ["data.size=32", "data.validation=0.25", "data.max_train=40"]}
+SMALL = {
+    "fourdataset": ["data.size=32", "data.validation=0.25", "data.max_train=40"],
+    "imagenet": ["data.size=32"],
+}
+METHODS = sorted(path.stem for path in (conf_root() / "method").glob("*.yaml"))
 
 
 def test_all_settings_of_the_paper_are_there() -> None:
-    sets, partitions = WRITERS, ("alpha_0.5", "alpha_0.1", "imbalance")
+    sets, partitions = set(WRITERS) - {"imagenet"}, ("alpha_0.5", "alpha_0.1", "imbalance")
     expected = {f"{data}_{partition}" for data in sets for partition in partitions}
     expected |= {f"cifar100_lt_{factor}" for factor in (10, 50, 100)} | {"imagenet_lt"}
     assert set(NAMES) == expected
@@ -40,18 +45,29 @@ def test_they_compose(name: str) -> None:
     assert (config.rounds, config.clients.epochs, config.clients.batch_size) == (120, 5, 16)
     assert (config.prompts.count, config.prompts.pool) == (10, 20)
     assert config.model.backbone.startswith("vit_base_patch32")
-    assert config.clients.lr == (5e-4 if "alpha_0.5" in name or "_lt_" in name else 1e-4)
+    rate = 5e-4 if "alpha_0.5" in name or "_lt_" in name else 1e-4
+    assert (config.prompts.lr, config.head.lr, config.head.name) == (rate, rate, "released")
     first = (conf_root() / "experiment" / "paper" / f"{name}.yaml").read_text().splitlines()[0]
     assert first.startswith(f"# fedprompt run paper/{name} ")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "imagenet_lt" and "lt_50" not in n])
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_compose_with_their_own_rates(method: str) -> None:
+    """SCAFFOLD's SGD needs larger ones than Adam; closed forms have none."""
+    config = compose("paper/cifar100_alpha_0.1", [f"method={method}"])
+    assert config.clients.lr is None
+    if method not in ("fedcof", "fedncm"):
+        rates = (0.3, 0.1) if method.startswith("scaffold") else (1e-4, 1e-4)
+        assert (config.prompts.lr, config.head.lr) == rates
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "lt_50" not in name])
 def test_they_run_on_small_files(tiny: Overrides, tmp_path: Path, name: str) -> None:
     data = name.split("_")[0]
     WRITERS[data](tmp_path / "files")
     clients = ["clients.count=8", "clients.per_round=2", "rounds=1", "eval_clients=never"]
     # With so few images a partition cannot be as large or as skewed as the paper's.
-    dominated = {"cifar10": 2, "cifar100": 13, "tinyimagenet": 2, "fourdataset": 5}[data]
+    dominated = {"cifar10": 2, "cifar100": 13, "tinyimagenet": 2, "fourdataset": 5}.get(data)
     fitted = {
         "dirichlet": "partition.min_samples=1",
         "imbalance": f"partition.dominated={dominated}",

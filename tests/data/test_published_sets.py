@@ -26,6 +26,7 @@ from layouts import (
     fashion_mnist,
     four,
     idx,
+    imagenet_lt,
     labels_of,
     mnist_m,
     noise,
@@ -733,29 +734,6 @@ def test_pacs_bad_input(tmp_path: Path) -> None:
 
 
 # ImageNet-LT
-
-
-def imagenet_lt(root: Path, images: Path) -> dict[str, Written]:
-    """Three classes of 5, 3 and 2 training images, one validation and two test images each."""
-    root.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for seed, (split, counts) in enumerate(
-        {"train": (5, 3, 2), "val": (1, 1, 1), "test": (2, 2, 2)}.items()
-    ):
-        labels = np.repeat(np.arange(3), counts)
-        pixels = noise(len(labels), 40, 30, seed)
-        lines, squares = [], []
-        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            folder = "val" if split == "test" else "train"
-            path = f"{folder}/n0{label}/{split}_{number}.JPEG"
-            png(images / path.replace(".JPEG", ".png"), image)
-            (images / path.replace(".JPEG", ".png")).rename(images / path)  # lossless inside
-            resized = Image.fromarray(image).resize((24, 32), Image.Resampling.BILINEAR)
-            squares.append(np.asarray(resized.crop((0, 4, 24, 28))))
-            lines.append(f"{path} {label}\n")
-        (root / f"ImageNet_LT_{split}.txt").write_text("".join(lines))
-        written[split] = (np.stack(squares), labels)
-    return written
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
