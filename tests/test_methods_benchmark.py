@@ -64,7 +64,7 @@ def test_the_grid_is_what_is_reported(modules: dict[str, ModuleType]) -> None:
 
 def test_rates_are_scaled(modules: dict[str, ModuleType]) -> None:
     grid, run = modules["grid"], modules["runner"]
-    cell = grid.Cell("domains_shared/imbalance", "scaffold_pt", 2, 3.0)
+    cell = grid.Cell("domains_shared/dirichlet_0.5", "scaffold_pt", 2, 3.0)
     config = compose(run.experiment_of(cell.setting), run.overrides_of(cell, 20, 3.0))
     assert config.prompts.lr == pytest.approx(0.9)
     assert config.head.lr == pytest.approx(0.3)
@@ -195,10 +195,11 @@ def fake(accuracy: float | None, **more: object) -> dict[str, object]:
         "accuracy": accuracy,
         "best_accuracy": accuracy,
         "balanced_accuracy": accuracy,
-        "personalised": {"mean": 0.5, "worst_tenth": 0.25},
+        "personalised": {"mean": 0.5, "worst_tenth": 0.25, "deviation": 0.1, "jain": 0.9},
         "prompts": 5,
         "bytes_up": 1e6,
         "bytes_down": 2e6,
+        "seconds": 70.0,
         "cpu_seconds": 60.0,
         "scale": 1.0,
         "curves": {"num_prompts": [5, 6]},
@@ -233,7 +234,9 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     assert rows["local_only"]["personalised"] == 0.5
     page = tables.markdown(list(rows.values()), tables.rate_lines(tmp_path))
     assert "| pfpt | 5 | 68.0 ± 7.1 | +10.0 ± 12.4 (p 0.074) |" in page
-    assert "| local_only | 3 | - | - | - | 50.0 ± 0.0 | 25.0 ± 0.0 | - | - | 5 |" in page
+    assert (
+        "| local_only | 3 | - | - | - | - | 50.0 ± 0.0 | 25.0 ± 0.0 | 10.0 ± 0.0 | 0.900 |" in page
+    )
     shown = tables.overview(list(rows.values()), grid.MAIN).splitlines()
     assert shown[0] == "| method | domains_shared<br>dirichlet_0.5 |"
     assert shown[2:] == [
@@ -287,6 +290,30 @@ def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleT
     assert row.startswith("| `pfpt` over `fedavg_pt` | +55.0 ± 63.5")
     by_name = {row["method"]: row for row in summary.summarise(results)}
     assert by_name[method]["accuracy_difference"]["mean"] == pytest.approx(0.51)
+
+
+def test_goals_are_judged_by_the_smallest_lead(modules: dict[str, ModuleType]) -> None:
+    tables = modules["tables"]
+
+    def judged(**accuracies: tuple[float, ...]) -> str:
+        runs = {
+            method: {seed: fake(value) for seed, value in enumerate(values)}
+            for method, values in accuracies.items()
+        }
+        (line,) = tables.goals({"domains_shared/imbalance": runs}).splitlines()[2:]
+        return str(line)
+
+    own, near, far = (0.6, 0.61, 0.62), (0.55, 0.56, 0.565), (0.1, 0.1, 0.1)
+    plus = (0.9, 0.9, 0.9)  # has keys
+    line = judged(pfpt=own, head_only=near, fedavg_pt=far, fedavg_pt_plus=plus)
+    assert line.startswith("| domains_shared/imbalance | +4 | +5.2 ± 0.7")
+    assert line.endswith("| `head_only` | 2 of 2: `fedavg_pt`, `head_only` | yes |")
+    # Far enough on average, but not clear of zero.
+    line = judged(pfpt=own, head_only=(0.5, 0.6, 0.5), fedavg_pt=far)
+    assert line.endswith("| `head_only` | 1 of 2: `fedavg_pt` | no |")
+    # Clear of zero, but not far enough.
+    line = judged(pfpt=own, head_only=(0.59, 0.6, 0.605))
+    assert line.endswith("| 1 of 1: `head_only` | no |")
 
 
 def test_true_groups_are_averaged_row_by_row_with_a_memory(modules: dict[str, ModuleType]) -> None:

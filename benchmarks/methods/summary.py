@@ -13,6 +13,14 @@ import numpy as np
 from scipy import stats
 
 BASELINE = "fedavg_pt"
+MEASURES = ("accuracy", "best_accuracy", "balanced_accuracy")
+OVER_CLIENTS = {
+    "personalised": "mean",
+    "deviation": "deviation",
+    "worst_tenth": "worst_tenth",
+    "jain": "jain",
+}
+"""Measures over the clients' own test accuracies, by their name in the run's file."""
 Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
 """setting -> method -> seed -> content of the run's file"""
 
@@ -70,13 +78,21 @@ def named(difference: tuple[float, float, float, int]) -> dict[str, float]:
 
 def figures_of(runs: Mapping[int, dict[str, Any]], name: str) -> dict[int, float]:
     """One number of each seed; seeds whose run has none are left out."""
-    over_clients = {"personalised": "mean", "worst_tenth": "worst_tenth"}
-    if name in over_clients:
-        key = over_clients[name]
+    if name in OVER_CLIENTS:
+        key = OVER_CLIENTS[name]
         own = {seed: (run["personalised"] or {}).get(key) for seed, run in runs.items()}
     else:
         own = {seed: run[name] for seed, run in runs.items()}
     return {seed: float(value) for seed, value in own.items() if value is not None}
+
+
+def lead(
+    methods: Mapping[str, Mapping[int, dict[str, Any]]], method: str, other: str
+) -> dict[str, float] | None:
+    """Paired difference of the test accuracies of two methods of one setting, by name."""
+    found = [figures_of(methods.get(name, {}), "accuracy") for name in (method, other)]
+    difference = paired(*found)
+    return None if difference is None else named(difference)
 
 
 def summarise(
@@ -92,13 +108,7 @@ def summarise(
     for setting, methods in results.items():
         for method, runs in methods.items():
             row: dict[str, Any] = {"setting": setting, "method": method, "seeds": len(runs)}
-            for name in (
-                "accuracy",
-                "best_accuracy",
-                "balanced_accuracy",
-                "personalised",
-                "worst_tenth",
-            ):
+            for name in (*MEASURES, *OVER_CLIENTS):
                 values = figures_of(runs, name)
                 if values:
                     row[name], row[f"{name}_half_width"] = interval(list(values.values()))
@@ -107,7 +117,7 @@ def summarise(
                 difference = paired(values, base) if method != baseline else None
                 if difference is not None:
                     row[f"{name}_difference"] = named(difference)
-            for name in ("prompts", "bytes_up", "bytes_down"):
+            for name in ("prompts", "bytes_up", "bytes_down", "seconds"):
                 row[name] = float(np.mean([run[name] for run in runs.values()]))
             # Of one thread: what else the machine did does not count. Early files have none.
             known = [run["cpu_seconds"] for run in runs.values() if "cpu_seconds" in run]

@@ -7,9 +7,9 @@
 
 Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over the seeds that both
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
-bytes; CPU seconds. Whatever is there is shown, with its number of seeds. Three overviews are
-written into the page as well, between marks: the main methods, the others, and the ablations, which
-are compared with the method that they change.
+bytes; seconds. Whatever is there is shown, with its number of seeds. Overviews are written into the
+page as well, between marks: the main methods, the goals, the plain backbone, the other methods, and
+the ablations, which are compared with the method that they change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import grid
 import matplotlib as mpl
 from figures import accuracy_figure, path_figure, pool_figure
 from grid import Cell, is_defined
-from summary import Results, read_results, summarise
+from summary import Results, lead, read_results, summarise
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,9 +42,8 @@ def points(mean: float | None, half: float | None) -> str:
     return f"{100 * mean:.1f} ± {100 * (half or 0.0):.1f}" if known else f"{100 * mean:.1f}"
 
 
-def difference(row: Mapping[str, Any], name: str) -> str:
+def difference(found: Mapping[str, float] | None) -> str:
     """Signed points with interval and p-value."""
-    found = row.get(f"{name}_difference")
     if found is None:
         return "-"
     text = f"{100 * found['mean']:+.1f}"
@@ -59,8 +58,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
     """All tables as one page."""
     heads = (
         *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
-        *("clients' own (%)", "worst tenth", "over centralised", "own over local only"),
-        *("prompts", "MB up", "MB down", "CPU s", "rates x"),
+        *("balanced (%)", "clients' own (%)", "worst tenth", "deviation", "Jain"),
+        *("over centralised", "own over local only"),
+        *("prompts", "MB up", "MB down", "s", "CPU s", "rates x"),
     )
     lines = [
         "# Tables of the methods benchmark",
@@ -78,15 +78,21 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
                 row["method"],
                 str(row["seeds"]),
                 points(row.get("accuracy"), row.get("accuracy_half_width")),
-                difference(row, "accuracy"),
-                points(row.get("best_accuracy"), row.get("best_accuracy_half_width")),
-                points(row.get("personalised"), row.get("personalised_half_width")),
-                points(row.get("worst_tenth"), row.get("worst_tenth_half_width")),
-                difference(row, "over_centralised"),
-                difference(row, "over_local_only"),
+                difference(row.get("accuracy_difference")),
+                *(
+                    points(row.get(name), row.get(f"{name}_half_width"))
+                    for name in (
+                        *("best_accuracy", "balanced_accuracy"),
+                        *("personalised", "worst_tenth", "deviation"),
+                    )
+                ),
+                f"{row['jain']:.3f}" if "jain" in row else "-",
+                difference(row.get("over_centralised_difference")),
+                difference(row.get("over_local_only_difference")),
                 f"{row['prompts']:.0f}",
                 f"{row['bytes_up'] / 1e6:.2f}",
                 f"{row['bytes_down'] / 1e6:.2f}",
+                f"{row['seconds']:.0f}",
                 f"{row['cpu_seconds']:.0f}" if math.isfinite(row["cpu_seconds"]) else "-",
                 row["scale"],
             )
@@ -109,6 +115,8 @@ def overview(
     """
     found = {(row["setting"], row["method"]): row for row in rows}
     shown = [name for name in grid.SETTINGS if any(row["setting"] == name for row in rows)]
+    if not shown:
+        return "Nothing has been run yet."
     lines = ["| method | " + " | ".join(name.replace("/", "<br>") for name in shown) + " |"]
     lines.append("|---" * (1 + len(shown)) + "|")
     for method in methods:
@@ -121,7 +129,7 @@ def overview(
             measure = "accuracy" if "accuracy" in row else "personalised"
             text = points(row.get(measure), row.get(f"{measure}_half_width"))
             text += f" ({row['seeds']})" + ("" if measure == "accuracy" else " *")
-            gain = difference(row, "accuracy")
+            gain = difference(row.get("accuracy_difference"))
             cells.append(text if gain == "-" else f"{text}<br>{gain}")
         if any(cell not in ("-", "not defined") for cell in cells):
             lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
@@ -142,21 +150,48 @@ def over_others(results: Results, method: str, others: Sequence[str]) -> list[st
         method: which.
         others: with which it is compared.
     """
+    shown = [setting for setting in grid.SETTINGS if setting in results]
     lines = []
     for other in others:
-        found = {
-            row["setting"]: row
-            for row in summarise(results, lambda _, other=other: other)  # type: ignore[misc]
-            if row["method"] == method
-        }
-        cells = [
-            difference(found.get(setting, {}), "accuracy")
-            for setting in grid.SETTINGS
-            if setting in results
-        ]
+        cells = [difference(lead(results[setting], method, other)) for setting in shown]
         if set(cells) != {"-"}:
             lines.append(f"| `{method}` over `{other}` | " + " | ".join(cells) + " |")
     return lines
+
+
+def goals(results: Results) -> str:
+    """What PFPT was to reach and what it reached: its smallest lead over a method without keys.
+
+    A goal is met where the whole interval lies above zero and the mean at or above the goal; a
+    setting is judged by the methods that have been run there.
+    """
+    lines = [
+        "| setting | goal | smallest lead | over | the methods that it is clear of | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    for setting, goal in grid.GOALS.items():
+        leads = {
+            other: found
+            for other in grid.WITHOUT_KEYS
+            if (found := lead(results.get(setting, {}), "pfpt", other)) is not None
+            and math.isfinite(found["half_width"])
+        }
+        if not leads:
+            continue
+        least = min(leads, key=lambda other: leads[other]["mean"])
+        clear = [other for other, found in leads.items() if found["mean"] - found["half_width"] > 0]
+        met = len(clear) == len(leads) and leads[least]["mean"] >= goal
+        cells = (
+            setting,
+            f"+{100 * goal:.0f}" if goal else "> 0",
+            difference(leads[least]),
+            f"`{least}`",
+            f"{len(clear)} of {len(leads)}: "
+            + (", ".join(f"`{each}`" for each in clear) or "none"),
+            "yes" if met else "no",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def put_between(path: Path, name: str, text: str) -> None:
@@ -224,13 +259,19 @@ def main() -> None:
         for setting, methods in results.items()
         if not setting.startswith("domains_plain")
     }
+    plain = [row for row in rows if row["setting"].startswith("domains_plain")]
     others = [row for row in rows if row["setting"] in grid.OTHER_SETTINGS]
     changed = summarise(results, lambda method: Cell("", method, 0).preset)
     ablations = [row for row in changed if row["setting"] in grid.ABLATION_SETTINGS]
     unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.CHANGES)
-    compared = over_others(main_results, "pfpt", ("head_only", "fedavg_pt_plus", "fedcof"))
-    shown = [overview(summarise(main_results), grid.MAIN, references), *compared]
+    compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
+    shown = [
+        overview(summarise(main_results), grid.MAIN, references),
+        *over_others(main_results, "pfpt", compared),
+    ]
     put_between(arguments.page, "overview", "\n".join(shown))
+    put_between(arguments.page, "goals", goals(results))
+    put_between(arguments.page, "plain", overview(plain, grid.FIVE_SEEDS))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
     put_between(arguments.page, "ablations", overview(ablations, (*unchanged, *grid.CHANGES)))
     arguments.images.mkdir(parents=True, exist_ok=True)
