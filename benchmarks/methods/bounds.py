@@ -1,6 +1,6 @@
 """What a federation on `domains` could reach if it knew the domains: references for the methods.
 
-    python benchmarks/methods/bounds.py [--seeds 3] [--skip-groups]
+    python benchmarks/methods/bounds.py [--seeds 3] [--parts NAME ...]
                                         [--output benchmarks/results/methods_bounds.json]
 
 * `frozen head`: the frozen head under the task tokens for which it was fitted, each domain's own,
@@ -9,13 +9,14 @@
   computed under those tokens of each image's domain: what ideal selection of given prompts would
   do for a shared head. Beside it `head only` on bare features, with the same seeds, rates and
   rounds.
-* `true groups`: prompts under the frozen head, one set for each domain with the domain's mean query
-  as its fixed key; they are averaged row by row, with a memory of `MEMORY` clients. Matching has
-  nothing left to find there. `routed` is the share of clients whose nearest set is that of their
-  own domain.
+* `true groups`, under the frozen and with the shared head: prompts are learned, one set for each
+  domain with the domain's mean query as its fixed key; they are averaged row by row, with a memory
+  of `MEMORY` clients. Matching has nothing left to find there. `routed` is the share of clients
+  whose nearest set is that of their own domain.
 
 The heads with the grid's scales of the learning rates, of which the best on validation is to be
-read; `true groups` with the rates that PFPT has in the grid.
+read; `true groups` with the rates that PFPT has in the grid. Parts that are not asked for stay in
+the file as they are.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grid
 import numpy as np
 import torch
+from grid import Cell
 from runner import OUTPUT as RESULTS
-from runner import choose, experiment_of
+from runner import choose, experiment_of, overrides_of
 from summary import interval
 from torch import Tensor
 
@@ -97,19 +99,20 @@ def federate(
     return {"test": report.accuracy, "validation": report.validation_accuracy}
 
 
-def configure(setting: str, seed: int, scale: float, *changes: str) -> ExperimentConfig:
-    """A setting of the grid with a method."""
-    rates = [f"prompts.lr={0.01 * scale:g}", f"head.lr={0.003 * scale:g}"]
-    schedule = [f"seed={seed}", f"rounds={grid.ROUNDS}", f"eval_every={grid.ROUNDS}"]
-    return compose(experiment_of(setting), [*schedule, *rates, *changes])
+def configure(cell: Cell, scale: float, *changes: str) -> ExperimentConfig:
+    """A run of the grid, evaluated in the last round alone."""
+    return compose(
+        experiment_of(cell.setting),
+        [*overrides_of(cell, grid.ROUNDS, scale), f"eval_every={grid.ROUNDS}", *changes],
+    )
 
 
 def head_only(partition: str, seed: int, scale: float, known: bool) -> dict[str, float]:
     """A shared head on bare features, or on those under each domain's tokens."""
-    config = configure(f"domains_shared/{partition}", seed, scale, "method=head_only")
+    config = configure(Cell(f"domains_shared/{partition}", "head_only", seed), scale)
     federation = prepare(config)
     if known:
-        frozen = configure(f"domains_frozen/{partition}", seed, scale)
+        frozen = configure(Cell(f"domains_frozen/{partition}", "fedavg_pt", seed), scale)
         head = prepare(frozen).frozen_head
         assert head is not None
         tokens = [tokens_of(federation.backbone, name) for name in head.conditions]
@@ -165,15 +168,11 @@ def frozen_head() -> dict[str, dict[str, float]]:
     return result
 
 
-def true_groups(partition: str, seed: int, scale: float) -> dict[str, float]:
-    """Prompts of each true domain under the frozen head."""
-    groups = 4
-    config = configure(f"domains_frozen/{partition}", seed, scale, "method=fedavg_pt_plus")
-    count = config.prompts.count
-    config = configure(
-        f"domains_frozen/{partition}",
-        *(seed, scale, "method=fedavg_pt_plus", f"prompts.pool={groups * count}"),
-    )
+def true_groups(partition: str, seed: int, scale: float, task: str) -> dict[str, float]:
+    """Prompts of each true domain, under the frozen head or with the shared one."""
+    groups, count = 4, grid.TASKS[task]["prompts"]["count"]
+    cell = Cell(f"{task}/{partition}", "fedavg_pt_plus", seed)
+    config = configure(cell, scale, f"prompts.pool={groups * count}")
     federation = prepare(config)
     state = initial_state(config, federation)
     table = federation.data.table
@@ -202,29 +201,41 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--skip-groups", action="store_true", help="leave out what takes an hour")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content: dict[str, Any] = {"machine": manifest(), "frozen head": frozen_head()}
-    works: dict[str, Any] = {
-        "head only": functools.partial(head_only, known=False),
-        "head only, domain tokens": functools.partial(head_only, known=True),
-    }
-    if not arguments.skip_groups:
-        works["true groups"] = true_groups
-    for name, work in works.items():
+    content: dict[str, Any] = {}
+    if arguments.output.is_file():
+        content = json.loads(arguments.output.read_text(encoding="utf-8"))
+    content |= {"machine": manifest(), "frozen head": frozen_head()}
+    for name in arguments.parts:
+        work, task = PARTS[name]
         for partition in grid.PARTITIONS:
             scales: tuple[float, ...] = grid.SCALES
-            if work is true_groups:
-                scales = (choose(grid.Cell(f"domains_frozen/{partition}", "pfpt", 0), RESULTS),)
+            if task is not None:
+                scales = (choose(Cell(f"{task}/{partition}", "pfpt", 0), RESULTS),)
+            found = {}
             for scale in scales:
                 runs = [work(partition, seed, scale) for seed in range(arguments.seeds)]
-                found = {figure: described([run[figure] for run in runs]) for figure in runs[0]}
-                content.setdefault(name, {}).setdefault(partition, {})[f"rates x {scale:g}"] = found
-                print(name, partition, scale, found["test"], flush=True)
-                atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
+                found[f"rates x {scale:g}"] = {
+                    figure: described([run[figure] for run in runs]) for figure in runs[0]
+                }
+                print(name, partition, scale, runs, flush=True)
+            content.setdefault(name, {})[partition] = found
+            atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
 
+
+PARTS: dict[str, tuple[Callable[[str, int, float], dict[str, float]], str | None]] = {
+    "head only": (functools.partial(head_only, known=False), None),
+    "head only, domain tokens": (functools.partial(head_only, known=True), None),
+    "true groups": (functools.partial(true_groups, task="domains_frozen"), "domains_frozen"),
+    "true groups, shared head": (
+        functools.partial(true_groups, task="domains_shared"),
+        "domains_shared",
+    ),
+}
+"""What is computed, and the task whose rates it takes; None: all scales are tried."""
 
 if __name__ == "__main__":
     main()

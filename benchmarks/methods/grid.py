@@ -92,6 +92,8 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "pfpt: no memory": ("aggregator.memory=0",),
     "pfpt: no origins": ("aggregator.origin_odds=1",),
     "pfpt: selection of each batch": ("prompts.choose_by=batch",),
+    # Selection for a test image knows nothing of the 15 others of its domain.
+    "pfpt: each test image alone": ("prompts.eval_batch=1",),
     "pfpt: keys from cls": ("prompts.query=cls",),
     "pfpt: l2p, released sign": ("prompts.selection=l2p", "prompts.similarity_weight=0.01"),
     "pfpt: l2p, L2P's sign": ("prompts.selection=l2p", "prompts.similarity_weight=-0.01"),
