@@ -152,7 +152,7 @@ def features_of(
 
 def frozen_head() -> dict[str, dict[str, float]]:
     """Accuracy of the frozen head under its own tokens and under none."""
-    federation = prepare(configure("domains_frozen/dirichlet_0.5", 0, 1.0))
+    federation = prepare(configure(Cell("domains_frozen/dirichlet_0.5", "fedavg_pt", 0), 1.0))
     head = federation.frozen_head
     assert head is not None
     own = [tokens_of(federation.backbone, name) for name in head.conditions]
