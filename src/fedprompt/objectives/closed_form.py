@@ -6,8 +6,9 @@ x in R^d, N_c samples of class c with mean mu_c, N_kc and mu_kc those of client 
 - `ncm`: W_c = mu_c / ||mu_c||, cosine to the class mean. Legate et al., "Guiding the Last Layer in
   Federated Learning with Pre-Trained Models" (FedNCM), NeurIPS 2023, Section 3.2.
 - `cof`: ridge regression with class covariances that are estimated from the spread of the clients'
-  means, so that only means are sent. Goswami et al., "Covariances for Free: Exploiting Mean
-  Distributions for Federated Learning with Pre-trained Models" (FedCOF), NeurIPS 2025:
+  means, so that only means are sent; a class that a single client holds gets the average of the
+  other classes'. Goswami et al., "Covariances for Free: Exploiting Mean Distributions for
+  Training-free Federated Learning" (FedCOF), NeurIPS 2025:
 
       Sigma_c = 1 / (K_c - 1) sum_k N_kc (mu_kc - mu_c)(mu_kc - mu_c)^T + shrinkage I
       G       = sum_c (N_c - 1) Sigma_c + N mu mu^T         (mu: mean of all samples)
