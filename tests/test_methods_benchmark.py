@@ -199,7 +199,6 @@ def fake(accuracy: float | None, **more: object) -> dict[str, object]:
         "prompts": 5,
         "bytes_up": 1e6,
         "bytes_down": 2e6,
-        "seconds": 70.0,
         "cpu_seconds": 60.0,
         "scale": 1.0,
         "curves": {"num_prompts": [5, 6]},

@@ -117,7 +117,7 @@ def summarise(
                 difference = paired(values, base) if method != baseline else None
                 if difference is not None:
                     row[f"{name}_difference"] = named(difference)
-            for name in ("prompts", "bytes_up", "bytes_down", "seconds"):
+            for name in ("prompts", "bytes_up", "bytes_down"):
                 row[name] = float(np.mean([run[name] for run in runs.values()]))
             # Of one thread: what else the machine did does not count. Early files have none.
             known = [run["cpu_seconds"] for run in runs.values() if "cpu_seconds" in run]

@@ -60,7 +60,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
         *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
         *("balanced (%)", "clients' own (%)", "worst tenth", "deviation", "Jain"),
         *("over centralised", "own over local only"),
-        *("prompts", "MB up", "MB down", "s", "CPU s", "rates x"),
+        *("prompts", "MB up", "MB down", "CPU s", "rates x"),
     )
     lines = [
         "# Tables of the methods benchmark",
@@ -92,7 +92,6 @@ def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
                 f"{row['prompts']:.0f}",
                 f"{row['bytes_up'] / 1e6:.2f}",
                 f"{row['bytes_down'] / 1e6:.2f}",
-                f"{row['seconds']:.0f}",
                 f"{row['cpu_seconds']:.0f}" if math.isfinite(row["cpu_seconds"]) else "-",
                 row["scale"],
             )
