@@ -100,7 +100,7 @@ class Effect:
 EFFECTS: dict[str, Effect] = {
     "patience": Effect((1, 3, 1000), ("rare", "unequal")),
     "max_prompts": Effect((TRUE_NUMBER, TRUE_NUMBER // 2), ("unequal", "hard")),
-    "origin_odds": Effect((1.0, 3.0, 30.0), ("hard", "one_key")),
+    "origin_odds": Effect((1.0, 7.0, 1000.0), ("hard", "one_key")),
     "use_weights": Effect((True,), ("unequal", "same_noise")),
     "memory": Effect((0.0, 3.0), ("noisy", "moving")),
     "average_memory": Effect((False,), ("noisy", "moving")),

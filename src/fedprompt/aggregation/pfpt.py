@@ -84,7 +84,7 @@ class PfptOptions:
     """The most clients that a remembered summarizing prompt counts for; 0 forgets everything."""
     average_memory: bool = True
     """Whether the remembered prompt enters the new average; the remembered key always does."""
-    origin_odds: float = 7.0
+    origin_odds: float = 100.0
     """Prior odds that a prompt belongs with most of those that started from the same broadcast row
     at clients of the same key group; 1 if origins tell nothing."""
     shrink: bool = False
