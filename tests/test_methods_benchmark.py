@@ -33,7 +33,9 @@ def modules() -> Iterator[dict[str, ModuleType]]:
             sys.modules.pop(name, None)
 
 
-def test_every_cell_has_a_file_of_its_own_and_composes(modules: dict[str, ModuleType]) -> None:
+def test_every_cell_has_a_file_of_its_own_and_composes(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
     grid, run = modules["grid"], modules["runner"]
     cells = grid.final_cells()
     rates = grid.rate_cells(cells)
@@ -45,7 +47,11 @@ def test_every_cell_has_a_file_of_its_own_and_composes(modules: dict[str, Module
     # One seed, scale and partition is enough: they change numbers alone.
     alike = {(cell.setting.split("/")[0], cell.method): cell for cell in cells}
     for cell in alike.values():
-        config = compose(run.experiment_of(cell.setting), run.overrides_of(cell, 20, 3.0))
+        if cell.preset in grid.CLIENT_RATES_OF:
+            like, setting = grid.CLIENT_RATES_OF[cell.preset], grid.rate_setting(cell.setting)
+            try_scales(modules, tmp_path, setting, like, 0.5, 0.5, 0.5)
+        changes = run.overrides_of(cell, 20, 3.0, tmp_path)
+        config = compose(run.experiment_of(cell.setting), changes)
         assert config.method == cell.preset
         assert config.rounds == (1 if cell.preset in grid.WITHOUT_RATES else 20)
         assert config.runtime.name == "serial"
@@ -68,12 +74,36 @@ def test_rates_are_scaled(modules: dict[str, ModuleType]) -> None:
     config = compose(run.experiment_of(cell.setting), run.overrides_of(cell, 20, 3.0))
     assert config.prompts.lr == pytest.approx(0.9)
     assert config.head.lr == pytest.approx(0.3)
-    server = grid.Cell("domains_shared/imbalance", "fedopt_pt", 2, 3.0)
-    config = compose(run.experiment_of(server.setting), run.overrides_of(server, 20, 3.0))
-    assert (config.prompts.lr, config.aggregator.options.lr) == (0.01, pytest.approx(0.03))
     tuned = grid.Cell("domains_shared/imbalance", "lora_fedavg", 2, 0.3)
     config = compose(run.experiment_of(tuned.setting), run.overrides_of(tuned, 20, 0.3))
     assert config.tuning.options.lr == pytest.approx(3e-4)
+
+
+def try_scales(
+    modules: dict[str, ModuleType], folder: Path, setting: str, method: str, *values: float | None
+) -> None:
+    """Files as of the runs that choose a rate, with these validation accuracies."""
+    grid = modules["grid"]
+    for scale, value in zip(grid.scales_of(setting, method), values, strict=True):
+        path = folder / grid.Cell(setting, method, grid.RATE_SEED, scale).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"validation_accuracy": value}))
+
+
+def test_clients_of_fedopt_have_the_rates_that_were_chosen_for_fedavg(
+    modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, run = modules["grid"], modules["runner"]
+    cell = grid.Cell("domains_frozen/imbalance", "fedopt_pt", 2, 3.0)
+    with pytest.raises(FileNotFoundError):
+        run.overrides_of(cell, 20, 3.0, tmp_path)
+    assert run.run_all([cell], 1, 20, tmp_path) == 1
+    assert "no learning rate" in capsys.readouterr().out
+    try_scales(modules, tmp_path, cell.setting, "fedavg_pt", 0.6, 0.5, 0.4)
+    changes = run.overrides_of(cell, 20, 3.0, tmp_path)
+    config = compose(run.experiment_of(cell.setting), changes)
+    assert config.aggregator.options.lr == pytest.approx(0.03)
+    assert config.prompts.lr == pytest.approx(0.03 * 0.01)
 
 
 def test_the_rate_is_chosen_by_validation_on_a_seed_that_is_not_reported(
@@ -84,10 +114,7 @@ def test_the_rate_is_chosen_by_validation_on_a_seed_that_is_not_reported(
     cell = grid.Cell("digits/dirichlet_0.1", "pfpt", 3)
     with pytest.raises(FileNotFoundError):
         run.choose(cell, tmp_path)
-    for scale, value in zip(grid.SCALES, (0.7, 0.8, 0.8), strict=True):
-        path = tmp_path / grid.Cell("digits/dirichlet_0.5", "pfpt", grid.RATE_SEED, scale).file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"validation_accuracy": value}))
+    try_scales(modules, tmp_path, "digits/dirichlet_0.5", "pfpt", 0.7, 0.8, 0.8)
     assert run.choose(cell, tmp_path) == 1.0  # the smaller of equals
     with pytest.raises(FileNotFoundError):  # imbalance has rates of its own
         run.choose(grid.Cell("digits/imbalance", "pfpt", 3), tmp_path)

@@ -21,7 +21,7 @@ PACK = 10
 """Clients that train in one pass: a whole cohort, which a single worker does fastest."""
 SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
-server's rate instead, which decides there."""
+server's rate instead, while its clients have the rates of `CLIENT_RATES_OF`."""
 SCALES_OF = dict.fromkeys(
     ("domains_frozen/imbalance", "domains_shared/imbalance"), (0.03, 0.3, 3.0)
 )
@@ -85,22 +85,18 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     # Which of its parts and options matter; in one setting.
-    "pfpt: averages weighted": ("aggregator.use_weights=true",),
     "pfpt: at most 20 prompts": ("aggregator.max_prompts=20",),
     "pfpt: pruning at once": ("aggregator.patience=1",),
-    "pfpt: no keys in the matching": ("aggregator.key_weight=0",),
     "pfpt: no memory": ("aggregator.memory=0",),
     "pfpt: no origins": ("aggregator.origin_odds=1",),
     "pfpt: selection of each batch": ("prompts.choose_by=batch",),
     # Selection for a test image knows nothing of the 15 others of its domain.
     "pfpt: each test image alone": ("prompts.eval_batch=1",),
-    "pfpt: keys from cls": ("prompts.query=cls",),
     "pfpt: l2p, released sign": ("prompts.selection=l2p", "prompts.similarity_weight=0.01"),
     "pfpt: l2p, L2P's sign": ("prompts.selection=l2p", "prompts.similarity_weight=-0.01"),
     "pfpt: l2p, L2P's weight": ("prompts.selection=l2p", "prompts.similarity_weight=-0.5"),
     "pfpt: one local epoch": ("clients.epochs=1",),
     "pfpt: five local epochs": ("clients.epochs=5",),
-    "pfpt + proximal": ("objective=proximal",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
 CHANGES = {**ABLATIONS, **DIAGNOSTICS}
@@ -123,6 +119,9 @@ OTHER_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS
 POOL = 20
 """Prompts that the server starts with where a baseline selects from a pool."""
 WITHOUT_RATES = ("fedcof", "fedncm")
+CLIENT_RATES_OF = {"fedopt_pt": "fedavg_pt", "fedopt_pt_plus": "fedavg_pt_plus"}
+"""FedOpt and FedAvg differ at the server alone: clients have the rates that were chosen for the
+latter, which is in an earlier of `groups`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +194,10 @@ def final_cells() -> list[Cell]:
 
 
 def rate_setting(setting: str) -> str:
-    """Where a setting's learning rates are chosen: Dirichlet 0.1 takes those of 0.5."""
-    task, partition = setting.split("/")
-    return f"{task}/{'dirichlet_0.5' if partition.startswith('dirichlet') else partition}"
+    """Where a setting's learning rates are chosen: there itself, but `digits` with Dirichlet 0.1
+    takes those of 0.5.
+    """
+    return {"digits/dirichlet_0.1": "digits/dirichlet_0.5"}.get(setting, setting)
 
 
 def scales_of(setting: str, method: str) -> tuple[float, ...]:

@@ -40,8 +40,18 @@ ENVIRONMENT = {
 CURVES = ("round", "accuracy", "validation_accuracy", "train_loss", "num_prompts")
 
 
-def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
-    """What a user would type after the experiment's name."""
+def overrides_of(cell: Cell, rounds: int, scale: float, output: Path = OUTPUT) -> list[str]:
+    """What a user would type after the experiment's name.
+
+    Args:
+        cell: the run.
+        rounds: of methods that train.
+        scale: factor on the learning rates.
+        output: where the runs are that chose the rates of FedOpt's clients.
+
+    Raises:
+        FileNotFoundError: one of those is missing.
+    """
     from fedprompt.config import compose
 
     changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.CHANGES.get(cell.method, ())]
@@ -50,8 +60,10 @@ def overrides_of(cell: Cell, rounds: int, scale: float) -> list[str]:
     if cell.preset.endswith("_plus") and not any("prompts.pool" in each for each in changes):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
-    if config.aggregator.name == "server_opt":
-        return [*changes, f"aggregator.lr={config.aggregator.options.lr * scale:g}"]
+    if cell.preset in grid.CLIENT_RATES_OF:
+        changes.append(f"aggregator.lr={config.aggregator.options.lr * scale:g}")
+        clients = Cell(cell.setting, grid.CLIENT_RATES_OF[cell.preset], cell.seed)
+        scale = choose(clients, output)
     changes += [
         f"prompts.lr={config.prompts.lr * scale:g}",
         f"head.lr={config.head.lr * grid.head_scale(cell, scale):g}",
@@ -85,7 +97,7 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
     from fedprompt.records import manifest
 
     torch.set_num_threads(1)
-    changes = overrides_of(cell, rounds, scale)
+    changes = overrides_of(cell, rounds, scale, output)
     keeps_prompts = cell.method == "pfpt" and cell.seed == 0 and cell.scale is None
     pools: list[NDArray[np.float16]] = []
     started, worked = time.perf_counter(), time.process_time()
@@ -229,7 +241,11 @@ def is_there(cell: Cell, rounds: int, output: Path) -> bool:
         scale = choose(cell, output)
     except FileNotFoundError:
         scale = done["scale"]
-    return sorted(done["overrides"]) == sorted(overrides_of(cell, rounds, scale))
+    try:
+        now = overrides_of(cell, rounds, scale, output)
+    except FileNotFoundError:  # FedOpt, and FedAvg is yet to be run
+        return False
+    return sorted(done["overrides"]) == sorted(now)
 
 
 def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
@@ -243,6 +259,7 @@ def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
         for cell in todo:
             try:
                 scale = choose(cell, output)
+                overrides_of(cell, rounds, scale, output)
             except FileNotFoundError as error:
                 failed += 1
                 print(f"{cell.file}: no learning rate ({error.filename} is missing)", flush=True)
