@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fedprompt.config import ExperimentConfig, compose, conf_root, load_group
 from fedprompt.driver import Federation, evaluator, initial_state, prepare, settings_of
 from fedprompt.errors import ConfigError
 from fedprompt.models.head import build_head
+from fedprompt.objectives.scaffold import Scaffold
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
 from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_round
 from fedprompt.types import Broadcast, ClientJob, ClientUpdate, RoundReport, ServerState
@@ -268,6 +270,57 @@ def test_scaffold_with_zero_variates_is_fedavg(lay: Callable[..., Laid]) -> None
     scaffold, _ = laid.play()
     assert_equal_bits(plain, scaffold)
     assert all(bool(scaffold.shared[name].any()) for name in names)
+
+
+def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[..., Laid]) -> None:
+    """Against its definition: the published variant's clients, put where they begin."""
+    common = ("method=scaffold_pt", "clients.per_round=2", "eval_clients=never")
+    released, _ = lay(*common, "objective.variant=released").play(4)
+    laid = lay(*common)
+    number = laid.config.clients.count
+    server = flat(laid.state)
+    controls = {f"control.{name}": torch.zeros_like(value) for name, value in server.items()}
+    seen, own = dict.fromkeys(range(number), server), dict[int, Any]()
+    cohorts: list[list[int]] = []
+    for round_index in range(4):
+        state = dataclasses.replace(laid.state, round_index=round_index)
+        moves, changes = [], []
+        for job in make_jobs(state, laid.settings):
+            client = job.client_id
+            begin = {**seen[client], **controls}
+            begin = dataclasses.replace(job.broadcast, prompts=begin.pop("prompts"), shared=begin)
+            moved = dataclasses.replace(job, broadcast=begin, state=own.get(client, {}))
+            (update,) = laid.worker.train(laid.settings.recipe, [moved])
+            end = {"prompts": update.prompts, **update.shared}
+            moves.append({name: end[name] - start for name, start in seen[client].items()})
+            changes.append({name: update.shared[name] for name in controls})
+            own[client] = update.state
+        server = {name: x + sum(move[name] for move in moves) / 2 for name, x in server.items()}
+        controls = {
+            name: c + sum(change[name] for change in changes) / number
+            for name, c in controls.items()
+        }
+        cohorts.append([job.client_id for job in make_jobs(state, laid.settings)])
+        seen.update(dict.fromkeys(cohorts[-1], server))
+    # Somebody came back after a round without it.
+    assert any(set(cohorts[n]) & set(cohorts[n + 2]) - set(cohorts[n + 1]) for n in range(2))
+    there = {"prompts": released.prompts, **released.shared}
+    assert there.keys() == server.keys() | controls.keys()
+    for name, value in {**server, **controls}.items():
+        torch.testing.assert_close(there[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_released_scaffold_with_all_clients_is_the_published_one_with_equal_weights(
+    lay: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everybody = ("method=scaffold_pt", "clients.per_round=null")
+    released, _ = lay(*everybody, "objective.variant=released").play(2)
+    published, _ = lay(*everybody).play(2)
+    assert (published.prompts - released.prompts).abs().max() > 1e-4
+    monkeypatch.setattr(Scaffold, "weights", lambda self, counts: [1.0] * len(counts))
+    equal, _ = lay(*everybody).play(2)
+    for name, value in flat(equal).items():
+        torch.testing.assert_close(flat(released)[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_server_optimiser_without_momentum_is_fedavg(lay: Callable[..., Laid]) -> None:

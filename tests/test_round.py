@@ -300,7 +300,8 @@ def test_a_bad_update_is_quarantined_and_named(
     good = Direct(b.worker)
     list(good.map(b.recipe, make_jobs(b.state, b.settings)))
     rest = [update for update in good.updates if update.client_id != cohort[1]]
-    expected = merge_shared(sorted(rest, key=lambda update: update.client_id))
+    rest = sorted(rest, key=lambda update: update.client_id)
+    expected = merge_shared(rest, [float(update.num_examples) for update in rest])
     assert all(torch.equal(state.shared[name], expected[name]) for name in expected)
 
 

@@ -152,13 +152,14 @@ def case_round(repeats: int) -> dict[str, Any]:
         assert torch.equal(one, other), "loop and vectorised form match differently"
     samples = in_turn({"loop": lambda: released_per_candidate(sets, initial, nets, LOOPS)}, 1)
     passes = summary(samples["loop"])
+    weights = [float(update.num_examples) for update in updates]
     merged = {"loop": {key: round(value * 50 / LOOPS, 2) for key, value in passes.items()}}
     for variant in ("map", "released"):
         aggregator = aggregation.create("pfpt", variant=variant)
 
         def merge(aggregator: Any = aggregator) -> None:
-            aggregate_prompts(updates, laid.state, laid.settings, aggregator, 1)
-            merge_shared(updates)
+            aggregate_prompts(updates, weights, laid.state, laid.settings, aggregator, 1)
+            merge_shared(updates, weights)
 
         merged[variant] = summary(in_turn({variant: merge}, repeats)[variant])
     parts = {

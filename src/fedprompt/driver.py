@@ -201,7 +201,9 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
     tuning = recipe.build_tuning()
     shared.update(tuning.initial(backbone, torch_generator(config.seed, "initial tuning")))
     trainable = {**({"prompts": values} if config.keeps_rows and len(values) else {}), **shared}
-    shared.update(recipe.build_objective().begin(trainable))
+    objective = recipe.build_objective()
+    shared.update(objective.begin(trainable))
+    fixed.update(objective.remembered({**shared, "prompts": values}))
     memory: dict[str, Tensor] = {}
     maker = config.build_generator()
     if maker is not None:

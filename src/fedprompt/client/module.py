@@ -7,6 +7,7 @@ A step has three parts, so that several clients can share one pass through the b
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
 from fedprompt.models.prompted_vit import select_rows
+from fedprompt.objectives.base import START
 from fedprompt.seeding import torch_generator
 from fedprompt.types import Broadcast, ClientJob, Tensors
 
@@ -62,12 +64,12 @@ class ClientModule(pl.LightningModule):
         # In __dict__ and not as a submodule: Lightning must neither move, count nor switch the
         # shared backbone.
         self.__dict__["backbone"] = backbone
-        self.broadcast = job.broadcast
+        self.broadcast = as_started(job.broadcast, job.state)
         self.own = job.state
         self.objective = recipe.build_objective()
         self.tuning = recipe.build_tuning()
         generator = torch_generator(job.seed, "head")
-        self.prompts = nn.Parameter(own_prompts(recipe, job.broadcast, job.state).clone())
+        self.prompts = nn.Parameter(own_prompts(recipe, self.broadcast, job.state).clone())
         self.register_buffer("keys", job.broadcast.keys.clone())
         self.register_buffer("class_mask", torch.from_numpy(class_mask.copy()))
         counts = np.zeros(class_mask.shape[1], int) if class_counts is None else class_counts
@@ -75,14 +77,14 @@ class ClientModule(pl.LightningModule):
         self.register_buffer("use_counts", torch.zeros(len(self.prompts), dtype=torch.int64))
         self.head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
         self.projection = (
-            nn.Parameter(job.broadcast.shared["query_projection"].clone())
-            if "query_projection" in job.broadcast.shared
+            nn.Parameter(self.broadcast.shared["query_projection"].clone())
+            if "query_projection" in self.broadcast.shared
             else None
         )
-        load_head(self.head, job.broadcast, job.state)
+        load_head(self.head, self.broadcast, job.state)
         self.head.requires_grad_(recipe.head.mode != "frozen")
         # Parameters whose names hold dots, which a module's attributes cannot.
-        tuned = tuned_tensors(job.broadcast.shared)
+        tuned = tuned_tensors(self.broadcast.shared)
         self.tuned_names = list(tuned)
         self.tuned_values = nn.ParameterList(
             nn.Parameter(value.clone()) for value in tuned.values()
@@ -207,6 +209,17 @@ class ClientModule(pl.LightningModule):
                 if name in self.start
             }
         return self._constants
+
+
+def as_started(broadcast: Broadcast, own: Tensors) -> Broadcast:
+    """The broadcast with the tensors that a client starts from; see `Objective.remembered`."""
+    notes = {
+        name.removeprefix(START): value
+        for name, value in {**broadcast.fixed, **own}.items()
+        if name.startswith(START)
+    }
+    prompts = notes.pop("prompts", broadcast.prompts)
+    return dataclasses.replace(broadcast, prompts=prompts, shared={**broadcast.shared, **notes})
 
 
 def own_prompts(recipe: LocalRecipe, broadcast: Broadcast, own: Tensors) -> Tensor:

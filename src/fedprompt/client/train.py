@@ -254,7 +254,7 @@ def collect(
     result = LocalResult(
         start=module.start,
         end=tuned,
-        received=job.broadcast.shared,
+        received={**job.broadcast.shared, "prompts": job.broadcast.prompts},
         own=job.state,
         steps=steps,
         rates={name: recipe.rate(name) for name in tuned},
@@ -268,10 +268,11 @@ def collect(
         for name, tensor in tuned.items()
         if objective.trains and name != "prompts" and name not in personal
     }
+    prompts = sent.pop("prompts", module.prompts)
     return ClientUpdate(
         client_id=job.client_id,
         num_examples=len(batches.labels),
-        prompts=_copy(module.prompts)[rows].clone(),
+        prompts=_copy(prompts)[rows].clone(),
         keys=key.expand(len(rows), -1).clone(),
         origins=rows.clone(),
         use_counts=counts[rows].clone(),

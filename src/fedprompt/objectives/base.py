@@ -16,6 +16,9 @@ from torch import Tensor
 from fedprompt.registry import Registry
 from fedprompt.types import ClientUpdate, Tensors
 
+START = "start."
+"""Prefix of tensors that a client starts from instead of those it receives."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalResult:
@@ -26,7 +29,7 @@ class LocalResult:
     end: Tensors
     """The same after the local epochs."""
     received: Tensors
-    """All shared tensors of the broadcast."""
+    """All shared tensors of the broadcast, and its `prompts`."""
     own: Tensors
     """The client's own state, as its last update left it."""
     steps: int
@@ -82,7 +85,9 @@ class Objective:
         return {}
 
     def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the client sends beside its trained tensors, and what it keeps for itself."""
+        """What the client sends beside its trained tensors or, by their names, instead of them; and
+        what it keeps for itself.
+        """
         return {}, {}
 
     # The server's half.
@@ -95,6 +100,20 @@ class Objective:
                 its rows mean the same in every round.
         """
         return {}
+
+    def remembered(self, tensors: Tensors) -> dict[str, Tensor]:
+        """What clients start from the next time they are sampled instead of what they will receive
+        then, as `START` + name: noted in the initial state for all, and after a round in the own
+        state of the clients that took part.
+
+        Args:
+            tensors: the server's shared tensors and its `prompts`.
+        """
+        return {}
+
+    def weights(self, num_examples: Sequence[int]) -> list[float]:
+        """How much each client counts in the averages of shared tensors and prompts."""
+        return [float(number) for number in num_examples]
 
     def outgoing(self, shared: Tensors) -> Tensors:
         """The part of the server's shared tensors that clients receive."""
@@ -122,7 +141,7 @@ class Objective:
 
         Args:
             before: the shared tensors before the round.
-            mean: those that the clients returned, averaged by sample counts.
+            mean: those that the clients returned, averaged with `weights`.
             updates: the round's good updates.
             num_clients: clients of the whole federation.
             memory: what this method returned the last time; empty at first.

@@ -15,6 +15,12 @@ client returns the difference c_i+ - c_i. Variates double what is sent, and the 
 Prompt variates need rows that mean the same in every round. With an aggregator that makes a new set
 of prompts each round, the shared tensors alone have variates.
 
+`variant=released` is what the authors of PFPT ran (their repository
+Probabilistic_Prompt_Aggregation_Baseline, `Algo/scaffold.py`): a client starts from x_i, the
+server's tensors after the round in which it last took part (the initial ones at first), instead of
+x, and its change enters uniformly, x <- x + mean(y_i - x_i); Eq. 4 has x_i for x. With full
+participation only the uniform mean differs.
+
 `variant=sampled` divides the sum of Eq. 5 by the size of the cohort instead of N, a common slip of
 published programs: c then overshoots by N / |cohort| under partial participation.
 """
@@ -27,11 +33,11 @@ from collections.abc import Sequence
 import torch
 
 from fedprompt.errors import ConfigError, suggest
-from fedprompt.objectives.base import LocalResult, Objective, objectives
+from fedprompt.objectives.base import START, LocalResult, Objective, objectives
 from fedprompt.types import ClientUpdate, Tensors
 
 PREFIX = "control."
-VARIANTS = ("scaffold", "sampled")
+VARIANTS = ("scaffold", "released", "sampled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,8 @@ class ScaffoldOptions:
     """Options of SCAFFOLD."""
 
     variant: str = "scaffold"
-    """`scaffold`: Eq. 5 as published; `sampled`: the sum over the cohort divided by its size."""
+    """`scaffold`: as published; `released`: clients start from what they last saw; `sampled`: the
+    sum of Eq. 5 divided by the size of the cohort."""
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -83,7 +90,21 @@ class Scaffold(Objective):
             moved = (result.start[name] - result.end[name]) / length if length else control
             variates[key] = before - control + moved
             changes[key] = variates[key] - before
+            if self.options.variant == "released":
+                changes[name] = result.received[name] + (result.end[name] - result.start[name])
         return changes, variates
+
+    def remembered(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """With `variant=released`, all that has a variate."""
+        if self.options.variant != "released":
+            return {}
+        return {START + name: tensors[name] for name in tensors if PREFIX + name in tensors}
+
+    def weights(self, num_examples: Sequence[int]) -> list[float]:
+        """By sample counts; with `variant=released` all alike."""
+        if self.options.variant == "released":
+            return [1.0] * len(num_examples)
+        return super().weights(num_examples)
 
     def is_mean(self, name: str) -> bool:
         """All but the variates, which follow Eq. 5."""

@@ -11,7 +11,7 @@
    the aggregator's rule, if it has one   `step_shared`
 7. aggregate the prompt sets              `aggregate_prompts`
    or let a generator learn from them     `teach_generator`
-8. next state, in fresh memory            `next_state`
+8. next state, in fresh memory            `next_state`, `note_starts`
 9. evaluate and report                     the workers measure while the next round begins
 """
 
@@ -162,19 +162,21 @@ def end_round(
             f"(client {refused[0]['client']}: {refused[0]['reason']}); "
             "lower the learning rates or check the data"
         )
+    weights = objective.weights([update.num_examples for update in good])
     shared, memory = objective.combine(
         state.shared,
-        merge_shared(good),
+        merge_shared(good, weights),
         good,
         settings.recipe.training.population,
         state.objective,
     )
     shared, moments = step_shared(aggregator, objective, shared, state)
     if settings.generator is None:
-        merged = aggregate_prompts(good, state, settings, aggregator, round_index)
+        merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
     else:
         merged = teach_generator(settings.generator, good, begun.jobs, state)
     state = next_state(state, merged, shared, good, round_index, moments, memory)
+    state = note_starts(state, objective, good)
     aggregated = time.perf_counter()
 
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
@@ -277,14 +279,14 @@ def fault(update: ClientUpdate, broadcast: Broadcast, reply: Tensors) -> str | N
     return None
 
 
-def merge_shared(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
-    """Mean of the shared tensors weighted by sample counts (FedAvg), accumulated in float64."""
-    total = float(sum(update.num_examples for update in updates))
+def merge_shared(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Weighted mean of the shared tensors (FedAvg: by sample counts), accumulated in float64."""
+    total = sum(weights)
     merged: dict[str, Tensor] = {}
     for name, like in updates[0].shared.items():
         weighted = torch.zeros_like(like, dtype=torch.float64)
-        for update in updates:
-            weighted += update.shared[name].to(torch.float64) * (update.num_examples / total)
+        for update, weight in zip(updates, weights, strict=True):
+            weighted += update.shared[name].to(torch.float64) * (weight / total)
         merged[name] = weighted.to(like.dtype)
     return merged
 
@@ -333,6 +335,7 @@ def teach_generator(
 
 def aggregate_prompts(
     updates: Sequence[ClientUpdate],
+    weights: Sequence[float],
     state: ServerState,
     settings: RoundSettings,
     aggregator: Aggregator,
@@ -344,7 +347,7 @@ def aggregate_prompts(
         return None
     return aggregator.aggregate(
         [update.prompts for update in updates],
-        weights=torch.tensor([float(update.num_examples) for update in updates]),
+        weights=torch.tensor(weights),
         origins=[update.origins for update in updates],
         previous=state.prompts,
         keys=[update.keys for update in updates] if options.sends_keys else None,
@@ -381,6 +384,20 @@ def next_state(
         fixed=_clone(state.fixed),
         objective=_clone(memory),
     )
+
+
+def note_starts(
+    state: ServerState, objective: Objective, updates: Sequence[ClientUpdate]
+) -> ServerState:
+    """Add what participants start from the next time to their own states, if an objective asks."""
+    starts = objective.remembered({**state.shared, "prompts": state.prompts})
+    if not starts:
+        return state
+    noted = {
+        update.client_id: {**state.clients.get(update.client_id, {}), **_clone(starts)}
+        for update in updates
+    }
+    return dataclasses.replace(state, clients={**state.clients, **noted})
 
 
 def report(
