@@ -53,7 +53,9 @@ def test_every_cell_has_a_file_of_its_own_and_composes(
         changes = run.overrides_of(cell, 20, 3.0, tmp_path)
         config = compose(run.experiment_of(cell.setting), changes)
         assert config.method == cell.preset
-        assert config.rounds == (1 if cell.preset in grid.WITHOUT_RATES else 20)
+        expected = {**dict.fromkeys(grid.WITHOUT_RATES, 1), **dict.fromkeys(grid.POOLED, 5)}
+        assert config.rounds == expected.get(cell.preset, 20)
+        assert config.clients.pooled == (cell.preset in grid.POOLED)
         assert config.runtime.name == "serial"
 
 
@@ -295,6 +297,26 @@ def test_tables_by_hand(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     assert (len(dots.get_offsets()), len(ends.get_offsets())) == (18, 2)
     for number, figure in enumerate((gains, pool, path)):
         figure.savefig(tmp_path / f"{number}.png")
+
+
+def test_pooled_data_stand_beside_every_partition(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    grid, summary = modules["grid"], modules["summary"]
+    one, other = grid.OTHER_SETTINGS
+    cells = {(cell.setting, cell.method) for cell in grid.final_cells()}
+    assert (one, "centralised") in cells
+    assert (other, "centralised") not in cells
+    for setting, method, value in ((one, "centralised", 0.8), (other, "full_fedavg", 0.7)):
+        path = tmp_path / grid.Cell(setting, method, 0).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(fake(value)))
+    rows = {
+        (r["setting"], r["method"]): r for r in summary.summarise(summary.read_results(tmp_path))
+    }
+    assert rows[other, "centralised"]["accuracy"] == 0.8
+    gap = rows[other, "full_fedavg"]["over_centralised_difference"]["mean"]
+    assert gap == pytest.approx(-0.1)
 
 
 def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleType]) -> None:

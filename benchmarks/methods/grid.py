@@ -119,6 +119,10 @@ OTHER_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS
 POOL = 20
 """Prompts that the server starts with where a baseline selects from a pool."""
 WITHOUT_RATES = ("fedcof", "fedncm")
+POOLED = ("centralised", "centralised_full")
+"""One client with all the data, whatever the partition, so that these run with one alone
+(`POOLED_IN`); in as many rounds as give each image as many passes as federated training does."""
+POOLED_IN = "dirichlet_0.5"
 CLIENT_RATES_OF = {"fedopt_pt": "fedavg_pt", "fedopt_pt_plus": "fedavg_pt_plus"}
 """FedOpt and FedAvg differ at the server alone: clients have the rates that were chosen for the
 latter, which is in an earlier of `groups`."""
@@ -152,9 +156,11 @@ class Cell:
 
 
 def is_defined(setting: str, method: str) -> bool:
-    """Whether a method can be run in a setting: nothing is left to train without prompts and with a
-    frozen head.
+    """Whether a method is run in a setting: nothing is left to train without prompts and with a
+    frozen head, and pooled data know no partition.
     """
+    if method in POOLED:
+        return setting.endswith(POOLED_IN)
     return not (method == "head_only" and setting.startswith("domains_frozen"))
 
 

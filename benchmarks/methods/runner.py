@@ -55,15 +55,18 @@ def overrides_of(cell: Cell, rounds: int, scale: float, output: Path = OUTPUT) -
     from fedprompt.config import compose
 
     changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.CHANGES.get(cell.method, ())]
-    if cell.preset not in grid.WITHOUT_RATES:
+    clients = grid.TASKS[cell.setting.split("/")[0]]["clients"]
+    if cell.preset in grid.POOLED:
+        changes.append(f"rounds={rounds * clients['per_round'] // clients['count']}")
+    elif cell.preset not in grid.WITHOUT_RATES:
         changes.append(f"rounds={rounds}")
     if cell.preset.endswith("_plus") and not any("prompts.pool" in each for each in changes):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
     if cell.preset in grid.CLIENT_RATES_OF:
         changes.append(f"aggregator.lr={config.aggregator.options.lr * scale:g}")
-        clients = Cell(cell.setting, grid.CLIENT_RATES_OF[cell.preset], cell.seed)
-        scale = choose(clients, output)
+        like = Cell(cell.setting, grid.CLIENT_RATES_OF[cell.preset], cell.seed)
+        scale = choose(like, output)
     changes += [
         f"prompts.lr={config.prompts.lr * scale:g}",
         f"head.lr={config.head.lr * grid.head_scale(cell, scale):g}",

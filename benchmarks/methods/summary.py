@@ -26,13 +26,16 @@ Results = dict[str, dict[str, dict[int, dict[str, Any]]]]
 
 
 def read_results(folder: Path) -> Results:
-    """All reported runs that are there."""
+    """All reported runs that are there; those of pooled data stand in every partition's setting."""
     results: Results = {}
     for cell in grid.final_cells():
         path = folder / cell.file
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
             results.setdefault(cell.setting, {}).setdefault(cell.method, {})[cell.seed] = content
+    for setting, methods in results.items():
+        there = results.get(f"{setting.split('/')[0]}/{grid.POOLED_IN}", {})
+        methods.update({name: there[name] for name in grid.POOLED if name in there})
     return results
 
 
