@@ -15,8 +15,8 @@
   whose nearest set is that of their own domain.
 
 The heads with the grid's scales of the learning rates, of which the best on validation is to be
-read; `true groups` with the rates that PFPT has in the grid. Parts that are not asked for stay in
-the file as they are.
+read; `true groups` with the rates that PFPT has in the grid. Parts and rates that are not asked for
+stay in the file as they are.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def main() -> None:
                     figure: described([run[figure] for run in runs]) for figure in runs[0]
                 }
                 print(name, partition, scale, runs, flush=True)
-            content.setdefault(name, {})[partition] = found
+            content.setdefault(name, {}).setdefault(partition, {}).update(found)
             atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
 
 
