@@ -23,7 +23,8 @@ SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
 server's rate instead, while its clients have the rates of `CLIENT_RATES_OF`."""
 SCALES_OF = dict.fromkeys(
-    ("domains_frozen/imbalance", "domains_shared/imbalance"), (0.03, 0.3, 3.0)
+    ("domains_frozen/dirichlet_0.1", "domains_frozen/imbalance", "domains_shared/imbalance"),
+    (0.03, 0.3, 3.0),
 )
 """Where methods get a wider grid: accuracy there has a second, higher peak at low rates, to which
 no method would come step by step."""
