@@ -209,7 +209,7 @@ def test_only_what_is_missing_is_run(
 def test_one_run_writes_its_file(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     grid, run = modules["grid"], modules["runner"]
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
-    line = run.run_cell(cell, 20, 1.0, tmp_path)
+    line = run.run_cell(cell, run.overrides_of(cell, 20, 1.0), 1.0, tmp_path)
     content = json.loads((tmp_path / cell.file).read_text())
     assert line.startswith(cell.file)
     assert content["rounds"] == 1

@@ -88,8 +88,8 @@ def experiment_of(setting: str) -> dict[str, Any]:
     }
 
 
-def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
-    """Do one run and write its file; returns one line about it."""
+def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
+    """Do one run with some overrides and write its file; returns one line about it."""
     # Imported here: in the process that does the work.
     import torch
 
@@ -100,7 +100,6 @@ def run_cell(cell: Cell, rounds: int, scale: float, output: Path) -> str:
     from fedprompt.records import manifest
 
     torch.set_num_threads(1)
-    changes = overrides_of(cell, rounds, scale, output)
     keeps_prompts = cell.method == "pfpt" and cell.seed == 0 and cell.scale is None
     pools: list[NDArray[np.float16]] = []
     started, worked = time.perf_counter(), time.process_time()
@@ -262,12 +261,12 @@ def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
         for cell in todo:
             try:
                 scale = choose(cell, output)
-                overrides_of(cell, rounds, scale, output)
+                changes = overrides_of(cell, rounds, scale, output)
             except FileNotFoundError as error:
                 failed += 1
                 print(f"{cell.file}: no learning rate ({error.filename} is missing)", flush=True)
                 continue
-            running[pool.submit(run_cell, cell, rounds, scale, output)] = cell
+            running[pool.submit(run_cell, cell, changes, scale, output)] = cell
         for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
             try:
                 print(f"[{number}/{len(running)}] {future.result()}", flush=True)
