@@ -299,7 +299,7 @@ def main() -> None:
         [cell for cell in group if named(cell.file, arguments.only)] for group in grid.groups()
     ]
     failed = 0
-    for cells in groups:
+    for cells in filter(None, groups):
         rates = grid.rate_cells(cells)
         if arguments.list:
             for cell in [*rates, *cells]:
@@ -311,6 +311,8 @@ def main() -> None:
         failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
         for _ in range(3):
             further = beyond(rates, arguments.output)
+            if not further:
+                break
             failed += run_all(further, arguments.jobs, arguments.rounds, arguments.output)
         failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
     if failed:
