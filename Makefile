@@ -70,8 +70,8 @@ bench: setup ## measure the quickstart over three seeds and the state hashes (ab
 	@$(BIN)/python benchmarks/quickstart.py $(ARGS)
 
 bench-methods: setup ## compare all methods: runs what is missing (hours), tables, figures
-	@$(BIN)/python benchmarks/methods/runner.py $(ARGS)
-	@$(BIN)/python benchmarks/methods/tables.py
+	@$(BIN)/python benchmarks/methods/runner.py $(ARGS); status=$$?; \
+	$(BIN)/python benchmarks/methods/tables.py && exit $$status
 
 pretrain: setup ## train the embedded backbone again (about an hour): make pretrain [ARGS="--help"]
 	@$(BIN)/fedprompt pretrain $(ARGS)

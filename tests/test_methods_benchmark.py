@@ -53,7 +53,7 @@ def test_every_cell_has_a_file_of_its_own_and_composes(
         changes = run.overrides_of(cell, 20, 3.0, tmp_path)
         config = compose(run.experiment_of(cell.setting), changes)
         assert config.method == cell.preset
-        expected = {**dict.fromkeys(grid.WITHOUT_RATES, 1), **dict.fromkeys(grid.POOLED, 5)}
+        expected = {**dict.fromkeys(grid.CLOSED_FORM, 1), **dict.fromkeys(grid.POOLED, 5)}
         assert config.rounds == expected.get(cell.preset, 20)
         assert config.clients.pooled == (cell.preset in grid.POOLED)
         assert config.runtime.name == "serial"
@@ -120,7 +120,7 @@ def test_the_rate_is_chosen_by_validation_on_a_seed_that_is_not_reported(
     assert run.choose(cell, tmp_path) == 1.0  # the smaller of equals
     with pytest.raises(FileNotFoundError):  # imbalance has rates of its own
         run.choose(grid.Cell("digits/imbalance", "pfpt", 3), tmp_path)
-    assert run.choose(grid.Cell("digits/imbalance", "fedcof", 3), tmp_path) == 1.0
+    assert run.choose(grid.Cell("domains_shared/imbalance", "fedncm", 0), tmp_path) == 1.0
     assert run.choose(grid.Cell("digits/dirichlet_0.5", "pfpt", 0, 3.0), tmp_path) == 3.0
 
 
@@ -134,11 +134,13 @@ def test_runs_of_other_options_or_rounds_do_not_count(
     overrides = run.overrides_of(cell, 20, 1.0)
     assert "aggregator.memory=0" in overrides
     done = {"overrides": overrides, "scale": 1.0, "experiment": run.experiment_of(cell.setting)}
+    done["config"] = run.config_of(cell.setting, overrides)
     path.write_text(json.dumps(done))
     assert run.is_there(cell, 20, tmp_path)
     assert not run.is_there(cell, 21, tmp_path)
     other = {**done["experiment"], "eval_every": 1}
-    for wrong in ({"overrides": overrides[:-1]}, {"experiment": other}):
+    default = {**done["config"], "aggregator": {**done["config"]["aggregator"], "memory": 9.0}}
+    for wrong in ({"overrides": overrides[:-1]}, {"experiment": other}, {"config": default}):
         path.write_text(json.dumps({**done, **wrong}))
         assert not run.is_there(cell, 20, tmp_path)
 
@@ -156,35 +158,46 @@ def test_under_imbalance_a_scale_is_of_the_prompts_rate_alone(
     tied = ["prompts.lr=0.001", "head.lr=0.0003"]
     assert rates("domains_shared/dirichlet_0.5", "pfpt") == tied
     assert rates("domains_shared/imbalance", "head_only") == tied
+    assert rates("domains_shared/imbalance", "local_only") == tied  # nothing is averaged
     assert rates("domains_shared/imbalance", "pfpt") == ["prompts.lr=0.001", "head.lr=0.0009"]
+    factor = grid.HEAD_SCALES["domains_shared/imbalance"]["sgd"]
+    own = ["prompts.lr=0.03", f"head.lr={0.1 * factor:g}"]
+    assert rates("domains_shared/imbalance", "scaffold_pt") == own
 
 
-def test_a_best_rate_at_an_edge_is_followed_and_a_burst_one_is_not_chosen(
+def test_the_neighbours_of_the_best_rate_are_tried_and_a_burst_one_is_not_chosen(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     grid, run = modules["grid"], modules["runner"]
     setting = "digits/imbalance"
+    rates = grid.rate_cells([grid.Cell(setting, "pfpt", 0)])
 
-    def tried(scale: float, value: float | None) -> None:
-        path = tmp_path / grid.Cell(setting, "pfpt", grid.RATE_SEED, scale).file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"validation_accuracy": value}))
+    def around_best(tried: dict[float, float | None]) -> list[float]:
+        for scale, value in tried.items():
+            path = tmp_path / grid.Cell(setting, "pfpt", grid.RATE_SEED, scale).file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"validation_accuracy": value}))
+        return [cell.scale for cell in run.neighbours(rates, tmp_path)]
 
-    for scale, value in zip(grid.SCALES, (0.8, 0.7, None), strict=True):
-        tried(scale, value)
-    rates = [grid.Cell(setting, "pfpt", grid.RATE_SEED, scale) for scale in grid.SCALES]
-    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.1]
-    tried(0.1, 0.9)
-    assert run.choose(grid.Cell(setting, "pfpt", 0), tmp_path) == 0.1
-    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.03, 0.1]
-    tried(0.03, 0.91)
-    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.01, 0.03, 0.1]
-    tried(0.01, 0.92)
-    assert [cell.scale for cell in run.beyond(rates, tmp_path)] == [0.01, 0.03, 0.1]  # no further
-    tried(1.0, 0.95)
-    assert run.beyond(rates, tmp_path) == []
+    assert around_best({}) == []
+    assert around_best({0.3: 0.8, 1.0: 0.7, 3.0: None}) == [0.1, 0.3, 1.0]
+    assert run.choose(grid.Cell(setting, "pfpt", 0), tmp_path) == 0.3
+    assert around_best({0.1: 0.9}) == [0.03, 0.1, 0.3]
+    assert around_best({0.03: 0.85}) == [0.03, 0.1, 0.3]
+    assert around_best({0.03: 0.95, 0.01: 0.96, 0.003: 0.97}) == [0.003, 0.01]  # the range ends
+    assert around_best({3.0: 0.98, 10.0: 0.99, 30.0: 1.0}) == [10.0, 30.0]
     wide = grid.rate_cells([grid.Cell("domains_frozen/imbalance", "pfpt", 0)])
     assert [cell.scale for cell in wide] == [0.03, 0.3, 3.0]
+
+
+def test_the_head_s_rates_are_those_that_the_committed_runs_choose(
+    modules: dict[str, ModuleType],
+) -> None:
+    grid, run = modules["grid"], modules["runner"]
+    for setting, scales in grid.HEAD_SCALES.items():
+        for optimizer, scale in scales.items():
+            cell = grid.Cell(setting, grid.HEAD_METHODS[optimizer], 0)
+            assert run.choose(cell, run.OUTPUT) == scale
 
 
 def test_only_what_is_missing_is_run(
@@ -192,8 +205,8 @@ def test_only_what_is_missing_is_run(
 ) -> None:
     grid, run = modules["grid"], modules["runner"]
     cell = grid.Cell("digits/dirichlet_0.5", "fedcof", 0)
+    try_scales(modules, tmp_path, cell.setting, "fedcof", 0.5, 0.6, 0.5)
     path = tmp_path / cell.file
-    path.parent.mkdir(parents=True)
     done = {"overrides": run.overrides_of(cell, 20, 1.0), "scale": 1.0}
     path.write_text(json.dumps(done))
     assert run.run_all([cell], 1, 20, tmp_path) == 0
@@ -214,6 +227,7 @@ def test_one_run_writes_its_file(modules: dict[str, ModuleType], tmp_path: Path)
     assert line.startswith(cell.file)
     assert content["rounds"] == 1
     assert content["accuracy"] > 0.8
+    assert content["config"] == run.config_of(cell.setting, content["overrides"])
     assert content["bytes_up"] == 20 * 4 * (10 * 128 + 10)
     assert content["bytes_down"] == 0
     assert len(content["curves"]["accuracy"]) == 1

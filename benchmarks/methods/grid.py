@@ -21,19 +21,28 @@ PACK = 10
 """Clients that train in one pass: a whole cohort, which a single worker does fastest."""
 SCALES = (0.3, 1.0, 3.0)
 """Factors on prompts.lr, head.lr and tuning.lr as preset and defaults give them; for FedOpt on the
-server's rate instead, while its clients have the rates of `CLIENT_RATES_OF`."""
-SCALES_OF = dict.fromkeys(
-    ("domains_frozen/dirichlet_0.1", "domains_frozen/imbalance", "domains_shared/imbalance"),
-    (0.03, 0.3, 3.0),
-)
-"""Where methods get a wider grid: accuracy there has a second, higher peak at low rates, to which
-no method would come step by step."""
-HEAD_SCALES = {"domains_shared/imbalance": 0.3}
-"""Where the head's rate is the one that is best for the head alone (validation), and a scale is of
-the other rates: prompts need far lower ones there than the head."""
-BEYOND = {0.3: 0.1, 0.1: 0.03, 0.03: 0.01, 3.0: 10.0, 10.0: 30.0}
-"""What is tried as well where the best scale is at an edge: up to three steps further."""
-ALL_SCALES = sorted({*SCALES, *BEYOND, *BEYOND.values()})
+server's rate instead, while its clients have the rates of `CLIENT_RATES_OF`; for FedCOF, which
+trains nothing, on objective.shrinkage."""
+_WIDE = (0.03, 0.3, 3.0)
+SCALES_OF = {
+    "domains_frozen/dirichlet_0.5": (0.03, 0.3, 1.0, 3.0, 10.0),
+    **dict.fromkeys(
+        ("domains_frozen/dirichlet_0.1", "domains_frozen/imbalance", "domains_shared/imbalance"),
+        _WIDE,
+    ),
+}
+"""Where prompts decide, methods get a wider grid: accuracy can have a second, higher peak there at
+low or at high rates, to which no method would come step by step."""
+ALL_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""After `SCALES` or `SCALES_OF` the neighbours of the best are tried, until it has both: the best
+lies between two that are worse, or at an end of this range."""
+HEAD_SCALES = {"domains_shared/imbalance": {"adam": 0.3, "sgd": 0.3}}
+"""Where the head's rate is the one that is best for the head alone (validation; `HEAD_METHODS` has
+the runs), and a scale is of the other rates: prompts need far lower ones there than the head."""
+HEAD_METHODS = {"adam": "head_only", "sgd": "head_only + scaffold"}
+OWN_HEAD_SCALE = ("head_only", "local_only")
+"""Whose head has the scale of all rates everywhere: there is nothing else to tune, or it is not
+averaged, so that what is best for an averaged head says nothing."""
 
 PARTITIONS: dict[str, dict[str, Any]] = {
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},
@@ -65,16 +74,16 @@ MAIN = (
     *("pfpt", "fedavg_pt", "fedprox_pt", "scaffold_pt", "fedopt_pt", "gmm_pt", "pfedpg"),
     *("fedavg_pt_plus", "head_only", "fedcof"),
 )
-FIVE_SEEDS = ("pfpt", "fedavg_pt", "fedavg_pt_plus", "head_only")
+FIVE_SEEDS = ("pfpt", "fedavg_pt", "fedavg_pt_plus", "head_only", "fedcof")
 OTHERS = (
     *("pfpt_plus", "fedprox_pt_plus", "scaffold_pt_plus", "fedopt_pt_plus", "gmm_pt_plus"),
     *("pfedpg_plus", "local_only", "centralised", "centralised_full", "full_fedavg"),
     *("full_fedprox", "fedncm", "adapter_fedavg", "adapter_fedprox", "lora_fedavg"),
+    "lora_fedprox",
 )
 ABLATIONS: dict[str, tuple[str, ...]] = {
     # preset: or + what is changed, and the overrides
-    # From a pool, so that clients can still select: these rules add no prompts by themselves.
-    "pfpt: no matching (row mean)": ("aggregator=mean", "prompts.pool=20"),
+    # From a pool, so that clients can still select: this rule adds no prompts by itself.
     "pfpt: random matching": ("aggregator=random", "prompts.pool=20"),
     "pfpt: no pruning": ("aggregator.patience=1000",),
     "pfpt: no selection": ("prompts.selection=all",),
@@ -100,18 +109,27 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "pfpt: five local epochs": ("clients.epochs=5",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
-CHANGES = {**ABLATIONS, **DIAGNOSTICS}
+PROBES: dict[str, tuple[str, ...]] = {
+    # For the rate of SCAFFOLD's head (`HEAD_SCALES`).
+    "head_only + scaffold": ("objective=scaffold", "head.lr=0.1"),
+}
+CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES}
+NO_MATCHING = "fedavg_pt_plus"
+"""PFPT with a row-wise mean in the place of its matching is this very method."""
 WITHOUT_KEYS = tuple(method for method in MAIN if method not in ("pfpt", "fedavg_pt_plus"))
-GOALS = {
+GOALS: dict[str, float | None] = {
     "domains_frozen/dirichlet_0.5": 0.12,
     "domains_frozen/dirichlet_0.1": 0.0,
     "domains_frozen/imbalance": 0.12,
     "domains_shared/dirichlet_0.5": 0.10,
     "domains_shared/dirichlet_0.1": 0.10,
     "domains_shared/imbalance": 0.04,
+    "digits/dirichlet_0.5": None,
+    "digits/dirichlet_0.1": None,
+    "digits/imbalance": None,
 }
 """By how much PFPT was to lead each of `WITHOUT_KEYS`, set before the runs; 0: by anything that is
-clear of zero."""
+clear of zero; None: it is not to be worse by anything that is clear of zero."""
 PARTITIONS_OF_OTHERS = ("dirichlet_0.5", "imbalance")
 ABLATION_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS_OF_OTHERS)
 """Where prompts decide."""
@@ -119,7 +137,12 @@ DIAGNOSTIC_SETTINGS = ABLATION_SETTINGS[:1]
 OTHER_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS_OF_OTHERS)
 POOL = 20
 """Prompts that the server starts with where a baseline selects from a pool."""
-WITHOUT_RATES = ("fedcof", "fedncm")
+BOUNDS_OF_PROMPTS = ("local_only", "centralised")
+"""Of `OTHERS`, what is run with the frozen head as well."""
+CLOSED_FORM = ("fedcof", "fedncm")
+"""One round, no training."""
+WITHOUT_RATES = ("fedncm",)
+"""Nothing to choose."""
 POOLED = ("centralised", "centralised_full")
 """One client with all the data, whatever the partition, so that these run with one alone
 (`POOLED_IN`); in as many rounds as give each image as many passes as federated training does."""
@@ -147,6 +170,11 @@ class Cell:
         return self.method.split(":")[0].split(" + ")[0]
 
     @property
+    def tuned_as(self) -> str:
+        """The method whose learning rates it has: that of the preset, but for `PROBES`."""
+        return self.method if self.method in PROBES else self.preset
+
+    @property
     def file(self) -> str:
         """Where the result lies, below the results' folder."""
         plain = self.method.replace(": ", "-").replace(" + ", "-with-").replace(" ", "-")
@@ -171,13 +199,14 @@ def groups() -> list[list[Cell]]:
         [f"{task}/{partition}" for task in tasks for partition in PARTITIONS]
         for tasks in (("domains_frozen", "domains_shared"), ("digits",))
     )
-    headline = (*FIVE_SEEDS, "fedcof")
-    rest = [method for method in MAIN if method not in headline]
+    rest = [method for method in MAIN if method not in FIVE_SEEDS]
     return [
-        _cells(domains, headline, 5),
+        _cells(list(HEAD_SCALES), PROBES, 3),
+        _cells(domains, FIVE_SEEDS, 5),
         _cells(ABLATION_SETTINGS, ABLATIONS, 3),
         _cells(domains, rest, 3),
         _cells(digits, MAIN, 5),
+        _cells(ABLATION_SETTINGS, BOUNDS_OF_PROMPTS, 3),
         _cells(OTHER_SETTINGS, OTHERS, 3),
         _cells(DIAGNOSTIC_SETTINGS, DIAGNOSTICS, 3),
         _cells(["domains_plain/dirichlet_0.5"], FIVE_SEEDS, 3),
@@ -209,20 +238,27 @@ def rate_setting(setting: str) -> str:
 
 def scales_of(setting: str, method: str) -> tuple[float, ...]:
     """The scales that a method is tried with in a setting where rates are chosen."""
-    return SCALES if method == "head_only" else SCALES_OF.get(setting, SCALES)
+    heads = ("head_only", *PROBES)
+    return SCALES if method in heads else SCALES_OF.get(setting, SCALES)
 
 
-def head_scale(cell: Cell, scale: float) -> float:
-    """The factor on the head's rate of a run with some scale."""
-    if cell.preset in ("head_only", *WITHOUT_RATES):
+def head_scale(cell: Cell, scale: float, optimizer: str) -> float:
+    """The factor on the head's rate of a run with some scale.
+
+    Args:
+        cell: the run.
+        scale: of its other rates.
+        optimizer: its clients', `adam` or `sgd`.
+    """
+    if cell.preset in OWN_HEAD_SCALE:
         return scale
-    return HEAD_SCALES.get(cell.setting, scale)
+    return HEAD_SCALES.get(cell.setting, {}).get(optimizer, scale)
 
 
 def rate_cells(cells: list[Cell]) -> list[Cell]:
     """The runs that choose the learning rates of some final cells."""
     pairs = {
-        (rate_setting(cell.setting), cell.preset): None
+        (rate_setting(cell.setting), cell.tuned_as): None
         for cell in cells
         if cell.preset not in WITHOUT_RATES
     }

@@ -4,11 +4,10 @@
                                      [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
-validation split (three scales, and up to three more where the best is at an edge; a seed that is
-not reported), then those that are reported. Each run has one thread and writes one JSON file. It is
-not done again while that file is there, unless it had other rates, rounds or options than it would
-have now; stop the program at any time and call it again. A run that fails is named, and the others
-go on.
+validation split (some scales, then the neighbours of the best; a seed that is not reported), then
+those that are reported. Each run has one thread and writes one JSON file. It is not done again
+while that file is there, unless it had another configuration than it would have now; stop the
+program at any time and call it again. A run that fails is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -58,18 +57,23 @@ def overrides_of(cell: Cell, rounds: int, scale: float, output: Path = OUTPUT) -
     clients = grid.TASKS[cell.setting.split("/")[0]]["clients"]
     if cell.preset in grid.POOLED:
         changes.append(f"rounds={rounds * clients['per_round'] // clients['count']}")
-    elif cell.preset not in grid.WITHOUT_RATES:
+    elif cell.preset not in grid.CLOSED_FORM:
         changes.append(f"rounds={rounds}")
     if cell.preset.endswith("_plus") and not any("prompts.pool" in each for each in changes):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
+    if cell.preset in grid.CLOSED_FORM:
+        if cell.preset not in grid.WITHOUT_RATES:
+            changes.append(f"objective.shrinkage={config.objective.options.shrinkage * scale:g}")
+        return changes
     if cell.preset in grid.CLIENT_RATES_OF:
         changes.append(f"aggregator.lr={config.aggregator.options.lr * scale:g}")
         like = Cell(cell.setting, grid.CLIENT_RATES_OF[cell.preset], cell.seed)
         scale = choose(like, output)
+    optimizer = "sgd" if config.objective.name == "scaffold" else "adam"
     changes += [
         f"prompts.lr={config.prompts.lr * scale:g}",
-        f"head.lr={config.head.lr * grid.head_scale(cell, scale):g}",
+        f"head.lr={config.head.lr * grid.head_scale(cell, scale, optimizer):g}",
     ]
     if config.tuning.name != "none":
         changes.append(f"tuning.lr={config.tuning.options.lr * scale:g}")
@@ -86,6 +90,15 @@ def experiment_of(setting: str) -> dict[str, Any]:
         "partition": grid.PARTITIONS[partition],
         **grid.TASKS[task],
     }
+
+
+def config_of(setting: str, changes: list[str]) -> dict[str, Any]:
+    """The whole configuration of a run, with all defaults, as JSON keeps it."""
+    from fedprompt.checkpoint import json_ready
+    from fedprompt.config import compose
+
+    tree: dict[str, Any] = json_ready(compose(experiment_of(setting), changes).tree())
+    return tree
 
 
 def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
@@ -131,6 +144,7 @@ def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
         "scale": scale,
         "experiment": experiment_of(cell.setting),
         "overrides": changes,
+        "config": config_of(cell.setting, changes),
         "rounds": len(result.reports),
         "accuracy": result.summary["accuracy"],
         "best_round": result.summary["best_round"],
@@ -188,19 +202,20 @@ def choose(cell: Cell, output: Path) -> float:
         return cell.scale
     if cell.preset in grid.WITHOUT_RATES:
         return 1.0
-    tried = tried_scales(grid.rate_setting(cell.setting), cell.preset, output)
-    for scale in grid.scales_of(grid.rate_setting(cell.setting), cell.preset):
+    setting = grid.rate_setting(cell.setting)
+    tried = tried_scales(setting, cell.tuned_as, output)
+    for scale in grid.scales_of(setting, cell.tuned_as):
         if scale not in tried:
-            missing = Cell(grid.rate_setting(cell.setting), cell.preset, grid.RATE_SEED, scale).file
-            raise FileNotFoundError(2, "no such file", missing)
+            wanted = Cell(setting, cell.tuned_as, grid.RATE_SEED, scale).file
+            raise FileNotFoundError(2, "no such file", wanted)
     return max(tried, key=lambda scale: (tried[scale], -scale))
 
 
-def tried_scales(setting: str, preset: str, output: Path) -> dict[float, float]:
+def tried_scales(setting: str, method: str, output: Path) -> dict[float, float]:
     """Validation accuracy of every scale that was tried; 0 where training burst."""
     found = {}
     for scale in grid.ALL_SCALES:
-        path = output / Cell(setting, preset, grid.RATE_SEED, scale).file
+        path = output / Cell(setting, method, grid.RATE_SEED, scale).file
         if path.is_file():
             found[scale] = (
                 json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"] or 0.0
@@ -208,29 +223,24 @@ def tried_scales(setting: str, preset: str, output: Path) -> dict[float, float]:
     return found
 
 
-def beyond(rates: list[Cell], output: Path) -> list[Cell]:
-    """The runs that go one step further where the best scale is at an edge, and those that went
-    there before.
-    """
+def neighbours(rates: list[Cell], output: Path) -> list[Cell]:
+    """The runs with the scales next to the best of each method."""
     cells = []
-    back = {further: nearer for nearer, further in grid.BEYOND.items()}
     for setting, method in dict.fromkeys((cell.setting, cell.method) for cell in rates):
         try:
-            best = choose(Cell(setting, method, grid.RATE_SEED), output)
+            best = grid.ALL_SCALES.index(choose(Cell(setting, method, grid.RATE_SEED), output))
         except FileNotFoundError:
             continue
-        steps = [grid.BEYOND[best]] if best in grid.BEYOND else []
-        while best in back:
-            steps.append(best)
-            best = back[best]
-        cells += [Cell(setting, method, grid.RATE_SEED, scale) for scale in steps]
+        around = grid.ALL_SCALES[max(0, best - 1) : best + 2]
+        cells += [Cell(setting, method, grid.RATE_SEED, scale) for scale in around]
     return cells
 
 
 def is_there(cell: Cell, rounds: int, output: Path) -> bool:
-    """Whether a run was done as it would be now: of the same experiment with the same overrides.
+    """Whether a run was done as it would be now: with the same configuration, defaults and all.
 
-    Files that were written before they named their experiment count as of the same one.
+    Of files that were written before they had all of it, what they have is compared: overrides, and
+    the experiment if it is there.
     """
     path = output / cell.file
     if not path.is_file():
@@ -247,12 +257,19 @@ def is_there(cell: Cell, rounds: int, output: Path) -> bool:
         now = overrides_of(cell, rounds, scale, output)
     except FileNotFoundError:  # FedOpt, and FedAvg is yet to be run
         return False
-    return sorted(done["overrides"]) == sorted(now)
+    if sorted(done["overrides"]) != sorted(now):
+        return False
+    return "config" not in done or done["config"] == config_of(cell.setting, done["overrides"])
+
+
+def missing(cells: list[Cell], rounds: int, output: Path) -> list[Cell]:
+    """Those that are yet to be run."""
+    return [cell for cell in cells if not is_there(cell, rounds, output)]
 
 
 def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
     """Do the runs that are missing; returns how many failed."""
-    todo = [cell for cell in cells if not is_there(cell, rounds, output)]
+    todo = missing(cells, rounds, output)
     print(f"{len(cells)} runs, {len(cells) - len(todo)} there, {len(todo)} to do", flush=True)
     failed = 0
     context = multiprocessing.get_context("spawn")
@@ -298,23 +315,20 @@ def main() -> None:
     groups = [
         [cell for cell in group if named(cell.file, arguments.only)] for group in grid.groups()
     ]
-    failed = 0
+    failed, where = 0, (arguments.rounds, arguments.output)
     for cells in filter(None, groups):
         rates = grid.rate_cells(cells)
         if arguments.list:
-            for cell in [*rates, *cells]:
-                state = (
-                    "there  " if is_there(cell, arguments.rounds, arguments.output) else "missing"
-                )
-                print(state, cell.file)
+            for cell in dict.fromkeys([*rates, *neighbours(rates, arguments.output), *cells]):
+                print("there  " if is_there(cell, *where) else "missing", cell.file)
             continue
-        failed += run_all(rates, arguments.jobs, arguments.rounds, arguments.output)
-        for _ in range(3):
-            further = beyond(rates, arguments.output)
-            if not further:
+        failed += run_all(rates, arguments.jobs, *where)
+        while missing(around := neighbours(rates, arguments.output), *where):
+            gone_wrong = run_all(around, arguments.jobs, *where)
+            failed += gone_wrong
+            if gone_wrong:
                 break
-            failed += run_all(further, arguments.jobs, arguments.rounds, arguments.output)
-        failed += run_all(cells, arguments.jobs, arguments.rounds, arguments.output)
+        failed += run_all(cells, arguments.jobs, *where)
     if failed:
         sys.exit(f"{failed} runs failed; call again to try them again")
 
