@@ -19,6 +19,7 @@ from fedprompt.client.train import ClientWorker
 from fedprompt.config import ExperimentConfig, compose, conf_root, load_group
 from fedprompt.driver import Federation, evaluator, initial_state, prepare, settings_of
 from fedprompt.errors import ConfigError
+from fedprompt.events import Note
 from fedprompt.models.head import build_head
 from fedprompt.objectives.scaffold import Scaffold
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
@@ -54,6 +55,7 @@ LISTED = [
     "adapter_fedavg",
     "adapter_fedprox",
     "lora_fedavg",
+    "lora_fedprox",
 ]
 
 
@@ -238,6 +240,11 @@ def test_a_server_optimiser_leaves_control_variates_alone(lay: Callable[..., Lai
         (["prompts.placement=none"], "prompts.placement=none: expected prompts.count=0, got 2"),
         (["prompts.placement=shallow"], "expected prompts.selection=all, got 'keyed'"),
         (["prompts.mode=personal"], "expected prompts.selection=all, got 'keyed'"),
+        (["method=head_only", "prompts.count=2"], "head_only trains the head alone, expected 0"),
+        (["method=head_only", "prompts.count=0", "generator=pfedpg"], "expected prompts.count > 0"),
+        (["method=pfedpg", "aggregator=gmm"], "with generator=pfedpg the server merges none"),
+        (["method=local_only", "aggregator=pfpt"], "prompts.mode=personal the server merges none"),
+        (["method=head_only", "prompts.count=0", "aggregator=pfpt"], "expected aggregator=mean or"),
         (["eval_clients=lats"], "did you mean 'last'"),
         (["clients.optimizer=sgdd"], "did you mean 'sgd'"),
     ],
@@ -247,6 +254,27 @@ def test_what_does_not_fit_together_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         compose("quickstart", tiny(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=fedavg_pt_plus"], True),
+        (["method=fedavg_pt_plus", "prompts.pool=3"], False),
+        (["method=fedavg_pt"], False),
+        (["method=pfpt"], False),  # its pool grows
+    ],
+)
+def test_a_pool_without_choice_is_said(
+    tiny: Overrides, overrides: list[str], expected: bool
+) -> None:
+    notes: list[str] = []
+    fedprompt.run(
+        "quickstart",
+        tiny("rounds=1", *overrides),
+        on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+    )
+    assert any("nothing to select" in note for note in notes) == expected
 
 
 # Methods that must agree

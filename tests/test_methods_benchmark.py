@@ -352,17 +352,19 @@ def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleT
     assert row.startswith("| `pfpt` over `fedavg_pt` | +55.0 ± 63.5")
     by_name = {row["method"]: row for row in summary.summarise(results)}
     assert by_name[method]["accuracy_difference"]["mean"] == pytest.approx(0.51)
+    (row,) = tables.over_others(results, "pfpt", ("fedavg_pt",), "personalised")
+    assert row == "| `pfpt` over `fedavg_pt`, clients' own | +0.0 ± 0.0 |"
 
 
 def test_goals_are_judged_by_the_smallest_lead(modules: dict[str, ModuleType]) -> None:
     tables = modules["tables"]
 
-    def judged(**accuracies: tuple[float, ...]) -> str:
+    def judged(setting: str = "domains_shared/imbalance", **accuracies: tuple[float, ...]) -> str:
         runs = {
             method: {seed: fake(value) for seed, value in enumerate(values)}
             for method, values in accuracies.items()
         }
-        (line,) = tables.goals({"domains_shared/imbalance": runs}).splitlines()[2:]
+        (line,) = tables.goals({setting: runs}).splitlines()[2:]
         return str(line)
 
     own, near, far = (0.6, 0.61, 0.62), (0.55, 0.56, 0.565), (0.1, 0.1, 0.1)
@@ -376,6 +378,22 @@ def test_goals_are_judged_by_the_smallest_lead(modules: dict[str, ModuleType]) -
     # Clear of zero, but not far enough.
     line = judged(pfpt=own, head_only=(0.59, 0.6, 0.605))
     assert line.endswith("| 1 of 1: `head_only` | no |")
+    # Worse, but not clearly; and clearly.
+    noise = judged("digits/imbalance", pfpt=(0.5, 0.6, 0.5), head_only=(0.55, 0.55, 0.56))
+    assert noise.startswith("| digits/imbalance | not worse | -2.0 ±")
+    assert noise.endswith("| 0 of 1: none | yes |")
+    assert judged("digits/imbalance", pfpt=near, head_only=own).endswith("| no |")
+
+
+def test_the_choice_of_rates_shows_what_was_tried(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    tables = modules["tables"]
+    try_scales(modules, tmp_path, "digits/imbalance", "pfpt", 0.5, 0.625, None)
+    (line,) = tables.rate_lines(tmp_path)[2:]
+    assert line == ("| digits/imbalance | pfpt | - | - | - | - | 50.0 | **62.5** | burst | - | - |")
+    assert tables.changed_from("pfpt: no pruning") == "pfpt"
+    assert tables.changed_from("fedavg_pt_plus") == "pfpt"  # its row mean in place of the matching
 
 
 def test_true_groups_are_averaged_row_by_row_with_a_memory(modules: dict[str, ModuleType]) -> None:

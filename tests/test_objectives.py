@@ -201,6 +201,48 @@ def test_cof_s_covariances_are_those_of_the_samples_when_clients_are_many() -> N
     np.testing.assert_allclose(weight, direct / np.linalg.norm(direct, axis=1, keepdims=True))
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_cof_is_its_definition(data: tuple[Tensor, Tensor], between: bool) -> None:
+    """The formulas of the header, client by client; class 2 is held by one client alone."""
+    features, labels = data
+    clients = torch.arange(len(labels)) % 4
+    clients[labels == 2] = 1
+    options = {"rule": "cof", "ridge": 0.7, "shrinkage": 0.2, "between": between}
+    objective = objectives.create("closed_form", **options)
+    updates = []
+    for client in range(4):
+        own = clients == client
+        result = LocalResult({}, {}, {}, {}, 0, {}, features[own], labels[own], CLASSES)
+        updates.append(update(client, objective.finish(result)[0]))
+    head = {"head.0.weight": torch.zeros(CLASSES, WIDTH)}
+    shared, _ = objective.combine(head, {}, updates, 4, {})
+
+    x, y, k = features.double().numpy(), labels.numpy(), clients.numpy()
+    covariances = {}
+    for c in (0, 1):
+        mean = x[y == c].mean(axis=0)
+        spread = np.zeros((WIDTH, WIDTH))
+        for client in range(4):
+            own = x[(y == c) & (k == client)]
+            away = own.mean(axis=0) - mean
+            spread += len(own) * np.outer(away, away)
+        covariances[c] = spread / (4 - 1)
+    covariances[2] = (covariances[0] + covariances[1]) / 2  # no spread of one client's mean
+    unit = np.mean([np.diag(covariance).mean() for covariance in covariances.values()])
+    scatter = np.zeros((WIDTH, WIDTH))
+    for c, covariance in covariances.items():
+        number = (y == c).sum()
+        scatter += (number - 1) * (covariance + 0.2 * unit * np.eye(WIDTH))
+        if between:
+            scatter += number * np.outer(x[y == c].mean(axis=0), x[y == c].mean(axis=0))
+    if not between:
+        scatter += len(x) * np.outer(x.mean(axis=0), x.mean(axis=0))
+    sums = np.stack([x[y == c].sum(axis=0) for c in range(CLASSES)])
+    weight = np.linalg.solve(scatter + 0.7 * np.eye(WIDTH), sums.T).T
+    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
+    np.testing.assert_allclose(shared["head.0.weight"].numpy(), weight, rtol=1e-4, atol=1e-6)
+
+
 def test_cof_without_a_second_client_is_finite(data: tuple[Tensor, Tensor]) -> None:
     features, labels = data
     weight = head_of(objectives.create("closed_form", rule="cof"), features, labels, 8)
@@ -219,6 +261,12 @@ def test_cof_without_a_second_client_is_finite(data: tuple[Tensor, Tensor]) -> N
         ("closed_form", {"rule": "cofe"}, "did you mean 'cof'"),
         ("closed_form", {"ridge": -1.0}, "objective.ridge: expected a finite number >= 0, got -1"),
         ("closed_form", {"shrinkage": math.nan}, "objective.shrinkage"),
+        ("closed_form", {"rule": "ridge", "ridge": 0.0}, "objective.ridge: expected a number > 0"),
+        (
+            "closed_form",
+            {"ridge": 0.0, "shrinkage": 0.0},
+            "objective.ridge or .shrinkage: expected",
+        ),
     ],
 )
 def test_wrong_options(name: str, options: dict[str, object], message: str) -> None:

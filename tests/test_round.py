@@ -12,11 +12,20 @@ import torch
 import torch.nn.functional as F
 
 from fedprompt import aggregation
-from fedprompt.client.module import ClientModule
+from fedprompt.client.loop import fit_batch, only_optimizer
+from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.train import ClientBatches, ClientWorker
 from fedprompt.config import ExperimentConfig, compose
-from fedprompt.driver import Federation, evaluator, initial_state, prepare
+from fedprompt.data.mirror import mirror_partition
+from fedprompt.driver import (
+    Federation,
+    evaluator,
+    initial_state,
+    measure_clients,
+    prepare,
+    settings_of,
+)
 from fedprompt.errors import ClientError, RoundError
 from fedprompt.seeding import torch_generator
 from fedprompt.server.evaluate import Model, Piece, Tally, measure_piece, predict
@@ -349,6 +358,134 @@ def test_proximal_with_zero_weight_is_plain_and_pulls_otherwise(
     assert plain.sha256() == zero.sha256()
     start = strong.state.prompts
     assert (pulled.prompts - start).norm() < 0.5 * (plain.prompts - start).norm()
+
+
+def gradients(module: ClientModule, batch: Batch) -> dict[str, torch.Tensor]:
+    """Of one step's loss, by the tensors' names."""
+    trainable = dict(module.trainable())
+    found = torch.autograd.grad(module.training_step(batch, 0), list(trainable.values()))
+    return dict(zip(trainable, found, strict=True))
+
+
+def first_batch(b: Bench, job: ClientJob) -> Batch:
+    generator = torch_generator(0, "batches")
+    data = b.federation.data
+    return next(iter(ClientBatches(data, job.client_id, 8, b.recipe.prompts, generator)))
+
+
+def test_the_proximal_term_s_gradient_is_mu_times_the_way_from_the_broadcast(
+    bench: Callable[..., Bench],
+) -> None:
+    """In prompts and head, and at the server's tensors none."""
+    found = {}
+    for objective in ("plain", "proximal"):
+        more = ["objective.mu=0.3"] if objective == "proximal" else []
+        b = bench("method=fedavg_pt", "head.dropout=0", f"objective={objective}", *more)
+        job = make_jobs(b.state, b.settings)[0]
+        module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
+        batch = first_batch(b, job)
+        at_start = gradients(module, batch)
+        with torch.no_grad():
+            for number, (_, value) in enumerate(module.trainable(), start=1):
+                value += 0.01 * number
+        found[objective] = at_start, gradients(module, batch)
+    assert next(iter(found["plain"][1])) == "prompts"
+    assert len(found["plain"][1]) == 5
+    for number, (name, plain) in enumerate(found["plain"][1].items(), start=1):
+        pull = found["proximal"][1][name] - plain
+        torch.testing.assert_close(
+            pull, torch.full_like(pull, 0.3 * 0.01 * number), rtol=1e-2, atol=1e-6
+        )
+        assert torch.equal(found["plain"][0][name], found["proximal"][0][name])
+
+
+def test_a_client_s_step_of_scaffold_is_equation_3(bench: Callable[..., Bench]) -> None:
+    """y - rate (g - c_i + c), for prompts and head."""
+    b = bench("method=scaffold_pt", "head.dropout=0")
+    plain = bench("method=fedavg_pt", "head.dropout=0")
+    job = make_jobs(b.state, b.settings)[0]
+    controls = {
+        name: torch.randn_like(value) for name, value in job.broadcast.shared.items()
+        if name.startswith("control.")
+    }  # fmt: skip
+    own = {name: torch.randn_like(value) for name, value in controls.items()}
+    broadcast = dataclasses.replace(job.broadcast, shared={**job.broadcast.shared, **controls})
+    job = dataclasses.replace(job, broadcast=broadcast, state=own)
+    mask = b.federation.data.class_mask
+    batch = first_batch(b, job)
+    expected = gradients(ClientModule(plain.recipe, b.worker.backbone, job, mask), batch)
+    module = ClientModule(b.recipe, b.worker.backbone, job, mask)
+    start = {name: value.detach().clone() for name, value in module.trainable()}
+    assert {f"control.{name}" for name in start} == set(controls)
+    fit_batch(module, only_optimizer(module), batch, 0, 0)
+    for name, value in module.trainable():
+        change = expected[name] - own[f"control.{name}"] + controls[f"control.{name}"]
+        wanted = start[name] - b.recipe.rate(name) * change
+        torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_each_client_s_own_model_is_what_is_measured(bench: Callable[..., Bench]) -> None:
+    """Personal heads that always name one class: a client's accuracy is that class's share of its
+    test images.
+    """
+    b = bench("method=local_only", "head=linear", "head.bias=true", "head.mode=personal")
+    test = b.federation.setup.splits[0]
+    data, table = b.federation.data, b.federation.data.table
+    shares = mirror_partition(data.parts, table.labels, table.groups, test.labels, test.groups)
+    named = {client: client % 10 for client in range(len(shares))}
+    own = {
+        client: {
+            "prompts": b.state.fixed["prompts"],
+            "head.0.weight": torch.zeros(10, 128),
+            "head.0.bias": 9.0 * F.one_hot(torch.tensor(label), 10).float(),
+        }
+        for client, label in named.items()
+    }
+    state = dataclasses.replace(b.state, clients=own)
+    found = measure_clients(state, b.federation, b.settings, test).accuracy
+    assert found == {
+        client: pytest.approx(float((test.labels[share] == named[client]).mean()))
+        for client, share in enumerate(shares)
+        if len(share)
+    }
+    assert len(set(found.values())) > 1
+
+
+def test_clients_of_a_generator_are_measured_with_their_own_prompts(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench("method=pfedpg", "head=linear")
+    draws = torch.Generator().manual_seed(0)
+    memory = {
+        name: torch.randn(value.shape, generator=draws)
+        for name, value in b.state.aggregator.items()
+    }
+    table = b.federation.data.table
+    means = [table.features[table.labels == label].mean(axis=0) for label in range(10)]
+    weight = torch.from_numpy(np.stack(means) - table.features.mean(axis=0))
+    state = dataclasses.replace(
+        b.state, aggregator=memory, shared={**b.state.shared, "head.0.weight": weight}
+    )
+    settings = settings_of(b.config, b.federation)
+    test = b.federation.setup.splits[0]
+    parts = b.federation.data.parts
+    shares = mirror_partition(parts, table.labels, table.groups, test.labels, test.groups)
+
+    def accuracy(prompts: torch.Tensor, share: np.ndarray) -> float:
+        with torch.no_grad():
+            features = b.worker.backbone.encode(test.tokens_at(share), prompts)
+        predicted = (features @ weight.T).argmax(dim=1).numpy()
+        return float((predicted == test.labels[share]).mean())
+
+    assert settings.generator is not None
+    own, common = {}, {}
+    for client, share in enumerate(shares):
+        if len(share):
+            own[client] = accuracy(settings.generator.prompts_for(client, memory), share)
+            common[client] = accuracy(settings.generator.consensus(memory), share)
+    assert own != common
+    found = measure_clients(state, b.federation, settings, test).accuracy
+    assert found == pytest.approx(own)
 
 
 def test_adjusted_logits_with_zero_tau_are_plain_and_take_the_classes_share_out(

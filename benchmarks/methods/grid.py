@@ -110,9 +110,12 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
 PROBES: dict[str, tuple[str, ...]] = {
-    # For the rate of SCAFFOLD's head (`HEAD_SCALES`).
+    # What SCAFFOLD's optimiser and its variates each do for the head alone; the latter's best rate
+    # is that of SCAFFOLD-PT's head in `HEAD_SCALES`.
+    "head_only + sgd": ("clients.optimizer=sgd", "head.lr=0.1"),
     "head_only + scaffold": ("objective=scaffold", "head.lr=0.1"),
 }
+PROBE_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS)
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES}
 NO_MATCHING = "fedavg_pt_plus"
 """PFPT with a row-wise mean in the place of its matching is this very method."""
@@ -201,7 +204,7 @@ def groups() -> list[list[Cell]]:
     )
     rest = [method for method in MAIN if method not in FIVE_SEEDS]
     return [
-        _cells(list(HEAD_SCALES), PROBES, 3),
+        _cells(PROBE_SETTINGS, PROBES, 3),
         _cells(domains, FIVE_SEEDS, 5),
         _cells(ABLATION_SETTINGS, ABLATIONS, 3),
         _cells(domains, rest, 3),

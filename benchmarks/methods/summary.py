@@ -90,10 +90,13 @@ def figures_of(runs: Mapping[int, dict[str, Any]], name: str) -> dict[int, float
 
 
 def lead(
-    methods: Mapping[str, Mapping[int, dict[str, Any]]], method: str, other: str
+    methods: Mapping[str, Mapping[int, dict[str, Any]]],
+    method: str,
+    other: str,
+    measure: str = "accuracy",
 ) -> dict[str, float] | None:
-    """Paired difference of the test accuracies of two methods of one setting, by name."""
-    found = [figures_of(methods.get(name, {}), "accuracy") for name in (method, other)]
+    """Paired difference of two methods of one setting in some measure, by name."""
+    found = [figures_of(methods.get(name, {}), measure) for name in (method, other)]
     difference = paired(*found)
     return None if difference is None else named(difference)
 

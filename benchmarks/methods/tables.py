@@ -25,6 +25,7 @@ import grid
 import matplotlib as mpl
 from figures import accuracy_figure, path_figure, pool_figure
 from grid import Cell, is_defined
+from runner import tried_scales
 from summary import Results, lead, read_results, summarise
 
 ROOT = Path(__file__).parents[2]
@@ -141,28 +142,38 @@ def overview(
     return "\n".join(lines)
 
 
-def over_others(results: Results, method: str, others: Sequence[str]) -> list[str]:
+def over_others(
+    results: Results, method: str, others: Sequence[str], measure: str = "accuracy"
+) -> list[str]:
     """Rows for the table of `overview`: a method's difference to some others, in points.
 
     Args:
         results: from `read_results`, of the settings that the table shows.
         method: which.
         others: with which it is compared.
+        measure: `accuracy` of the global model or `personalised`, of the clients' own.
     """
+    own = "" if measure == "accuracy" else ", clients' own"
     shown = [setting for setting in grid.SETTINGS if setting in results]
     lines = []
     for other in others:
-        cells = [difference(lead(results[setting], method, other)) for setting in shown]
+        cells = [difference(lead(results[setting], method, other, measure)) for setting in shown]
         if set(cells) != {"-"}:
-            lines.append(f"| `{method}` over `{other}` | " + " | ".join(cells) + " |")
+            lines.append(f"| `{method}` over `{other}`{own} | " + " | ".join(cells) + " |")
     return lines
+
+
+def changed_from(method: str) -> str:
+    """With what an ablation is compared: the method that it changes."""
+    return "pfpt" if method == grid.NO_MATCHING else Cell("", method, 0).preset
 
 
 def goals(results: Results) -> str:
     """What PFPT was to reach and what it reached: its smallest lead over a method without keys.
 
-    A goal is met where the whole interval lies above zero and the mean at or above the goal; a
-    setting is judged by the methods that have been run there.
+    A goal is met where the whole interval lies above zero and the mean at or above the goal, and
+    where not to be worse is the goal, where no interval lies below zero; a setting is judged by the
+    methods that have been run there.
     """
     lines = [
         "| setting | goal | smallest lead | over | the methods that it is clear of | met |",
@@ -179,10 +190,13 @@ def goals(results: Results) -> str:
             continue
         least = min(leads, key=lambda other: leads[other]["mean"])
         clear = [other for other, found in leads.items() if found["mean"] - found["half_width"] > 0]
-        met = len(clear) == len(leads) and leads[least]["mean"] >= goal
+        if goal is None:
+            met = all(found["mean"] + found["half_width"] >= 0 for found in leads.values())
+        else:
+            met = len(clear) == len(leads) and leads[least]["mean"] >= goal
         cells = (
             setting,
-            f"+{100 * goal:.0f}" if goal else "> 0",
+            "not worse" if goal is None else f"+{100 * goal:.0f}" if goal else "> 0",
             difference(leads[least]),
             f"`{least}`",
             f"{len(clear)} of {len(leads)}: "
@@ -213,20 +227,26 @@ def put_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
+def _tried(value: float | None) -> str:
+    """A cell of the choice of rates."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if value else "burst"
+
+
 def rate_lines(folder: Path) -> list[str]:
-    """Validation accuracy of every scale that was tried."""
+    """Validation accuracy of every scale that was tried; the chosen one stands out."""
     lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in grid.ALL_SCALES) + " |"]
     lines.append("|---" * (2 + len(grid.ALL_SCALES)) + "|")
     cells = grid.rate_cells(grid.final_cells())
     for cell in dict.fromkeys((cell.setting, cell.method) for cell in cells):
-        shown = []
-        for scale in grid.ALL_SCALES:
-            path = folder / Cell(*cell, grid.RATE_SEED, scale).file
-            value = None
-            if path.is_file():
-                value = json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"]
-            shown.append("-" if value is None else f"{100 * value:.1f}")
-        if set(shown) != {"-"}:
+        tried = tried_scales(*cell, folder)
+        best = max(tried, key=lambda scale: (tried[scale], -scale), default=None)
+        shown = [
+            f"**{100 * tried[scale]:.1f}**" if scale == best else _tried(tried.get(scale))
+            for scale in grid.ALL_SCALES
+        ]
+        if tried:
             lines.append(f"| {cell[0]} | {cell[1]} | " + " | ".join(shown) + " |")
     return lines
 
@@ -260,19 +280,24 @@ def main() -> None:
     }
     plain = [row for row in rows if row["setting"].startswith("domains_plain")]
     others = [row for row in rows if row["setting"] in grid.OTHER_SETTINGS]
-    changed = summarise(results, lambda method: Cell("", method, 0).preset)
+    changed = summarise(results, changed_from)
     ablations = [row for row in changed if row["setting"] in grid.ABLATION_SETTINGS]
-    unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.CHANGES)
+    unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.ABLATIONS)
     compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
     shown = [
         overview(summarise(main_results), grid.MAIN, references),
         *over_others(main_results, "pfpt", compared),
+        *over_others(main_results, "pfpt", ["pfedpg"], "personalised"),
     ]
     put_between(arguments.page, "overview", "\n".join(shown))
     put_between(arguments.page, "goals", goals(results))
     put_between(arguments.page, "plain", overview(plain, grid.FIVE_SEEDS))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
-    put_between(arguments.page, "ablations", overview(ablations, (*unchanged, *grid.CHANGES)))
+    put_between(
+        arguments.page,
+        "ablations",
+        overview(ablations, tuple({**unchanged, **grid.ABLATIONS, **grid.DIAGNOSTICS})),
+    )
     arguments.images.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.size"] = 9
     pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}

@@ -155,7 +155,21 @@ class ExperimentConfig:
                 " expected prompts.count=0, tuning=none, head.name=linear, head.bias=false and "
                 "head.mode=shared; method=fedcof sets them"
             )
+        self._check_prompts()
+        self._check_aggregator()
+
+    def _check_prompts(self) -> None:
+        """Refuse prompts that a method or a generator has no use for."""
+        if self.method == "head_only" and self.prompts.count > 0:
+            raise ConfigError(
+                f"prompts.count: head_only trains the head alone, expected 0, got "
+                f"{self.prompts.count}; method=fedavg_pt has prompts"
+            )
         made = self.generator.name != "none"
+        if made and self.prompts.count == 0:
+            raise ConfigError(
+                f"generator={self.generator.name}: makes prompts; expected prompts.count > 0, got 0"
+            )
         if made and (self.prompts.sends_keys or self.prompts.mode != "shared"):
             raise ConfigError(
                 f"generator={self.generator.name}: makes prompts and no keys; expected "
@@ -163,11 +177,34 @@ class ExperimentConfig:
                 f"'{self.prompts.selection}' and '{self.prompts.mode}'"
             )
 
+    def _check_aggregator(self) -> None:
+        """Refuse a rule for merging prompts where the server merges none."""
+        reason = None
+        if self.generator.name != "none":
+            reason = f"generator={self.generator.name}"
+        elif self.prompts.count == 0 or self.prompts.mode == "personal":
+            reason = f"prompts.count={self.prompts.count}, prompts.mode={self.prompts.mode}"
+        factory = aggregators.entry(self.aggregator.name).factory
+        if reason and self.aggregator.name != "mean" and not hasattr(factory, "merge_shared"):
+            raise ConfigError(
+                f"aggregator={self.aggregator.name}: merges prompts, and with {reason} the server "
+                "merges none; expected aggregator=mean or server_opt"
+            )
+
     @property
     def keeps_rows(self) -> bool:
         """Whether row i of the prompts is the same prompt in every round."""
         factory = aggregators.entry(self.aggregator.name).factory
         return self.generator.name == "none" and getattr(factory, "keeps_rows", False)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is anything to select from: more prompts than a selection takes, now or
+        after a round.
+        """
+        fixed = self.keeps_rows or self.generator.name != "none"
+        selects = self.prompts.selection != "all"
+        return not (selects and fixed and self.prompts.pool_size == self.prompts.count)
 
     @property
     def has_global_model(self) -> bool:

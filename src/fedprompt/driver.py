@@ -242,6 +242,11 @@ def run_method(
     state, warnings = latest_state(config, federation, directory)
     for warning in warnings:
         yield Note(warning)
+    if not config.has_choice:
+        yield Note(
+            f"{config.label}: nothing to select, as prompts.pool is no larger than prompts.count "
+            f"({config.prompts.count}); set prompts.pool=20 or so"
+        )
     directory.truncate_rounds(state.round_index)
     yield PhaseStarted(config.label, config.rounds, state.round_index)
     cohort = config.clients.cohort_size

@@ -12,6 +12,7 @@ from layouts import cifar10_binary, cifar100_binary, four, imagenet_lt, tinyimag
 
 import fedprompt
 from fedprompt.config import compose, conf_root
+from fedprompt.report import comparison_table
 
 Overrides = Callable[..., list[str]]
 NAMES = sorted(path.stem for path in (conf_root() / "experiment" / "paper").glob("*.yaml"))
@@ -59,6 +60,21 @@ def test_all_methods_compose_with_their_own_rates(method: str) -> None:
     if method not in ("fedcof", "fedncm"):
         rates = (0.3, 0.1) if method.startswith("scaffold") else (1e-4, 1e-4)
         assert (config.prompts.lr, config.head.lr) == rates
+
+
+def test_all_that_is_compared_runs_on_small_files(tiny: Overrides, tmp_path: Path) -> None:
+    """A file's whole list of methods, one after the other."""
+    WRITERS["cifar10"](tmp_path / "files")
+    compared = compose("paper/cifar10_alpha_0.5").compare
+    assert set(compared) >= {"fedavg_pt", "fedprox_pt", "scaffold_pt", "fedopt_pt", "gmm_pt"}
+    small = ["model.pretrained=true", "model.features=pre_logits", "model.image_size=null"]
+    few = ["clients.count=8", "clients.per_round=2", "rounds=1", "eval_clients=never"]
+    overrides = [f"data.root={tmp_path / 'files'}", "partition.min_samples=1", "prompts.pool=4"]
+    listed = [f"compare={[*compared]}".replace("'", "")]
+    result = fedprompt.run("paper/cifar10_alpha_0.5", tiny(*overrides, *few, *small, *listed))
+    table = comparison_table([result.run_dir])
+    assert sorted(row["name"] for row in table) == sorted(["pfpt", *compared])
+    assert all(0 <= row["accuracy"] <= 1 for row in table)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "lt_50" not in name])

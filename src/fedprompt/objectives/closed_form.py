@@ -10,11 +10,12 @@ x in R^d, N_c samples of class c with mean mu_c, N_kc and mu_kc those of client 
   other classes'. Goswami et al., "Covariances for Free: Exploiting Mean Distributions for
   Training-free Federated Learning" (FedCOF), NeurIPS 2025:
 
-      Sigma_c = 1 / (K_c - 1) sum_k N_kc (mu_kc - mu_c)(mu_kc - mu_c)^T + shrinkage I
+      Sigma_c = 1 / (K_c - 1) sum_k N_kc (mu_kc - mu_c)(mu_kc - mu_c)^T + shrinkage s I
       G       = sum_c (N_c - 1) Sigma_c + N mu mu^T         (mu: mean of all samples)
       W       = (G + ridge I)^-1 [N_1 mu_1 ... N_C mu_C],   rows scaled to norm 1
 
-  The spread between classes is left out of G, as the authors advise; `between=true` puts it in.
+  with s the mean variance of a feature within a class. The spread between classes is left out of G,
+  as the authors advise; `between=true` puts it in.
 - `ridge`: the same with the exact G = sum x x^T, which clients send as well. Fani et al.,
   "Accelerating Heterogeneous Federated Learning with Closed-form Classifiers" (Fed3R), ICML 2024.
 
@@ -64,6 +65,13 @@ class ClosedFormOptions:
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"objective.{field}: expected a finite number >= 0, got {value}")
+        weakest = {"ridge": self.ridge, "cof": max(self.ridge, self.shrinkage)}.get(self.rule, 1.0)
+        if weakest == 0:
+            names = "objective.ridge" + (" or .shrinkage" if self.rule == "cof" else "")
+            raise ConfigError(
+                f"{names}: expected a number > 0, got 0: without it the statistics of few clients "
+                "do not determine a head"
+            )
 
 
 @objectives.register("closed_form", ClosedFormOptions)
