@@ -126,11 +126,11 @@ class ClosedForm(Objective):
 
 
 def _nothing(weight: Tensor, rule: str) -> dict[str, Tensor]:
-    """Sums of no client, in float64."""
+    """Sums of no client, in float64: see `solve`."""
     classes, width = weight.shape
-    shapes = {"sum": (classes, width), "count": (classes,)}
+    shapes: dict[str, tuple[int, ...]] = {"sum": (classes, width), "count": (classes,)}
     if rule == "cof":
-        shapes |= {"outer": (classes, width, width), "clients": (classes,)}
+        shapes |= {"sums": (0, classes, width), "counts": (0, classes)}
     if rule == "ridge":
         shapes |= {"second": (width, width)}
     return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -141,11 +141,9 @@ def _add(total: dict[str, Tensor], sent: Tensors, rule: str) -> None:
     sums, count = sent["stats.sum"].double(), sent["stats.count"].double()
     total["sum"] = total["sum"] + sums
     total["count"] = total["count"] + count
-    if rule == "cof":
-        # sum_k N_kc mu_kc mu_kc^T = sum_k s_kc s_kc^T / N_kc
-        scale = 1 / count.clamp_min(1)
-        total["outer"] = total["outer"] + torch.einsum("cd,ce,c->cde", sums, sums, scale)
-        total["clients"] = total["clients"] + (count > 0)
+    if rule == "cof" and count.any():
+        total["sums"] = torch.cat([total["sums"], sums[None]])
+        total["counts"] = torch.cat([total["counts"], count[None]])
     if rule == "ridge":
         total["second"] = total["second"] + sent["stats.second"].double()
 
@@ -154,9 +152,8 @@ def solve(total: Tensors, options: ClosedFormOptions) -> Tensor:
     """The head's weight (C, d) from sums over all clients, float64.
 
     Args:
-        total: `sum` (C, d) and `count` (C,) of each class; for `cof` `outer` (C, d, d), the sum of
-            N_kc mu_kc mu_kc^T, and `clients` (C,), how many clients have the class; for `ridge`
-            `second` (d, d).
+        total: `sum` (C, d) and `count` (C,) of each class; for `cof` `sums` (K, C, d) and `counts`
+            (K, C) of each client; for `ridge` `second` (d, d).
         options: rule and regularisation.
     """
     count = total["count"]
@@ -170,18 +167,23 @@ def solve(total: Tensors, options: ClosedFormOptions) -> Tensor:
 
 
 def _scatter(total: Tensors, means: Tensor, options: ClosedFormOptions) -> Tensor:
-    """G of `cof`: (d, d)."""
-    count, clients = total["count"], total["clients"]
-    spread = total["outer"] - torch.einsum("cd,ce,c->cde", means, means, count)
-    covariances = spread / (clients - 1).clamp_min(1)[:, None, None]
-    known = clients > 1
-    if known.any():
-        # A class that one client holds shows no spread of means: it gets the average of the others.
-        covariances[~known] = covariances[known].mean(dim=0)
-    identity = torch.eye(means.shape[1], dtype=means.dtype)
-    unit = covariances.diagonal(dim1=1, dim2=2).mean()
-    covariances = covariances + options.shrinkage * unit * identity
-    within = torch.einsum("cde,c->de", covariances, (count - 1).clamp_min(0))
+    """G of `cof`: (d, d). A matrix for each class is never formed: G is one weighted sum over all
+    clients' class means.
+    """
+    count, counts, width = total["count"], total["counts"], means.shape[1]
+    degrees = (counts > 0).sum(dim=0) - 1  # K_c - 1
+    known = degrees > 0
+    share = torch.where(known, 1 / degrees.clamp_min(1), 0.0)
+    away = total["sums"] / counts.clamp_min(1)[:, :, None] - means
+    spread = counts * away.square().sum(dim=2) * share  # (K, C); its sum is the trace of Sigma_c
+    number = known.sum().clamp_min(1)
+    freedom = (count - 1).clamp_min(0)
+    # A class that one client holds shows no spread of means: it gets the average of the others.
+    factor = share * (freedom + freedom[~known].sum() / number)
+    scaled = (away * (counts * factor).sqrt()[:, :, None]).flatten(0, 1)
+    identity = torch.eye(width, dtype=means.dtype)
+    unit = spread.sum() / number / width
+    within = scaled.T @ scaled + options.shrinkage * unit * freedom.sum() * identity
     if options.between:
         return within + torch.einsum("cd,ce,c->de", means, means, count)
     centre = total["sum"].sum(dim=0) / count.sum().clamp_min(1)
