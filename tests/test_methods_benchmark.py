@@ -122,6 +122,12 @@ def test_the_rate_is_chosen_by_validation_on_a_seed_that_is_not_reported(
         run.choose(grid.Cell("digits/imbalance", "pfpt", 3), tmp_path)
     assert run.choose(grid.Cell("domains_shared/imbalance", "fedncm", 0), tmp_path) == 1.0
     assert run.choose(grid.Cell("digits/dirichlet_0.5", "pfpt", 0, 3.0), tmp_path) == 3.0
+    # A near relation's.
+    setting = "domains_shared/dirichlet_0.5"
+    try_scales(modules, tmp_path, setting, "full_fedavg", 0.5, 0.4, 0.6)
+    cell = grid.Cell(setting, "full_fedprox", 0)
+    assert run.choose(cell, tmp_path) == 3.0
+    assert {each.method for each in grid.rate_cells([cell])} == {"full_fedavg"}
 
 
 def test_runs_of_other_options_or_rounds_do_not_count(

@@ -150,6 +150,12 @@ POOLED = ("centralised", "centralised_full")
 """One client with all the data, whatever the partition, so that these run with one alone
 (`POOLED_IN`); in as many rounds as give each image as many passes as federated training does."""
 POOLED_IN = "dirichlet_0.5"
+RATES_OF = {
+    **{f"{method}_plus": method for method in ("pfpt", "scaffold_pt", "fedopt_pt", "gmm_pt")},
+    **{"pfedpg_plus": "pfedpg", "fedprox_pt_plus": "fedavg_pt_plus"},
+    **{f"{name}_fedprox": f"{name}_fedavg" for name in ("full", "adapter", "lora")},
+}
+"""Of `OTHERS`, those that have the rates of a near relation and choose none of their own."""
 CLIENT_RATES_OF = {"fedopt_pt": "fedavg_pt", "fedopt_pt_plus": "fedavg_pt_plus"}
 """FedOpt and FedAvg differ at the server alone: clients have the rates that were chosen for the
 latter, which is in an earlier of `groups`."""
@@ -174,8 +180,10 @@ class Cell:
 
     @property
     def tuned_as(self) -> str:
-        """The method whose learning rates it has: that of the preset, but for `PROBES`."""
-        return self.method if self.method in PROBES else self.preset
+        """The method whose learning rates it has: that of the preset or its relation, but for
+        `PROBES`.
+        """
+        return self.method if self.method in PROBES else RATES_OF.get(self.preset, self.preset)
 
     @property
     def file(self) -> str:
