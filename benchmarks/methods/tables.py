@@ -8,8 +8,9 @@
 Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over the seeds that both
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
 bytes; seconds. Whatever is there is shown, with its number of seeds. Overviews are written into the
-page as well, between marks: the main methods, the goals, the plain backbone, the other methods, and
-the ablations, which are compared with the method that they change.
+page as well, between marks: the main methods, the goals, the plain backbone, the head alone with
+other optimisers, the other methods, and the ablations, which are compared with the method that they
+change.
 """
 
 from __future__ import annotations
@@ -292,6 +293,10 @@ def main() -> None:
     put_between(arguments.page, "overview", "\n".join(shown))
     put_between(arguments.page, "goals", goals(results))
     put_between(arguments.page, "plain", overview(plain, grid.FIVE_SEEDS))
+    heads = [
+        row for row in summarise(results, changed_from) if row["setting"] in grid.PROBE_SETTINGS
+    ]
+    put_between(arguments.page, "heads", overview(heads, ("head_only", *grid.PROBES)))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
     put_between(
         arguments.page,
