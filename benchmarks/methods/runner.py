@@ -20,6 +20,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,11 @@ def choose(cell: Cell, output: Path) -> float:
         if scale not in tried:
             wanted = Cell(setting, cell.tuned_as, grid.RATE_SEED, scale).file
             raise FileNotFoundError(2, "no such file", wanted)
+    return best_scale(tried)
+
+
+def best_scale(tried: Mapping[float, float]) -> float:
+    """The scale with the best accuracy; equal ones: the smallest."""
     return max(tried, key=lambda scale: (tried[scale], -scale))
 
 

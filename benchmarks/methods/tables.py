@@ -26,7 +26,7 @@ import grid
 import matplotlib as mpl
 from figures import accuracy_figure, path_figure, pool_figure
 from grid import Cell, is_defined
-from runner import tried_scales
+from runner import best_scale, tried_scales
 from summary import Results, lead, read_results, summarise
 
 ROOT = Path(__file__).parents[2]
@@ -242,13 +242,15 @@ def rate_lines(folder: Path) -> list[str]:
     cells = grid.rate_cells(grid.final_cells())
     for cell in dict.fromkeys((cell.setting, cell.method) for cell in cells):
         tried = tried_scales(*cell, folder)
-        best = max(tried, key=lambda scale: (tried[scale], -scale), default=None)
+        if not tried:
+            continue
         shown = [
-            f"**{100 * tried[scale]:.1f}**" if scale == best else _tried(tried.get(scale))
+            f"**{100 * tried[scale]:.1f}**"
+            if scale == best_scale(tried)
+            else _tried(tried.get(scale))
             for scale in grid.ALL_SCALES
         ]
-        if tried:
-            lines.append(f"| {cell[0]} | {cell[1]} | " + " | ".join(shown) + " |")
+        lines.append(f"| {cell[0]} | {cell[1]} | " + " | ".join(shown) + " |")
     return lines
 
 
@@ -293,9 +295,7 @@ def main() -> None:
     put_between(arguments.page, "overview", "\n".join(shown))
     put_between(arguments.page, "goals", goals(results))
     put_between(arguments.page, "plain", overview(plain, grid.FIVE_SEEDS))
-    heads = [
-        row for row in summarise(results, changed_from) if row["setting"] in grid.PROBE_SETTINGS
-    ]
+    heads = [row for row in changed if row["setting"] in grid.PROBE_SETTINGS]
     put_between(arguments.page, "heads", overview(heads, ("head_only", *grid.PROBES)))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
     put_between(

@@ -59,7 +59,7 @@ def unpack(
             _write(archive, members(archive), temporary, max_bytes, max_members)
         except (
             *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
-            *(NotImplementedError, RuntimeError),  # a zip method that is not known; a password
+            RuntimeError,  # a zip method that is not known; a password
             *(OSError, ValueError),  # a name that is no text
         ) as error:
             message = " ".join(str(error).split()) or type(error).__name__
