@@ -63,6 +63,7 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
+from fedprompt.machine import cpu_name
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -363,12 +364,7 @@ def changes(world: World) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Cores and processor family."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {"cores": os.cpu_count(), "cpu": model, "gpu": None, "threads": 1}
+    return {"cores": os.cpu_count(), "cpu": cpu_name(), "gpu": None, "threads": 1}
 
 
 def measure_all(parts: list[str], seeds: int, options: dict[str, Any]) -> dict[str, Any]:

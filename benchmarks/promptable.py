@@ -45,6 +45,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fedprompt.data.task import Split, datasets
+from fedprompt.machine import cpu_name
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.pretrain import TASKS, features_of
 from fedprompt.seeding import torch_generator
@@ -247,12 +248,7 @@ def interval(values: list[float]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Cores and processor family."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {"cores": os.cpu_count(), "cpu": model, "gpu": None}
+    return {"cores": os.cpu_count(), "cpu": cpu_name(), "gpu": None}
 
 
 def main() -> None:

@@ -120,8 +120,8 @@ def sha256_of(run_dir: Path) -> str:
         (["aggregator=pftp"], ["unknown aggregator 'pftp'", "mean", "pfpt"]),
         (["data=mnist"], ["unknown data set 'mnist'", "digits", "domains"]),
         (["runtime=dask"], ["unknown runtime 'dask'", "ray, serial"]),
-        (["partition.alpha=0"], ["partition.alpha: expected a number > 0, got 0.0"]),
-        (["partition.alpha=-1"], ["partition.alpha: expected a number > 0, got -1.0"]),
+        (["partition.alpha=0"], ["partition.alpha: expected a finite number > 0, got 0.0"]),
+        (["partition.alpha=-1"], ["partition.alpha: expected a finite number > 0, got -1.0"]),
         (
             ["clients.per_round=21"],
             ["clients.per_round: cannot sample 21 of 20 clients", "set clients.per_round=20"],

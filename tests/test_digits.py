@@ -50,7 +50,7 @@ def test_enlarging_keeps_constants_and_orientation() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test": 1.5}, "data.test: expected a share between 0 and 1, got 1.5"),
+        ({"test": 1.5}, "data.test: expected a finite number > 0 and < 1, got 1.5"),
         ({"validation": 0.5, "test": 0.5}, "expected at most 0.9"),
         ({"vaildation": 0.1}, "did you mean 'validation'"),
     ],

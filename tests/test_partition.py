@@ -81,7 +81,7 @@ def test_equal_to_the_released_code(path: Path) -> None:
 
 @pytest.mark.parametrize("alpha", [0, -1, float("nan"), float("inf")])
 def test_alpha_must_be_positive(alpha: float) -> None:
-    with pytest.raises(ConfigError, match=r"partition\.alpha: expected a number > 0"):
+    with pytest.raises(ConfigError, match=r"partition\.alpha: expected a finite number > 0"):
         partition.create("dirichlet", alpha=alpha)
 
 

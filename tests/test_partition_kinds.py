@@ -342,21 +342,33 @@ def test_long_tail_is_global_and_then_each_domain_by_itself() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("quantity", {"alpha": 0}, r"partition\.alpha: expected a number > 0, got 0"),
+        ("quantity", {"alpha": 0}, r"partition\.alpha: expected a finite number > 0, got 0"),
         ("quantity", {"min_samples": -1}, r"partition\.min_samples: expected an integer >= 0"),
-        ("dirichlet", {"alpha": "low"}, r"partition\.alpha: expected a number > 0, got low"),
+        (
+            "dirichlet",
+            {"alpha": "low"},
+            r"partition\.alpha: expected a finite number > 0, got 'low'",
+        ),
         ("dirichlet", {"min_samples": 1.5}, r"partition\.min_samples: expected an integer >= 0"),
-        ("dirichlet_per_client", {"alpha": float("nan")}, r"expected a number > 0, got nan"),
+        ("dirichlet_per_client", {"alpha": float("nan")}, r"expected a finite number > 0, got nan"),
         ("imbalance", {"dominated": 0}, r"partition\.dominated: expected an integer >= 1, got 0"),
         ("imbalance", {"dominant_share": 1.5}, r"dominant_share: expected a share from 0 to 1"),
         ("shards", {"classes_per_client": 0}, r"classes_per_client: expected an integer >= 1"),
         ("natural", {"by": "domian"}, r"got 'domian'; did you mean 'domain'\?"),
-        ("long_tail", {"imbalance_factor": 0.5}, r"imbalance_factor: expected a number >= 1"),
+        (
+            "long_tail",
+            {"imbalance_factor": 0.5},
+            r"imbalance_factor: expected a finite number >= 1",
+        ),
         ("long_tail", {"then": "long_tail"}, r"partition\.then: .* got 'long_tail'"),
         ("long_tail", {"then": "file"}, r"partition\.then: .* got 'file'"),
         ("long_tail", {"then": "irichlet"}, r"unknown partition .* did you mean 'dirichlet'"),
         ("long_tail", {"options": {"alfa": 1}}, r"unknown option 'alfa' for partition 'dirichlet'"),
-        ("long_tail", {"options": {"alpha": -1}}, r"partition\.alpha: expected a number > 0"),
+        (
+            "long_tail",
+            {"options": {"alpha": -1}},
+            r"partition\.alpha: expected a finite number > 0",
+        ),
         ("file", {}, r"partition\.file: expected the path of a run directory .* got nothing"),
     ],
 )

@@ -24,7 +24,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fedprompt.aggregation import aggregators
-from fedprompt.client.recipe import LocalRecipe, TrainingOptions
+from fedprompt.checks import check_choice, check_integer
+from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
 from fedprompt.data.cache import CacheOptions
 from fedprompt.data.partition import partitioners
 from fedprompt.data.task import datasets
@@ -100,17 +101,10 @@ class ExperimentConfig:
     cache: CacheOptions
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ConfigError(f"rounds: expected an integer >= 1, got {self.rounds}")
-        if self.eval_every < 1:
-            raise ConfigError(f"eval_every: expected an integer >= 1, got {self.eval_every}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected an integer >= 0, got {self.seed}")
-        if self.eval_clients not in EVAL_CLIENTS:
-            raise ConfigError(
-                f"eval_clients: expected one of {', '.join(EVAL_CLIENTS)}, "
-                f"got '{self.eval_clients}'{suggest(self.eval_clients, EVAL_CLIENTS)}"
-            )
+        check_integer("rounds", self.rounds, 1)
+        check_integer("eval_every", self.eval_every, 1)
+        check_integer("seed", self.seed, 0)
+        check_choice("eval_clients", self.eval_clients, EVAL_CLIENTS)
         self._check_method()
         bound = getattr(self.aggregator.options, "max_prompts", 0)
         if 0 < bound < self.prompts.count:
@@ -206,16 +200,11 @@ class ExperimentConfig:
         selects = self.prompts.selection != "all"
         return not (selects and fixed and self.prompts.pool_size == self.prompts.count)
 
-    @property
-    def has_global_model(self) -> bool:
-        """Whether prompts and head are the same for all clients, so that there is one model."""
-        return "personal" not in (self.head.mode, self.prompts.mode)
-
     def measures_clients(self, round_index: int) -> bool:
         """Whether each client's own model is measured after a round that is evaluated."""
         if self.eval_clients == "never":
             return False
-        often = self.eval_clients == "every" or not self.has_global_model
+        often = self.eval_clients == "every" or not has_global_model(self.prompts, self.head)
         return often or round_index == self.rounds
 
     def build_generator(self) -> PromptGenerator | None:

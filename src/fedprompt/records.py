@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from fedprompt.checkpoint import CHECKPOINT_FILES, TEMPORARY_FILES, atomic_write, json_ready
 from fedprompt.data.partition_file import partition_bytes, read_partition
 from fedprompt.errors import CheckpointError, ConfigError, InputError
+from fedprompt.machine import available_cpus, cpu_name
 
 if TYPE_CHECKING:
     from fedprompt.types import RoundReport
@@ -384,15 +385,15 @@ class RunDirectory:
 
 def manifest() -> dict[str, Any]:
     """What is needed to tell where a result comes from: versions, machine, commit and date."""
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "date": _now(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
-        "usable_cpus": len(affinity(0)) if affinity else os.cpu_count(),
+        "usable_cpus": available_cpus(),
         "git": _git_commit(Path(__file__).resolve()),
     }
 

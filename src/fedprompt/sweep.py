@@ -35,6 +35,7 @@ from rich import box
 from rich.table import Table
 
 from fedprompt.checkpoint import atomic_write
+from fedprompt.checks import check_integer, is_integer
 from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
 from fedprompt.display import percent
 from fedprompt.errors import ConfigError, suggest
@@ -107,10 +108,8 @@ class StopRule:
     """Of the trials that come to a rung, one of so many goes on."""
 
     def __post_init__(self) -> None:
-        if self.grace < 1:
-            raise ConfigError(f"stop.grace: expected an integer >= 1, got {self.grace}")
-        if self.reduction < 2:
-            raise ConfigError(f"stop.reduction: expected an integer >= 2, got {self.reduction}")
+        check_integer("stop.grace", self.grace, 1)
+        check_integer("stop.reduction", self.reduction, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,9 +309,9 @@ def _axis(key: str, value: Any) -> Axis:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    if _is_integer(value) and value >= 1:
+    if is_integer(value) and value >= 1:
         return tuple(range(value))
-    whole = isinstance(value, list) and value and all(_is_integer(s) and s >= 0 for s in value)
+    whole = isinstance(value, list) and value and all(is_integer(s) and s >= 0 for s in value)
     if whole and len(set(value)) == len(value):
         return tuple(value)
     raise ConfigError(
@@ -333,13 +332,8 @@ def _stop(value: Any) -> StopRule | None:
 
 
 def _integer(value: Any, key: str, least: int) -> int:
-    if not _is_integer(value) or value < least:
-        raise ConfigError(f"{key}: expected an integer >= {least}, got {value!r}")
+    check_integer(key, value, least)
     return int(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _read(name: str) -> Tree:

@@ -234,7 +234,12 @@ def test_empty_sets_without_previous_are_refused(name: str) -> None:
         ("kmeans", "restarts", 0, "aggregator.restarts: expected an integer >= 1, got 0"),
         ("kmeans", "max_iterations", True, "an integer >= 1, got True"),
         ("gmm", "max_components", 1.5, "aggregator.max_components: expected an integer >= 0"),
-        ("gmm", "covariance", "full", "aggregator.covariance: expected 'spherical' or 'diag'"),
+        (
+            "gmm",
+            "covariance",
+            "full",
+            "aggregator.covariance: expected one of spherical, diag, got 'full'",
+        ),
         ("gmm", "concentration", -1.0, "aggregator.concentration: expected a finite number >= 0"),
         ("gmm", "mean_precision", 0.0, "aggregator.mean_precision: expected a finite number > 0"),
         ("gmm", "mean_precision", float("nan"), "a finite number > 0, got nan"),

@@ -477,7 +477,7 @@ def test_released_is_finite_or_refuses() -> None:
         ("loops", [0, 1.5, True, "2"], "an integer >= 1"),
         ("net_hidden", [0, -1, None], "an integer >= 1"),
         ("net_lr", [0, -1e-3, math.nan, math.inf, "x", True], "a finite number > 0"),
-        ("variance_floor", [0, 1, -1, math.nan, "x"], "a number above 0 and below 1"),
+        ("variance_floor", [0, 1, -1, math.nan, "x"], "a finite number > 0 and < 1"),
     ],
 )
 def test_options_are_checked(name: str, values: list[Any], expected: str) -> None:

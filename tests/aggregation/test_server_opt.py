@@ -73,7 +73,7 @@ def test_a_row_that_nobody_used_stays_with_its_moments() -> None:
         ({"rule": "adams"}, "did you mean 'adam'"),
         ({"lr": 0.0}, "aggregator.lr: expected a finite number > 0, got 0.0"),
         ({"tau": math.inf}, "aggregator.tau"),
-        ({"beta1": 1.0}, r"aggregator.beta1: expected a number in \[0, 1\), got 1.0"),
+        ({"beta1": 1.0}, r"aggregator.beta1: expected a finite number >= 0 and < 1, got 1.0"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:

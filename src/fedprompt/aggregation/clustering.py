@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedprompt.aggregation.base import Aggregation, Array, Cohort, Indices, lexicographic
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.errors import InputError
 
 DEFAULT_SEED = 0
 """Used when no generator is given."""
@@ -141,21 +140,6 @@ def member_means(values: Array, labels: Indices, number: int) -> Array:
 def largest_set(cohort: Cohort) -> int:
     """The number of prompts of the client that has most."""
     return int(np.bincount(cohort.owner, minlength=1).max())
-
-
-def require(options: Any, name: str, expected: str, fits: bool) -> None:
-    """Refuse an option.
-
-    Raises:
-        ConfigError: if not `fits`.
-    """
-    if not fits:
-        raise ConfigError(f"aggregator.{name}: expected {expected}, got {getattr(options, name)!r}")
-
-
-def is_integer(value: object, least: int) -> bool:
-    """Whether a value is an integer of at least `least`, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _seed(generator: torch.Generator | None) -> int:

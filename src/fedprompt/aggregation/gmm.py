@@ -16,7 +16,6 @@ drift as large as the prompts' spread, 0.3 finds all of 5 prompts (scikit-learn'
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -26,10 +25,9 @@ from fedprompt.aggregation.base import Aggregation, Array, Cohort, aggregators, 
 from fedprompt.aggregation.clustering import (
     Fit,
     aggregate_clusters,
-    is_integer,
     largest_set,
-    require,
 )
+from fedprompt.checks import check_choice, check_integer, check_number
 
 HEADROOM = 2
 """Components per prompt of the largest set, if nothing was broadcast: clients may differ in what
@@ -59,16 +57,11 @@ class GmmOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("max_components", 0), ("restarts", 1), ("max_iterations", 1)):
-            fits = is_integer(getattr(self, name), least)
-            require(self, name, f"an integer >= {least}", fits)
-        known = self.covariance in ("spherical", "diag")
-        require(self, "covariance", "'spherical' or 'diag'", known)
-        fits = _is_number(self.concentration) and self.concentration >= 0
-        require(self, "concentration", "a finite number >= 0", fits)
-        fits = _is_number(self.mean_precision) and self.mean_precision > 0
-        require(self, "mean_precision", "a finite number > 0", fits)
-        fits = _is_number(self.prior_variance) and self.prior_variance > 0
-        require(self, "prior_variance", "a finite number > 0", fits)
+            check_integer(f"aggregator.{name}", getattr(self, name), least)
+        check_choice("aggregator.covariance", self.covariance, ("spherical", "diag"))
+        check_number("aggregator.concentration", self.concentration, 0)
+        for name in ("mean_precision", "prior_variance"):
+            check_number(f"aggregator.{name}", getattr(self, name), 0, above=True)
 
 
 @aggregators.register("gmm", GmmOptions)
@@ -128,7 +121,3 @@ class Gmm:
         ).fit(points)
         figures = {"iterations": float(model.n_iter_), "converged": float(model.converged_)}
         return Fit(model.predict(points).astype("int64"), model.means_, figures)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

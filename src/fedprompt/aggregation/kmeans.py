@@ -16,10 +16,9 @@ from fedprompt.aggregation.base import Aggregation, Array, aggregators, check_in
 from fedprompt.aggregation.clustering import (
     Fit,
     aggregate_clusters,
-    is_integer,
     largest_set,
-    require,
 )
+from fedprompt.checks import check_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,7 @@ class KMeansOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("clusters", 0), ("restarts", 1), ("max_iterations", 1)):
-            fits = is_integer(getattr(self, name), least)
-            require(self, name, f"an integer >= {least}", fits)
+            check_integer(f"aggregator.{name}", getattr(self, name), least)
 
 
 @aggregators.register("kmeans", KMeansOptions)

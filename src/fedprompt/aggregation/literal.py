@@ -25,7 +25,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ from torch.distributions import Bernoulli, Normal
 from fedprompt.aggregation.base import Aggregation, Array, Cohort, Indices, check_state
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.scales import standard_units
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.checks import check_integer, check_number
+from fedprompt.errors import InputError
 
 LOG_2PI = math.log(2 * math.pi)
 DEFAULT_SEED = 0
@@ -61,24 +62,9 @@ class LiteralOptions:
 
     def __post_init__(self) -> None:
         for name in ("loops", "net_hidden"):
-            value = getattr(self, name)
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            self._require(name, "an integer >= 1", fits)
-        self._require("net_lr", "a finite number > 0", _is_number(self.net_lr) and self.net_lr > 0)
-        floor = self.variance_floor
-        self._require(
-            "variance_floor", "a number above 0 and below 1", _is_number(floor) and 0 < floor < 1
-        )
-
-    def _require(self, name: str, expected: str, fits: bool) -> None:
-        if not fits:
-            raise ConfigError(
-                f"aggregator.{name}: expected {expected}, got {getattr(self, name)!r}"
-            )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            check_integer(f"aggregator.{name}", getattr(self, name), 1)
+        check_number("aggregator.net_lr", self.net_lr, 0, above=True)
+        check_number("aggregator.variance_floor", self.variance_floor, 0, above=True, below=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,8 @@ from fedprompt.aggregation.scales import (
     key_scales,
     prompt_scales,
 )
-from fedprompt.errors import ConfigError, InputError, suggest
+from fedprompt.checks import check_choice, check_flag, check_integer, check_number
+from fedprompt.errors import InputError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -109,42 +110,23 @@ class PfptOptions:
     """Width of the networks' hidden layer."""
 
     def __post_init__(self) -> None:
-        for name, names in (("variant", VARIANTS), ("parameterisation", PARAMETERISATIONS)):
-            value = getattr(self, name)
-            if value not in names:
-                raise ConfigError(
-                    f"aggregator.{name}: expected one of {', '.join(names)}, "
-                    f"got '{value}'{suggest(str(value), names)}"
-                )
+        check_choice("aggregator.variant", self.variant, VARIANTS)
+        check_choice("aggregator.parameterisation", self.parameterisation, PARAMETERISATIONS)
         for name in ("gamma", "origin_odds"):
-            self._require(name, "a finite number > 0", _is_number(getattr(self, name), 0, True))
+            check_number(f"aggregator.{name}", getattr(self, name), 0, above=True)
         for name in ("key_weight", "memory"):
-            self._require(name, "a finite number >= 0", _is_number(getattr(self, name), 0))
+            check_number(f"aggregator.{name}", getattr(self, name), 0)
         for name in ("average_memory", "shrink", "use_weights"):
-            self._require(name, "true or false", isinstance(getattr(self, name), bool))
+            check_flag(f"aggregator.{name}", getattr(self, name))
         least = {"patience": 1, "max_prompts": 0, "max_sweeps": 1, "restarts": 0}
         for name, bound in least.items():
-            value = getattr(self, name)
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= bound
-            self._require(name, f"an integer >= {bound}", fits)
+            check_integer(f"aggregator.{name}", getattr(self, name), bound)
         _ = self.literal  # checks the others
-
-    def _require(self, name: str, expected: str, fits: bool) -> None:
-        if not fits:
-            raise ConfigError(
-                f"aggregator.{name}: expected {expected}, got {getattr(self, name)!r}"
-            )
 
     @property
     def literal(self) -> literal.LiteralOptions:
         """The options of `paper` and `released`."""
         return literal.LiteralOptions(self.loops, self.net_lr, self.net_hidden, self.variance_floor)
-
-
-def _is_number(value: Any, least: float, above: bool = False) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        return False
-    return value > least if above else value >= least
 
 
 @aggregators.register("pfpt", PfptOptions)

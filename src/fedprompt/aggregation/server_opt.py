@@ -18,7 +18,6 @@ and lr = 1 it is federated averaging.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from fedprompt.aggregation.base import Aggregation, aggregators
 from fedprompt.aggregation.mean import Mean, MeanOptions
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.checks import check_choice, check_number
 
 RULES = ("momentum", "adagrad", "adam", "yogi")
 
@@ -47,20 +46,11 @@ class ServerOptOptions:
     """Adaptivity: changes far smaller than it are not enlarged (adagrad, adam, yogi)."""
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ConfigError(
-                f"aggregator.rule: expected one of {', '.join(RULES)}, "
-                f"got '{self.rule}'{suggest(self.rule, RULES)}"
-            )
+        check_choice("aggregator.rule", self.rule, RULES)
         for field in ("lr", "tau"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"aggregator.{field}: expected a finite number > 0, got {value}")
+            check_number(f"aggregator.{field}", getattr(self, field), 0, above=True)
         for field in ("beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(
-                    f"aggregator.{field}: expected a number in [0, 1), got {getattr(self, field)}"
-                )
+            check_number(f"aggregator.{field}", getattr(self, field), 0, below=1)
 
 
 @aggregators.register("server_opt", ServerOptOptions)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.checks import check_choice, check_integer, check_number
+from fedprompt.errors import ConfigError
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.models.tuning import Tuning, tunings
@@ -35,20 +35,16 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for field in ("count", "per_round", "epochs", "batch_size"):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ConfigError(f"clients.{field}: expected an integer >= 1, got {value}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(
-                f"clients.optimizer: expected one of {', '.join(OPTIMIZERS)}, "
-                f"got '{self.optimizer}'{suggest(self.optimizer, OPTIMIZERS)}"
-            )
+            if value is not None:
+                check_integer(f"clients.{field}", value, 1)
+        check_choice("clients.optimizer", self.optimizer, OPTIMIZERS)
         if self.per_round is not None and self.per_round > self.count:
             raise ConfigError(
                 f"clients.per_round: cannot sample {self.per_round} of {self.count} clients; "
                 f"expected clients.per_round <= clients.count; set clients.per_round={self.count}"
             )
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ConfigError(f"clients.lr: expected a finite number >= 0, got {self.lr}")
+        if self.lr is not None:
+            check_number("clients.lr", self.lr, 0)
 
     @property
     def population(self) -> int:
@@ -59,6 +55,11 @@ class TrainingOptions:
     def cohort_size(self) -> int:
         """Clients of a round."""
         return min(self.population, self.count if self.per_round is None else self.per_round)
+
+
+def has_global_model(prompts: PromptOptions, head: HeadOptions) -> bool:
+    """Whether prompts and head are shared or fixed, so that there is one model for all clients."""
+    return "personal" not in (prompts.mode, head.mode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,11 @@ class LocalRecipe:
     def build_tuning(self) -> Tuning:
         """What the recipe tunes inside the backbone."""
         return tunings.create(self.tuning, **self.tuning_options)
+
+    @property
+    def has_global_model(self) -> bool:
+        """See the function."""
+        return has_global_model(self.prompts, self.head)
 
     @property
     def needs_tokens(self) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedprompt.checks import check_choice
 from fedprompt.data import tables
 from fedprompt.data.cache_files import (
     FORMAT,
@@ -52,7 +53,7 @@ from fedprompt.data.tables import (
     compute_table,
 )
 from fedprompt.data.task import Split, fingerprint
-from fedprompt.errors import ConfigError, InputError, suggest
+from fedprompt.errors import ConfigError, InputError
 
 __all__ = [
     "CHUNK",
@@ -92,11 +93,7 @@ class CacheOptions:
     """
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(
-                f"cache.dtype: expected one of {', '.join(DTYPES)}, got '{self.dtype}'"
-                f"{suggest(self.dtype, DTYPES)}"
-            )
+        check_choice("cache.dtype", self.dtype, DTYPES)
         if not self.limit_gb > 0:
             raise ConfigError(f"cache.limit_gb: expected a number above 0, got {self.limit_gb}")
         if self.folder is not None and not self.folder.strip():

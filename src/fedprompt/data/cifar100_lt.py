@@ -8,16 +8,15 @@ where the imbalance factor IF is the largest class over the smallest. The test s
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
+from fedprompt.checks import check_number
 from fedprompt.data.cifar import FINE, read_cifar
 from fedprompt.data.files import data_folder
 from fedprompt.data.images import Indices
 from fedprompt.data.published import ValidationOptions, build_task
 from fedprompt.data.task import Task, datasets
-from fedprompt.errors import ConfigError
 from fedprompt.seeding import numpy_generator
 
 
@@ -30,10 +29,7 @@ class Cifar100LtOptions(ValidationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.imbalance_factor) and self.imbalance_factor >= 1):
-            raise ConfigError(
-                f"data.imbalance_factor: expected a number >= 1, got {self.imbalance_factor}"
-            )
+        check_number("data.imbalance_factor", self.imbalance_factor, 1)
 
 
 @datasets.register("cifar100_lt", Cifar100LtOptions)

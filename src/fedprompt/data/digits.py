@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedprompt.checks import check_integer, check_number
 from fedprompt.data.task import Split, Task, datasets
 from fedprompt.errors import ConfigError
 from fedprompt.seeding import numpy_generator
@@ -36,12 +37,9 @@ class DigitsOptions:
     test: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"data.seed: expected an integer >= 0, got {self.seed}")
+        check_integer("data.seed", self.seed, 0)
         for name in ("validation", "test"):
-            share = getattr(self, name)
-            if not 0 < share < 1:
-                raise ConfigError(f"data.{name}: expected a share between 0 and 1, got {share}")
+            check_number(f"data.{name}", getattr(self, name), 0, above=True, below=1)
         if self.validation + self.test > 0.9:
             raise ConfigError(
                 "data.validation + data.test: expected at most 0.9, or no training images remain, "

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from fedprompt import seeding
+from fedprompt.checks import check_integer
 from fedprompt.data import digits, drawing, drawing_patterns, drawing_shapes
 from fedprompt.data.digits import enlarge, source_digits, stratified_parts
 from fedprompt.data.drawing import Grounds, hsv_to_rgb, moved
@@ -91,8 +92,7 @@ class DomainsOptions:
     difficulty: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"data.seed: expected an integer >= 0, got {self.seed}")
+        check_integer("data.seed", self.seed, 0)
         for name in _SPLITS:
             if getattr(self, name) < 40:
                 raise ConfigError(

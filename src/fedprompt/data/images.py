@@ -23,6 +23,7 @@ from PIL import Image
 
 from fedprompt.data.task import Images
 from fedprompt.errors import InputError
+from fedprompt.machine import available_cpus
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -127,7 +128,7 @@ class ImageFiles:
     def __getitem__(self, index: slice | Indices) -> Pixels:
         names = self.names[index]
         result = np.empty((len(names), self.size, self.size, 3), np.uint8)
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             for position, image in enumerate(pool.map(self._decode, names)):
                 result[position] = image
         return result
@@ -152,7 +153,7 @@ class ImageFiles:
                 return True
             return False
 
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             return np.flatnonzero(list(pool.map(fails, self.names))).astype(np.int64)
 
     def fingerprint(self) -> str:
@@ -270,8 +271,3 @@ def _status(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
             f"the first is {absent[0]}; get the files again"
         )
     return np.array(found, np.int64).reshape(-1, 2)
-
-
-def _threads() -> int:
-    """Pillow decodes outside the interpreter's lock."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

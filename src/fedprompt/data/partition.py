@@ -10,15 +10,15 @@ columns than the labels (`WholePartitioner`); the others divide each visual doma
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedprompt.checks import check_choice, check_integer, check_number, is_integer
 from fedprompt.data.task import Task
-from fedprompt.errors import ConfigError, InputError, suggest
+from fedprompt.errors import ConfigError, InputError
 from fedprompt.registry import Registry
 from fedprompt.seeding import derive_seed
 
@@ -182,9 +182,8 @@ def check_request(
             f"labels: expected class numbers from 0 to at most {LARGEST_LABEL}, "
             f"got {values.min()} to {values.max()}"
         )
-    if not _is_integer(num_clients) or num_clients < 1:
-        raise ConfigError(f"clients.count: expected an integer >= 1, got {num_clients}")
-    if not _is_integer(seed) or seed < 0:
+    check_integer("clients.count", num_clients, 1)
+    if not is_integer(seed) or seed < 0:
         raise InputError(f"seed: expected an integer >= 0, got {seed}")
     if not len(values):
         raise ConfigError(f"data: expected samples to give to {num_clients} clients, got none")
@@ -195,32 +194,6 @@ def check_request(
             f"lower {key} to at most {len(values) // min_samples}"
         )
     return values.astype(np.int64)
-
-
-def check_number(name: str, value: Any, low: float, *, above: bool = False) -> None:
-    """Refuse an option that is not a finite number >= `low`, or > `low` if `above`.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (fits and (value > low if above else value >= low)):
-        sign = ">" if above else ">="
-        raise ConfigError(f"partition.{name}: expected a number {sign} {low:g}, got {value}")
-
-
-def check_integer(name: str, value: Any, low: int) -> None:
-    """Refuse an option that is not an integer >= `low`.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    if not _is_integer(value) or value < low:
-        raise ConfigError(f"partition.{name}: expected an integer >= {low}, got {value}")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def class_members(labels: Indices) -> list[Indices]:
@@ -339,8 +312,8 @@ class QuantityOptions:
     """Every client gets at least this many samples."""
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, 0, above=True)
-        check_integer("min_samples", self.min_samples, 0)
+        check_number("partition.alpha", self.alpha, 0, above=True)
+        check_integer("partition.min_samples", self.min_samples, 0)
 
 
 @partitioners.register("quantity", QuantityOptions)
@@ -374,12 +347,7 @@ class NaturalOptions:
     have."""
 
     def __post_init__(self) -> None:
-        kinds = ("auto", "client", "domain")
-        if self.by not in kinds:
-            raise ConfigError(
-                f"partition.by: expected one of {', '.join(kinds)}, got '{self.by}'"
-                f"{suggest(str(self.by), kinds)}"
-            )
+        check_choice("partition.by", self.by, ("auto", "client", "domain"))
 
 
 @partitioners.register("natural", NaturalOptions)

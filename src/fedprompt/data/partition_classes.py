@@ -6,11 +6,10 @@ import dataclasses
 
 import numpy as np
 
+from fedprompt.checks import check_integer, check_number
 from fedprompt.data.partition import (
     Indices,
     Partitioner,
-    check_integer,
-    check_number,
     check_request,
     class_members,
     collect,
@@ -32,13 +31,13 @@ class ImbalanceOptions:
     """A partition in which a client has fewer samples is refused."""
 
     def __post_init__(self) -> None:
-        check_integer("dominated", self.dominated, 1)
-        check_number("dominant_share", self.dominant_share, 0)
+        check_integer("partition.dominated", self.dominated, 1)
+        check_number("partition.dominant_share", self.dominant_share, 0)
         if self.dominant_share > 1:
             raise ConfigError(
                 f"partition.dominant_share: expected a share from 0 to 1, got {self.dominant_share}"
             )
-        check_integer("min_samples", self.min_samples, 0)
+        check_integer("partition.min_samples", self.min_samples, 0)
 
 
 @partitioners.register("imbalance", ImbalanceOptions)
@@ -132,7 +131,7 @@ class ShardsOptions:
     """Each client gets one shard of each of so many classes."""
 
     def __post_init__(self) -> None:
-        check_integer("classes_per_client", self.classes_per_client, 1)
+        check_integer("partition.classes_per_client", self.classes_per_client, 1)
 
 
 @partitioners.register("shards", ShardsOptions)

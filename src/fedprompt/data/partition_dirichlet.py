@@ -13,11 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprompt.checks import check_integer, check_number
 from fedprompt.data.partition import (
     Indices,
     Partitioner,
-    check_integer,
-    check_number,
     check_request,
     class_members,
     collect,
@@ -44,7 +43,7 @@ class DirichletOptions:
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
-        check_integer("min_samples", self.min_samples, 0)
+        check_integer("partition.min_samples", self.min_samples, 0)
 
 
 @partitioners.register("dirichlet", DirichletOptions)
@@ -190,6 +189,6 @@ def check_alpha(alpha: float) -> None:
         ConfigError: not a finite number > 0.
     """
     try:
-        check_number("alpha", alpha, 0, above=True)
+        check_number("partition.alpha", alpha, 0, above=True)
     except ConfigError as error:
         raise ConfigError(f"{error}; try partition.alpha=0.5") from error

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from fedprompt.checks import check_number
 from fedprompt.data.partition import (
     Columns,
     Indices,
     Partitioner,
     WholePartitioner,
-    check_number,
     class_members,
     create,
     partitioners,
@@ -34,7 +34,7 @@ class LongTailOptions:
     """Its options: `partition.options.alpha=0.1`."""
 
     def __post_init__(self) -> None:
-        check_number("imbalance_factor", self.imbalance_factor, 1)
+        check_number("partition.imbalance_factor", self.imbalance_factor, 1)
         if self.then in ("long_tail", "file"):
             raise ConfigError(
                 f"partition.then: expected a partition that divides samples by itself, "

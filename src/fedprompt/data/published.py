@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprompt.checks import check_choice, check_integer
 from fedprompt.data.digits import stratified_parts
 from fedprompt.data.files import image_names
 from fedprompt.data.images import ImageFiles, Indices, JoinedImages, LazyImages
 from fedprompt.data.task import Split, Task
-from fedprompt.errors import ConfigError, InputError, suggest
+from fedprompt.errors import ConfigError, InputError
 from fedprompt.seeding import numpy_generator
 
 BAD_IMAGE = ("refuse", "skip")
@@ -44,8 +45,7 @@ class DataOptions:
         if self.root is not None:
             # Settled here, so that a worker or a resumed run elsewhere finds the same files.
             object.__setattr__(self, "root", str(Path(self.root).expanduser().absolute()))
-        if self.seed < 0:
-            raise ConfigError(f"data.seed: expected an integer >= 0, got {self.seed}")
+        check_integer("data.seed", self.seed, 0)
         for name in LIMITS:
             limit = getattr(self, name)
             if limit is not None and limit < 1:
@@ -78,11 +78,7 @@ class ImageOptions(DataOptions):
         super().__post_init__()
         if not 8 <= self.size <= 2048:
             raise ConfigError(f"data.size: expected 8 to 2048 pixels, got {self.size}")
-        if self.on_bad_image not in BAD_IMAGE:
-            raise ConfigError(
-                f"data.on_bad_image: expected one of {', '.join(BAD_IMAGE)}, got "
-                f"'{self.on_bad_image}'{suggest(self.on_bad_image, BAD_IMAGE)}"
-            )
+        check_choice("data.on_bad_image", self.on_bad_image, BAD_IMAGE)
 
 
 def check_share(name: str, share: float) -> None:

@@ -47,7 +47,7 @@ class PromptGenerator(Protocol):
         Args:
             state: what the round's prompts were made from.
             returned: per client (n, d), its prompts after local training.
-            weights: per client its sample count.
+            weights: per client how much it counts, its sample count if the objective has no other.
 
         Returns:
             The next state in fresh memory, and figures for the round's report.

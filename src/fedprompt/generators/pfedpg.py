@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.errors import ConfigError
+from fedprompt.checks import check_number
 from fedprompt.generators.base import generators
 from fedprompt.types import Tensors
 
@@ -53,9 +53,7 @@ class PFedPGOptions:
 
     def __post_init__(self) -> None:
         for field in ("lr", "descriptor_std"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"generator.{field}: expected a finite number >= 0, got {value}")
+            check_number(f"generator.{field}", getattr(self, field), 0)
 
 
 @generators.register("pfedpg", PFedPGOptions)

@@ -17,6 +17,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from fedprompt.checks import check_choice
 from fedprompt.errors import ConfigError, suggest
 from fedprompt.models import nano, timm_vit, torchvision_weights
 from fedprompt.models.options import FEATURES, PRECISIONS, ModelOptions
@@ -55,11 +56,7 @@ class Backbone(nn.Module):
         architecture: str = "",
     ) -> None:
         super().__init__()
-        if features not in FEATURES:
-            raise ConfigError(
-                f"model.features: expected one of {', '.join(FEATURES)}, "
-                f"got '{features}'{suggest(features, FEATURES)}"
-            )
+        check_choice("model.features", features, FEATURES)
         self.vit = vit
         self.transform = Transform(transform) if isinstance(transform, int) else transform
         self.features = features

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fedprompt.checks import check_choice, check_integer, check_number
 from fedprompt.errors import ConfigError, suggest
 
 HEADS = ("linear", "released")
@@ -41,16 +42,8 @@ class HeadOptions:
     """How a frozen head is fitted: logistic regression, or `class_means` in closed form."""
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(
-                f"head.mode: expected one of {', '.join(MODES)}, got '{self.mode}'"
-                f"{suggest(self.mode, MODES)}"
-            )
-        if self.fit not in FITS:
-            raise ConfigError(
-                f"head.fit: expected one of {', '.join(FITS)}, got '{self.fit}'"
-                f"{suggest(self.fit, FITS)}"
-            )
+        check_choice("head.mode", self.mode, MODES)
+        check_choice("head.fit", self.fit, FITS)
         if self.mode == "frozen" and not self.bias:
             raise ConfigError(
                 "head.mode=frozen is fitted with biases; expected head.bias=true, got false"
@@ -65,12 +58,9 @@ class HeadOptions:
                 f"unknown head '{self.name}': expected one of {', '.join(HEADS)}"
                 f"{suggest(self.name, HEADS)}"
             )
-        if self.hidden < 1:
-            raise ConfigError(f"head.hidden: expected an integer >= 1, got {self.hidden}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"head.dropout: expected a number in [0, 1), got {self.dropout}")
-        if not self.lr >= 0 or math.isinf(self.lr):
-            raise ConfigError(f"head.lr: expected a finite number >= 0, got {self.lr}")
+        check_integer("head.hidden", self.hidden, 1)
+        check_number("head.dropout", self.dropout, 0, below=1)
+        check_number("head.lr", self.lr, 0)
 
 
 class SeededDropout(nn.Module):

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.checks import check_choice, check_integer
+from fedprompt.errors import ConfigError
 
 FEATURES = ("pre_logits", "logits")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -46,15 +47,12 @@ class ModelOptions:
             raise ConfigError("model.pretrained: expected true, false or a file, got nothing")
         for field, names in (("features", FEATURES), ("interpolation", INTERPOLATIONS)):
             value = getattr(self, field)
-            if value is not None and value not in names:
-                raise ConfigError(
-                    f"model.{field}: expected one of {', '.join(names)}, "
-                    f"got '{value}'{suggest(value, names)}"
-                )
+            if value is not None:
+                check_choice(f"model.{field}", value, names)
         for field in ("image_size", "resize"):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{field}: expected an integer >= 1, got {value}")
+            if value is not None:
+                check_integer(f"model.{field}", value, 1)
         for field in ("mean", "std"):
             values = getattr(self, field)
             finite = values is None or (len(values) == 3 and all(map(math.isfinite, values)))

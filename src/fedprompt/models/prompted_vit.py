@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.checks import check_choice, check_integer, check_number
+from fedprompt.errors import ConfigError
 from fedprompt.models.voting import majority_vote
 
 SELECTIONS = ("keyed", "l2p", "all")
@@ -62,14 +63,8 @@ class PromptOptions:
             ("mode", MODES),
             ("choose_by", CHOICES),
         ):
-            value = getattr(self, field)
-            if value not in names:
-                raise ConfigError(
-                    f"prompts.{field}: expected one of {', '.join(names)}, "
-                    f"got '{value}'{suggest(value, names)}"
-                )
-        if self.count < 0:
-            raise ConfigError(f"prompts.count: expected an integer >= 0, got {self.count}")
+            check_choice(f"prompts.{field}", getattr(self, field), names)
+        check_integer("prompts.count", self.count, 0)
         if self.pool is not None and self.pool < self.count:
             raise ConfigError(
                 f"prompts.count: {self.count} prompts cannot be selected from a pool of "
@@ -87,14 +82,9 @@ class PromptOptions:
                 f"prompts.mode=personal: a client uses all prompts that it keeps, so expected "
                 f"prompts.selection=all, got '{self.selection}'"
             )
-        if self.eval_batch < 1:
-            raise ConfigError(
-                f"prompts.eval_batch: expected an integer >= 1, got {self.eval_batch}"
-            )
+        check_integer("prompts.eval_batch", self.eval_batch, 1)
         for field in ("init_std", "lr"):
-            value = getattr(self, field)
-            if not value >= 0 or math.isinf(value):
-                raise ConfigError(f"prompts.{field}: expected a finite number >= 0, got {value}")
+            check_number(f"prompts.{field}", getattr(self, field), 0)
         if not math.isfinite(self.similarity_weight):
             raise ConfigError(
                 f"prompts.similarity_weight: expected a finite number, got {self.similarity_weight}"

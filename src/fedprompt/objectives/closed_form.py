@@ -26,14 +26,14 @@ head grows into that of all clients.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.checks import check_choice, check_number
+from fedprompt.errors import ConfigError
 from fedprompt.objectives.base import LocalResult, Objective, objectives
 from fedprompt.types import ClientUpdate, Tensors
 
@@ -56,15 +56,9 @@ class ClosedFormOptions:
     """Whether G holds the spread between classes as well (`cof`)."""
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ConfigError(
-                f"objective.rule: expected one of {', '.join(RULES)}, "
-                f"got '{self.rule}'{suggest(self.rule, RULES)}"
-            )
+        check_choice("objective.rule", self.rule, RULES)
         for field in ("ridge", "shrinkage"):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"objective.{field}: expected a finite number >= 0, got {value}")
+            check_number(f"objective.{field}", getattr(self, field), 0)
         weakest = {"ridge": self.ridge, "cof": max(self.ridge, self.shrinkage)}.get(self.rule, 1.0)
         if weakest == 0:
             names = "objective.ridge" + (" or .shrinkage" if self.rule == "cof" else "")

@@ -13,11 +13,10 @@ Calibration", ICML 2022 (whose margin is a power of N_tc in place of its logarit
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from torch import Tensor
 
-from fedprompt.errors import ConfigError
+from fedprompt.checks import check_number
 from fedprompt.objectives.base import Objective, objectives
 
 
@@ -31,12 +30,8 @@ class LogitAdjustedOptions:
     """Images that are added to each class, so that an absent one has a finite logarithm."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tau) and self.tau >= 0):
-            raise ConfigError(f"objective.tau: expected a finite number >= 0, got {self.tau}")
-        if not (math.isfinite(self.smoothing) and self.smoothing > 0):
-            raise ConfigError(
-                f"objective.smoothing: expected a finite number > 0, got {self.smoothing}"
-            )
+        check_number("objective.tau", self.tau, 0)
+        check_number("objective.smoothing", self.smoothing, 0, above=True)
 
 
 @objectives.register("logit_adjusted", LogitAdjustedOptions)

@@ -6,13 +6,12 @@ Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, Eq. 2
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from fedprompt.errors import ConfigError
+from fedprompt.checks import check_number
 from fedprompt.objectives.base import Objective, objectives
 
 
@@ -24,8 +23,7 @@ class ProximalOptions:
     """Weight of the squared distance to the broadcast tensors; 0 is FedAvg."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mu) and self.mu >= 0):
-            raise ConfigError(f"objective.mu: expected a finite number >= 0, got {self.mu}")
+        check_number("objective.mu", self.mu, 0)
 
 
 @objectives.register("proximal", ProximalOptions)

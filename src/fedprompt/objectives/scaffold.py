@@ -32,7 +32,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.checks import check_choice
 from fedprompt.objectives.base import START, LocalResult, Objective, objectives
 from fedprompt.types import ClientUpdate, Tensors
 
@@ -49,11 +49,7 @@ class ScaffoldOptions:
     sum of Eq. 5 divided by the size of the cohort."""
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ConfigError(
-                f"objective.variant: expected one of {', '.join(VARIANTS)}, "
-                f"got '{self.variant}'{suggest(self.variant, VARIANTS)}"
-            )
+        check_choice("objective.variant", self.variant, VARIANTS)
 
 
 @objectives.register("scaffold", ScaffoldOptions)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from threadpoolctl import threadpool_limits
 
+from fedprompt.checks import check_choice, check_integer
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.errors import ConfigError
 from fedprompt.machine import available_cpus
 from fedprompt.models.options import PRECISIONS
 from fedprompt.registry import Registry
@@ -64,18 +65,10 @@ class RuntimeOptions:
         runtimes.entry(self.name)
         for field in ("actors", "threads", "cpus"):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ConfigError(f"runtime.{field}: expected an integer >= 1, got {value}")
-        if self.device not in DEVICES:
-            raise ConfigError(
-                f"runtime.device: expected one of {', '.join(DEVICES)}, got '{self.device}'"
-                f"{suggest(self.device, DEVICES)}"
-            )
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"runtime.precision: expected one of {', '.join(PRECISIONS)}, "
-                f"got '{self.precision}'{suggest(self.precision, PRECISIONS)}"
-            )
+            if value is not None:
+                check_integer(f"runtime.{field}", value, 1)
+        check_choice("runtime.device", self.device, DEVICES)
+        check_choice("runtime.precision", self.precision, PRECISIONS)
         if isinstance(self.pack, str) and self.pack != "auto":
             raise ConfigError(
                 f"runtime.pack: expected 'auto' or an integer >= 1, got '{self.pack}'"

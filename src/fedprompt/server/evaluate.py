@@ -86,11 +86,6 @@ class PieceMap(Protocol):
         ...
 
 
-def has_global_model(recipe: LocalRecipe) -> bool:
-    """Whether prompts and head are shared or fixed, so that there is one model for all."""
-    return recipe.prompts.mode != "personal" and recipe.head.mode != "personal"
-
-
 def evaluate(
     runtime: PieceMap, state: ServerState, recipe: LocalRecipe, tables: Sequence[FeatureTable]
 ) -> Callable[[], list[Evaluation]]:
@@ -105,7 +100,7 @@ def evaluate(
     Returns:
         A function that waits for the figures; they are NaN where there is no global model.
     """
-    if not has_global_model(recipe):
+    if not recipe.has_global_model:
         return lambda: [Evaluation(math.nan, math.nan) for _ in tables]
     pieces = [
         piece for split, table in enumerate(tables) for piece in cut(split, state, recipe, table)

@@ -174,7 +174,7 @@ def end_round(
     if settings.generator is None:
         merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
     else:
-        merged = teach_generator(settings.generator, good, begun.jobs, state)
+        merged = teach_generator(settings.generator, good, weights, begun.jobs, state)
     state = next_state(state, merged, shared, good, round_index, moments, memory)
     state = note_starts(state, objective, good)
     aggregated = time.perf_counter()
@@ -311,6 +311,7 @@ def step_shared(
 def teach_generator(
     generator: PromptGenerator,
     updates: Sequence[ClientUpdate],
+    weights: Sequence[float],
     jobs: Sequence[ClientJob],
     state: ServerState,
 ) -> Aggregation:
@@ -321,7 +322,7 @@ def teach_generator(
     memory, figures = generator.learn(
         state.aggregator,
         {update.client_id: returned[update.client_id] for update in updates},
-        {update.client_id: float(update.num_examples) for update in updates},
+        {update.client_id: weight for update, weight in zip(updates, weights, strict=True)},
     )
     prompts = generator.consensus(memory)
     return Aggregation(

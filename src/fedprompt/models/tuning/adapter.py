@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedprompt.errors import ConfigError, suggest
-from fedprompt.models.tuning.base import Tuning, changed_outputs, check_rate, tunings
+from fedprompt.checks import check_choice, check_integer, check_number
+from fedprompt.models.tuning.base import Tuning, changed_outputs, tunings
 
 PLACES = ("both", "mlp", "attention")
 LAYERS = {"both": ("attn", "mlp"), "mlp": ("mlp",), "attention": ("attn",)}
@@ -36,14 +36,9 @@ class AdapterOptions:
     """The clients' learning rate for the adapters."""
 
     def __post_init__(self) -> None:
-        check_rate(self.lr)
-        if self.width < 1:
-            raise ConfigError(f"tuning.width: expected an integer >= 1, got {self.width}")
-        if self.after not in PLACES:
-            raise ConfigError(
-                f"tuning.after: expected one of {', '.join(PLACES)}, "
-                f"got '{self.after}'{suggest(self.after, PLACES)}"
-            )
+        check_number("tuning.lr", self.lr, 0)
+        check_integer("tuning.width", self.width, 1)
+        check_choice("tuning.after", self.after, PLACES)
 
 
 @tunings.register("adapter", AdapterOptions)

@@ -6,7 +6,6 @@ there are and how a forward pass uses them; the pass leaves no trace in the back
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprompt.errors import ConfigError
 from fedprompt.registry import Registry
 
 Output = Callable[[Tensor, Tensor], Tensor]
@@ -77,16 +75,6 @@ def changed_outputs(changes: Mapping[nn.Module, Output]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def check_rate(lr: float) -> None:
-    """Refuse a learning rate that is none.
-
-    Raises:
-        ConfigError: it is negative or not finite.
-    """
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ConfigError(f"tuning.lr: expected a finite number >= 0, got {lr}")
 
 
 tunings: Registry[Tuning] = Registry("tuning", "fedprompt.models.tuning")

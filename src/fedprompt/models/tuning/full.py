@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedprompt.models.tuning.base import Tuning, check_rate, tunings
+from fedprompt.checks import check_number
+from fedprompt.models.tuning.base import Tuning, tunings
 
 PREFIX = "backbone."
 BELOW = ("vit.patch_embed.", "vit.pos_embed", "vit.cls_token", "vit.reg_token", "vit.dist_token")
@@ -29,7 +30,7 @@ class FullOptions:
     """The clients' learning rate for the backbone."""
 
     def __post_init__(self) -> None:
-        check_rate(self.lr)
+        check_number("tuning.lr", self.lr, 0)
 
 
 class _Encoder(nn.Module):

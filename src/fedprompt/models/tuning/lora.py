@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedprompt.errors import ConfigError
-from fedprompt.models.tuning.base import Tuning, changed_outputs, check_rate, tunings
+from fedprompt.checks import check_integer, check_number
+from fedprompt.models.tuning.base import Tuning, changed_outputs, tunings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,9 @@ class LoraOptions:
     """The clients' learning rate for A and B."""
 
     def __post_init__(self) -> None:
-        check_rate(self.lr)
-        if self.rank < 1:
-            raise ConfigError(f"tuning.rank: expected an integer >= 1, got {self.rank}")
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ConfigError(f"tuning.scale: expected a finite number > 0, got {self.scale}")
+        check_number("tuning.lr", self.lr, 0)
+        check_integer("tuning.rank", self.rank, 1)
+        check_number("tuning.scale", self.scale, 0, above=True)
 
 
 @tunings.register("lora", LoraOptions)
