@@ -115,7 +115,15 @@ class PFedPG:
 
 
 def generate(state: Tensors, clients: Tensor) -> Tensor:
-    """Prompts of some clients: (c,) -> (c, n, d)."""
+    """Prompts of some clients, differentiable in the state but for N(P).
+
+    Args:
+        state: `base` (n, d), `descriptors` (N, d) and the projections, see `NAMES`.
+        clients: (c,) int64.
+
+    Returns:
+        (c, n, d)
+    """
     base = state["base"]
     width = base.shape[1]
     normed = F.layer_norm(base.detach(), (width,))

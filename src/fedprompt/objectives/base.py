@@ -81,12 +81,21 @@ class Objective:
         Args:
             received: the shared tensors of the broadcast.
             own: the client's own state.
+
+        Returns:
+            Like each tensor that is named; the others' gradients stay as they are.
         """
         return {}
 
     def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the client sends beside its trained tensors or, by their names, instead of them; and
-        what it keeps for itself.
+        """What is left to do after the last local step.
+
+        Args:
+            result: the client's work.
+
+        Returns:
+            What the client sends beside its trained tensors or, by their names, instead of them;
+            and what it keeps for itself until it is sampled again.
         """
         return {}, {}
 
