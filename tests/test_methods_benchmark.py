@@ -351,7 +351,7 @@ def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleT
             for name, values in runs.items()
         }
     }
-    changed = summary.summarise(results, lambda name: grid.Cell("", name, 0).preset)
+    changed = summary.summarise(results, tables.changed_from)
     (line,) = tables.overview(changed, (method,)).splitlines()[2:]
     assert line.startswith(f"| `{method}` | 61.0 ± 76.2 (2)<br>-4.0 ± 12.7")
     (row,) = tables.over_others(results, "pfpt", ("fedavg_pt", "fedcof"))
@@ -442,3 +442,24 @@ def test_each_image_goes_through_under_the_tokens_of_its_domain(
         alone = backbone.encode(tokens[row : row + 1], own[group])[0]
         np.testing.assert_allclose(found[row], alone.numpy(), rtol=1e-4, atol=1e-5)
     assert np.abs(found[1] - backbone.encode(tokens[1:2])[0].numpy()).max() > 0.01
+
+
+def test_what_changes_the_local_loss_chooses_rates_of_its_own(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    grid, runner = modules["grid"], modules["runner"]
+    setting, method = "domains_frozen/imbalance", "pfpt + logit adjustment"
+    cell = grid.Cell(setting, method, 0)
+    assert cell in grid.final_cells()
+    scores = {"pfpt": {0.03: 0.6, 0.3: 0.5, 3.0: 0.4}, method: {0.03: 0.5, 0.3: 0.6, 3.0: 0.4}}
+    for name, found in scores.items():
+        for scale, value in found.items():
+            path = tmp_path / grid.Cell(setting, name, grid.RATE_SEED, scale).file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"validation_accuracy": value}))
+    assert runner.choose(grid.Cell(setting, "pfpt", 0), tmp_path) == 0.03
+    assert runner.choose(cell, tmp_path) == 0.3
+    assert runner.choose(grid.Cell(setting, "pfpt: no pruning", 0), tmp_path) == 0.03
+    wanted = {(each.method, each.scale) for each in grid.rate_cells([cell])}
+    assert wanted == {(method, scale) for scale in scores[method]}
+    assert "objective=logit_adjusted" in runner.overrides_of(cell, 20, 0.3)

@@ -89,10 +89,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pfpt: no selection": ("prompts.selection=all",),
     "pfpt: paper": ("aggregator.variant=paper",),
     "pfpt: released": ("aggregator.variant=released",),
-    "pfpt + logit adjustment": ("objective=logit_adjusted",),
-    "fedavg_pt + logit adjustment": ("objective=logit_adjusted",),
-    "fedavg_pt_plus + logit adjustment": ("objective=logit_adjusted",),
 }
+ADJUSTED = {
+    # A local loss without the clients' class shares, for PFPT and for what it is compared with.
+    f"{method} + logit adjustment": ("objective=logit_adjusted",)
+    for method in ("pfpt", "fedavg_pt", "fedavg_pt_plus")
+}
+ADJUSTED_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS)
 DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     # Which of its parts and options matter; in one setting.
     "pfpt: at most 20 prompts": ("aggregator.max_prompts=20",),
@@ -116,7 +119,10 @@ PROBES: dict[str, tuple[str, ...]] = {
     "head_only + scaffold": ("objective=scaffold", "head.lr=0.1"),
 }
 PROBE_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS)
-CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES}
+OWN_RATES = (*PROBES, *ADJUSTED)
+"""Of the changed methods, those that choose rates of their own: other ones than the preset's may be
+best for them."""
+CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED}
 NO_MATCHING = "fedavg_pt_plus"
 """PFPT with a row-wise mean in the place of its matching is this very method."""
 WITHOUT_KEYS = tuple(method for method in MAIN if method not in ("pfpt", "fedavg_pt_plus"))
@@ -181,9 +187,9 @@ class Cell:
     @property
     def tuned_as(self) -> str:
         """The method whose learning rates it has: that of the preset or its relation, but for
-        `PROBES`.
+        `OWN_RATES`.
         """
-        return self.method if self.method in PROBES else RATES_OF.get(self.preset, self.preset)
+        return self.method if self.method in OWN_RATES else RATES_OF.get(self.preset, self.preset)
 
     @property
     def file(self) -> str:
@@ -215,6 +221,7 @@ def groups() -> list[list[Cell]]:
         _cells(PROBE_SETTINGS, PROBES, 3),
         _cells(domains, FIVE_SEEDS, 5),
         _cells(ABLATION_SETTINGS, ABLATIONS, 3),
+        _cells(ADJUSTED_SETTINGS, ADJUSTED, 3),
         _cells(domains, rest, 3),
         _cells(digits, MAIN, 5),
         _cells(ABLATION_SETTINGS, BOUNDS_OF_PROMPTS, 3),

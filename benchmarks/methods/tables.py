@@ -9,8 +9,8 @@ Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over th
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
 bytes; seconds. Whatever is there is shown, with its number of seeds. Overviews are written into the
 page as well, between marks: the main methods, the goals, the plain backbone, the head alone with
-other optimisers, the other methods, and the ablations, which are compared with the method that they
-change.
+other optimisers, logit adjustment, the other methods, and the ablations; what changes a method is
+compared with that method.
 """
 
 from __future__ import annotations
@@ -164,9 +164,14 @@ def over_others(
     return lines
 
 
+def preset_of(method: str) -> str:
+    """The method that a changed one changes."""
+    return Cell("", method, 0).preset
+
+
 def changed_from(method: str) -> str:
-    """With what an ablation is compared: the method that it changes."""
-    return "pfpt" if method == grid.NO_MATCHING else Cell("", method, 0).preset
+    """With what an ablation is compared: as `preset_of`, and PFPT without matching with PFPT."""
+    return "pfpt" if method == grid.NO_MATCHING else preset_of(method)
 
 
 def goals(results: Results) -> str:
@@ -285,7 +290,6 @@ def main() -> None:
     others = [row for row in rows if row["setting"] in grid.OTHER_SETTINGS]
     changed = summarise(results, changed_from)
     ablations = [row for row in changed if row["setting"] in grid.ABLATION_SETTINGS]
-    unchanged = dict.fromkeys(Cell("", method, 0).preset for method in grid.ABLATIONS)
     compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
     shown = [
         overview(summarise(main_results), grid.MAIN, references),
@@ -295,13 +299,21 @@ def main() -> None:
     put_between(arguments.page, "overview", "\n".join(shown))
     put_between(arguments.page, "goals", goals(results))
     put_between(arguments.page, "plain", overview(plain, grid.FIVE_SEEDS))
-    heads = [row for row in changed if row["setting"] in grid.PROBE_SETTINGS]
+    to_preset = summarise(results, preset_of)
+    heads = [row for row in to_preset if row["setting"] in grid.PROBE_SETTINGS]
     put_between(arguments.page, "heads", overview(heads, ("head_only", *grid.PROBES)))
+    adjusted = {name: results[name] for name in grid.ADJUSTED_SETTINGS if name in results}
+    both = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
+    shown = [
+        overview([row for row in to_preset if row["setting"] in adjusted], (*both, "fedcof")),
+        *over_others(adjusted, "pfpt + logit adjustment", (*both[2:], "fedcof")),
+    ]
+    put_between(arguments.page, "adjusted", "\n".join(shown))
     put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
     put_between(
         arguments.page,
         "ablations",
-        overview(ablations, tuple({**unchanged, **grid.ABLATIONS, **grid.DIAGNOSTICS})),
+        overview(ablations, ("pfpt", grid.NO_MATCHING, *grid.ABLATIONS, *grid.DIAGNOSTICS)),
     )
     arguments.images.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.size"] = 9
