@@ -13,7 +13,7 @@ import fedprompt
 
 PACKAGE = Path(fedprompt.__file__).parent
 LEVELS = {
-    0: ["types", "errors", "registry", "seeding", "machine"],
+    0: ["types", "errors", "checks", "registry", "seeding", "machine"],
     1: ["aggregation", "objectives", "generators", "models", "data"],
     2: ["client", "server"],
     3: ["runtime"],
