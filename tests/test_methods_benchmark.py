@@ -365,13 +365,18 @@ def test_an_ablation_is_compared_with_what_it_changes(modules: dict[str, ModuleT
 def test_goals_are_judged_by_the_smallest_lead(modules: dict[str, ModuleType]) -> None:
     tables = modules["tables"]
 
-    def judged(setting: str = "domains_shared/imbalance", **accuracies: tuple[float, ...]) -> str:
+    def lines(setting: str, accuracies: dict[str, tuple[float, ...]]) -> list[str]:
         runs = {
             method: {seed: fake(value) for seed, value in enumerate(values)}
             for method, values in accuracies.items()
         }
-        (line,) = tables.goals({setting: runs}).splitlines()[2:]
-        return str(line)
+        table: str = tables.goals({setting: runs})
+        return table.splitlines()[2:]
+
+    def judged(setting: str = "domains_shared/imbalance", **accuracies: tuple[float, ...]) -> str:
+        (line,) = lines(setting, accuracies)
+        assert line.startswith("| `pfpt` | ")
+        return line.removeprefix("| `pfpt` ")
 
     own, near, far = (0.6, 0.61, 0.62), (0.55, 0.56, 0.565), (0.1, 0.1, 0.1)
     plus = (0.9, 0.9, 0.9)  # has keys
@@ -389,6 +394,15 @@ def test_goals_are_judged_by_the_smallest_lead(modules: dict[str, ModuleType]) -
     assert noise.startswith("| digits/imbalance | not worse | -2.0 ±")
     assert noise.endswith("| 0 of 1: none | yes |")
     assert judged("digits/imbalance", pfpt=near, head_only=own).endswith("| no |")
+    # With logit adjustment, which its rival may have as well.
+    loss = " + logit adjustment"
+    found = lines(
+        "domains_frozen/imbalance",
+        {"pfpt": near, f"pfpt{loss}": own, "fedavg_pt": far, f"fedavg_pt{loss}": near},
+    )
+    assert [line.split(" | ")[0] for line in found] == ["| `pfpt`", f"| `pfpt{loss}`"]
+    assert [line.endswith("| yes |") for line in found] == [True, False]
+    assert f"| `fedavg_pt{loss}` | 2 of 2: `fedavg_pt`, `fedavg_pt{loss}` |" in found[1]
 
 
 def test_the_choice_of_rates_shows_what_was_tried(

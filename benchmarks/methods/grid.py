@@ -95,6 +95,7 @@ ADJUSTED = {
     f"{method} + logit adjustment": ("objective=logit_adjusted",)
     for method in ("pfpt", "fedavg_pt", "fedavg_pt_plus")
 }
+ADJUSTED_PFPT = next(iter(ADJUSTED))
 ADJUSTED_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS)
 DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     # Which of its parts and options matter; in one setting.
@@ -221,7 +222,7 @@ def groups() -> list[list[Cell]]:
         _cells(PROBE_SETTINGS, PROBES, 3),
         _cells(domains, FIVE_SEEDS, 5),
         _cells(ABLATION_SETTINGS, ABLATIONS, 3),
-        _cells(ADJUSTED_SETTINGS, ADJUSTED, 3),
+        _cells(ADJUSTED_SETTINGS, ADJUSTED, 5),
         _cells(domains, rest, 3),
         _cells(digits, MAIN, 5),
         _cells(ABLATION_SETTINGS, BOUNDS_OF_PROMPTS, 3),
@@ -232,13 +233,16 @@ def groups() -> list[list[Cell]]:
 
 
 def _cells(settings: Iterable[str], methods: Iterable[str], seeds: int) -> list[Cell]:
-    """All that is defined, seed by seed; methods that are not of `FIVE_SEEDS` have three seeds."""
+    """All that is defined, seed by seed; what is not in `FIVE_SEEDS` or `ADJUSTED` has three
+    seeds.
+    """
+    five = (*FIVE_SEEDS, *ADJUSTED)
     return [
         Cell(setting, method, seed)
         for seed in range(seeds)
         for setting in settings
         for method in methods
-        if is_defined(setting, method) and seed < (5 if method in FIVE_SEEDS else 3)
+        if is_defined(setting, method) and seed < (5 if method in five else 3)
     ]
 
 
