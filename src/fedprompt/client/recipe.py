@@ -84,11 +84,6 @@ class LocalRecipe:
         return tunings.create(self.tuning, **self.tuning_options)
 
     @property
-    def has_global_model(self) -> bool:
-        """See the function."""
-        return has_global_model(self.prompts, self.head)
-
-    @property
     def needs_tokens(self) -> bool:
         """Whether images run through the blocks; otherwise their cached CLS features do."""
         return self.prompts.count > 0 or self.tuning != "none"

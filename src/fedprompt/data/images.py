@@ -128,7 +128,7 @@ class ImageFiles:
     def __getitem__(self, index: slice | Indices) -> Pixels:
         names = self.names[index]
         result = np.empty((len(names), self.size, self.size, 3), np.uint8)
-        with ThreadPoolExecutor(available_cpus()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
             for position, image in enumerate(pool.map(self._decode, names)):
                 result[position] = image
         return result
@@ -153,7 +153,7 @@ class ImageFiles:
                 return True
             return False
 
-        with ThreadPoolExecutor(available_cpus()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
             return np.flatnonzero(list(pool.map(fails, self.names))).astype(np.int64)
 
     def fingerprint(self) -> str:

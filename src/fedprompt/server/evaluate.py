@@ -20,7 +20,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedprompt.client.module import load_head, own_prompts, tuned_tensors
-from fedprompt.client.recipe import LocalRecipe
+from fedprompt.client.recipe import LocalRecipe, has_global_model
 from fedprompt.client.train import ClientWorker
 from fedprompt.data.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
@@ -100,7 +100,7 @@ def evaluate(
     Returns:
         A function that waits for the figures; they are NaN where there is no global model.
     """
-    if not recipe.has_global_model:
+    if not has_global_model(recipe.prompts, recipe.head):
         return lambda: [Evaluation(math.nan, math.nan) for _ in tables]
     pieces = [
         piece for split, table in enumerate(tables) for piece in cut(split, state, recipe, table)
