@@ -90,12 +90,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "pfpt: paper": ("aggregator.variant=paper",),
     "pfpt: released": ("aggregator.variant=released",),
 }
-ADJUSTED = {
+ADJUSTED_PFPT = "pfpt + logit adjustment"
+ADJUSTED: dict[str, tuple[str, ...]] = {
     # A local loss without the clients' class shares, for PFPT and for what it is compared with.
-    f"{method} + logit adjustment": ("objective=logit_adjusted",)
-    for method in ("pfpt", "fedavg_pt", "fedavg_pt_plus")
+    ADJUSTED_PFPT: ("objective=logit_adjusted",),
+    "fedavg_pt + logit adjustment": ("objective=logit_adjusted",),
+    "fedavg_pt_plus + logit adjustment": ("objective=logit_adjusted",),
 }
-ADJUSTED_PFPT = next(iter(ADJUSTED))
 ADJUSTED_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITIONS)
 DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     # Which of its parts and options matter; in one setting.
@@ -224,7 +225,8 @@ def groups() -> list[list[Cell]]:
         _cells(ABLATION_SETTINGS, ABLATIONS, 3),
         _cells(ADJUSTED_SETTINGS, ADJUSTED, 5),
         _cells(domains, rest, 3),
-        _cells(digits, MAIN, 5),
+        _cells(digits, FIVE_SEEDS, 5),
+        _cells(digits, rest, 3),
         _cells(ABLATION_SETTINGS, BOUNDS_OF_PROMPTS, 3),
         _cells(OTHER_SETTINGS, OTHERS, 3),
         _cells(DIAGNOSTIC_SETTINGS, DIAGNOSTICS, 3),
@@ -233,16 +235,13 @@ def groups() -> list[list[Cell]]:
 
 
 def _cells(settings: Iterable[str], methods: Iterable[str], seeds: int) -> list[Cell]:
-    """All that is defined, seed by seed; what is not in `FIVE_SEEDS` or `ADJUSTED` has three
-    seeds.
-    """
-    five = (*FIVE_SEEDS, *ADJUSTED)
+    """All that is defined, seed by seed."""
     return [
         Cell(setting, method, seed)
         for seed in range(seeds)
         for setting in settings
         for method in methods
-        if is_defined(setting, method) and seed < (5 if method in five else 3)
+        if is_defined(setting, method)
     ]
 
 

@@ -265,6 +265,74 @@ def rate_lines(folder: Path) -> list[str]:
     return lines
 
 
+def page_tables(
+    results: Results,
+    rows: Sequence[Mapping[str, Any]],
+    references: Mapping[str, Mapping[str, float]],
+) -> dict[str, str]:
+    """The tables that stand in the page, by the name of their marks.
+
+    Args:
+        results: from `read_results`.
+        rows: from `summarise`, compared with FedAvg-PT.
+        references: as for `overview`.
+    """
+
+    def among(these: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> list[Any]:
+        return [row for row in these if row["setting"] in settings]
+
+    plain = [setting for setting in grid.SETTINGS if setting.startswith("domains_plain")]
+    mains = [setting for setting in grid.SETTINGS if setting not in plain]
+    main_results = {setting: results[setting] for setting in mains if setting in results}
+    adjusted = {name: results[name] for name in grid.ADJUSTED_SETTINGS if name in results}
+    compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
+    both = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
+    to_preset = summarise(results, preset_of)
+    ablations = ("pfpt", grid.NO_MATCHING, *grid.ABLATIONS, *grid.DIAGNOSTICS)
+    return {
+        "overview": "\n".join(
+            [
+                overview(among(rows, mains), grid.MAIN, references),
+                *over_others(main_results, "pfpt", compared),
+                *over_others(main_results, "pfpt", ["pfedpg"], "personalised"),
+            ]
+        ),
+        "goals": goals(results),
+        "plain": overview(among(rows, plain), grid.FIVE_SEEDS),
+        "heads": overview(among(to_preset, grid.PROBE_SETTINGS), ("head_only", *grid.PROBES)),
+        "adjusted": "\n".join(
+            [
+                overview(among(to_preset, grid.ADJUSTED_SETTINGS), (*both, "fedcof")),
+                *over_others(adjusted, grid.ADJUSTED_PFPT, (*both[2:], "fedcof")),
+            ]
+        ),
+        "others": overview(among(rows, grid.OTHER_SETTINGS), ("fedavg_pt", *grid.OTHERS)),
+        "ablations": overview(
+            among(summarise(results, changed_from), grid.ABLATION_SETTINGS), ablations
+        ),
+    }
+
+
+def draw(folder: Path, images: Path, results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All figures of what has been run.
+
+    Args:
+        folder: of the results.
+        images: where the figures go.
+        results: from `read_results`.
+        rows: from `summarise`.
+    """
+    images.mkdir(parents=True, exist_ok=True)
+    mpl.rcParams["font.size"] = 9
+    pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}
+    for setting in grid.ABLATION_SETTINGS:
+        picture = path_figure(folder, setting)
+        if picture is not None:
+            pictures[f"methods_path_{setting.split('/')[1]}"] = picture
+    for name, picture in pictures.items():
+        picture.savefig(images / f"{name}.png", dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -287,49 +355,9 @@ def main() -> None:
     if arguments.bounds.is_file():
         bounds = json.loads(arguments.bounds.read_text(encoding="utf-8"))
         references = bounds["frozen head"]
-    main_results = {
-        setting: methods
-        for setting, methods in results.items()
-        if not setting.startswith("domains_plain")
-    }
-    plain = [row for row in rows if row["setting"].startswith("domains_plain")]
-    others = [row for row in rows if row["setting"] in grid.OTHER_SETTINGS]
-    changed = summarise(results, changed_from)
-    ablations = [row for row in changed if row["setting"] in grid.ABLATION_SETTINGS]
-    compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
-    shown = [
-        overview(summarise(main_results), grid.MAIN, references),
-        *over_others(main_results, "pfpt", compared),
-        *over_others(main_results, "pfpt", ["pfedpg"], "personalised"),
-    ]
-    put_between(arguments.page, "overview", "\n".join(shown))
-    put_between(arguments.page, "goals", goals(results))
-    put_between(arguments.page, "plain", overview(plain, grid.FIVE_SEEDS))
-    to_preset = summarise(results, preset_of)
-    heads = [row for row in to_preset if row["setting"] in grid.PROBE_SETTINGS]
-    put_between(arguments.page, "heads", overview(heads, ("head_only", *grid.PROBES)))
-    adjusted = {name: results[name] for name in grid.ADJUSTED_SETTINGS if name in results}
-    both = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
-    shown = [
-        overview([row for row in to_preset if row["setting"] in adjusted], (*both, "fedcof")),
-        *over_others(adjusted, grid.ADJUSTED_PFPT, (*both[2:], "fedcof")),
-    ]
-    put_between(arguments.page, "adjusted", "\n".join(shown))
-    put_between(arguments.page, "others", overview(others, ("fedavg_pt", *grid.OTHERS)))
-    put_between(
-        arguments.page,
-        "ablations",
-        overview(ablations, ("pfpt", grid.NO_MATCHING, *grid.ABLATIONS, *grid.DIAGNOSTICS)),
-    )
-    arguments.images.mkdir(parents=True, exist_ok=True)
-    mpl.rcParams["font.size"] = 9
-    pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}
-    for setting in ("domains_frozen/dirichlet_0.5", "domains_frozen/imbalance"):
-        picture = path_figure(arguments.results, setting)
-        if picture is not None:
-            pictures[f"methods_path_{setting.split('/')[1]}"] = picture
-    for name, picture in pictures.items():
-        picture.savefig(arguments.images / f"{name}.png", dpi=130)
+    for name, table in page_tables(results, rows, references).items():
+        put_between(arguments.page, name, table)
+    draw(arguments.results, arguments.images, results, rows)
     print(f"{sum(row['seeds'] for row in rows)} runs in {arguments.tables}")
 
 

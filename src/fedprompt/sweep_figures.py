@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.checkpoint import atomic_write
+from fedprompt.checks import is_number
 from fedprompt.report import COLOURS, INK, MUTED, _canvas, _png
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def line_plot(table: Mapping[str, Any]) -> Figure | None:
         return None
     figure, axes = _canvas("Test accuracy at the last round", f"{table['name']}: {_about(table)}")
     places = _ordered([values[-1] for values in cells])
-    numeric = all(_is_number(each) for each in places)
+    numeric = all(is_number(each) for each in places)
     lines = _ordered([values[:-1] for values in cells])
     for index, line in enumerate(lines):
         points = [
@@ -117,10 +118,6 @@ def _about(table: Mapping[str, Any]) -> str:
     return f"mean and 95 % interval over {seeds} seed{'s' if counts[-1] != 1 else ''}"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _hashable(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
@@ -129,4 +126,4 @@ def _ordered(values: Sequence[Any]) -> list[Any]:
     """Each value once, numbers by size, others as they come."""
     unique = list(dict.fromkeys(values))
     flat = [part for each in unique for part in (each if isinstance(each, tuple) else (each,))]
-    return sorted(unique) if all(map(_is_number, flat)) else unique
+    return sorted(unique) if all(map(is_number, flat)) else unique
