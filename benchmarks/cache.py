@@ -3,7 +3,7 @@
     python benchmarks/cache.py [--images 1000] [--large-images 256]
                                [--output benchmarks/results/cache.json]
 
-Two cases: `domains` with `nano_promptable` (32 x 32, 65 tokens of 64), and images of noise with a
+Two cases: `domains` with `nano_promptable` (32 x 32, 17 tokens of 128), and images of noise with a
 ViT-B/32 of random weights (224 x 224, 50 tokens of 768). Before anything is timed, the cached table
 must have the bits of the computed one, for all three types of tokens.
 
@@ -15,8 +15,8 @@ must have the bits of the computed one, for all three types of tokens.
   as the runtime sends it and has read all tokens. `proportional_mb` (PSS, where a page that k
   processes map counts 1/k for each) and `resident_mb` (RSS) of the mapped cache files, both summed
   over the actors, from /proc/PID/smaps: one copy shows as a sum of PSS that does not grow.
-- `start`: seconds from the call of `fedprompt.run` until the rounds begin (with `ray`: after Ray is
-  up), in a fresh process, with an empty and with a warm cache.
+- `start`: seconds from the call of `fedprompt.run`, which starts Ray if need be, until the rounds
+  begin, in a fresh process, with an empty and with a warm cache.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ START = """
 import json, sys, tempfile, time
 import fedprompt
 name, runtime, cache, wait = sys.argv[1:]
-if runtime == "ray":
+if float(wait):
     from fedprompt.runtime.ray_runtime import start_ray
     start_ray(2, verbose=False)
     time.sleep(float(wait))
@@ -225,8 +225,8 @@ def measure_memory(backbone: Backbone, split: Split) -> dict[str, Any]:
 def measure_start(name: str, runtime: str) -> dict[str, Any]:
     """Seconds until the rounds of an experiment begin, with an empty and with a warm cache.
 
-    With Ray they are counted from its start; for `warm_ray_up` it has been up for ten seconds, so
-    that its spare workers have imported what they need.
+    Ray is started by the run and its start counted, but for `warm_ray_up`: there it has been up for
+    ten seconds, so that its spare workers have imported what they need.
     """
     result = {}
     states = {"empty": 0, "warm": 0, **({"warm_ray_up": 10} if runtime == "ray" else {})}

@@ -6,7 +6,7 @@ For each seed the whole quickstart is run as a user runs it (`fedprompt run quic
 fresh process, Ray start included) and its wall-clock time taken. A seed changes the partition, the
 cohorts, the initial weights and the batches; the split of the digits stays. Reported per method:
 test accuracy of the last round, mean and 95 % interval (Student's t over seeds), and the paired
-difference to FedAvg-PT. Then the first three rounds of seed 0 are run under `serial` and under Ray
+difference to FedAvg-PT+. Then the first three rounds of seed 0 are run under `serial` and under Ray
 with 1, 2 and 4 actors; all must end in the same state, or the benchmark fails.
 """
 

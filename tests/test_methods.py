@@ -263,6 +263,9 @@ def test_what_does_not_fit_together_is_refused(
         (["method=fedavg_pt_plus", "prompts.pool=3"], False),
         (["method=fedavg_pt"], False),
         (["method=pfpt"], False),  # its pool grows
+        (["method=pfpt_plus"], False),
+        (["method=gmm_pt_plus"], True),  # as many components as were broadcast
+        (["method=gmm_pt_plus", "aggregator.max_components=9"], False),
     ],
 )
 def test_a_pool_without_choice_is_said(

@@ -23,7 +23,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from fedprompt.aggregation import aggregators
+from fedprompt.aggregation import Aggregator, aggregators
 from fedprompt.checks import check_choice, check_integer
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
 from fedprompt.data.cache import CacheOptions
@@ -196,7 +196,9 @@ class ExperimentConfig:
         """Whether there is anything to select from: more prompts than a selection takes, now or
         after a round.
         """
-        fixed = self.keeps_rows or self.generator.name != "none"
+        aggregator = self.build_aggregator()
+        adds = not self.keeps_rows and getattr(aggregator, "adds_prompts", True)
+        fixed = self.generator.name != "none" or not adds
         selects = self.prompts.selection != "all"
         return not (selects and fixed and self.prompts.pool_size == self.prompts.count)
 
@@ -206,6 +208,11 @@ class ExperimentConfig:
             return False
         often = self.eval_clients == "every" or not has_global_model(self.prompts, self.head)
         return often or round_index == self.rounds
+
+    def build_aggregator(self) -> Aggregator:
+        """The aggregator of the prompts."""
+        options = dataclasses.asdict(self.aggregator.options)
+        return aggregators.create(self.aggregator.name, **options)
 
     def build_generator(self) -> PromptGenerator | None:
         """The generator of prompts, if the experiment has one."""

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.aggregation import aggregators
 from fedprompt.checkpoint import load_latest, save_state
 from fedprompt.client.train import ClientData, ClientWorker, WorkerSetup
 from fedprompt.config import ExperimentConfig
@@ -236,9 +235,7 @@ def run_method(
     """All rounds of one method, from the start or from its last checkpoint."""
     settings = settings_of(config, federation)
     evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
-    aggregator = aggregators.create(
-        config.aggregator.name, **dataclasses.asdict(config.aggregator.options)
-    )
+    aggregator = config.build_aggregator()
     state, warnings = latest_state(config, federation, directory)
     for warning in warnings:
         yield Note(warning)

@@ -173,6 +173,23 @@ def test_one_client(aggregator: Aggregator) -> None:
     torch.testing.assert_close(result.prompts[order], inputs.prompt_sets[0])
 
 
+def test_what_says_that_it_adds_no_prompts_adds_none(aggregator: Aggregator) -> None:
+    if getattr(aggregator, "adds_prompts", not getattr(aggregator, "keeps_rows", False)):
+        pytest.skip("may add prompts")
+    inputs = make_inputs(sizes=(6, 6, 6, 6))
+    generator = torch.Generator().manual_seed(0)
+    # Eight clusters, where six prompts were broadcast.
+    centres, noise = torch.randn(8, 8, generator=generator), 0.01
+    apart = [
+        centres[torch.arange(6 * client, 6 * client + 6) % 8]
+        + noise * torch.randn(6, 8, generator=generator)
+        for client in range(4)
+    ]
+    found = inputs.run(aggregation.create("gmm", max_components=12), prompt_sets=apart)
+    assert len(found.prompts) > 6
+    assert len(inputs.run(aggregator, prompt_sets=apart).prompts) <= 6
+
+
 def test_empty_set_in_one_client(aggregator: Aggregator) -> None:
     inputs = make_inputs(sizes=(6, 0, 3))
     check_result(inputs.run(aggregator), inputs)
@@ -285,6 +302,7 @@ def test_the_example_of_the_documentation_keeps_the_contract(documented: Aggrega
         test_order_of_clients_and_rows_is_irrelevant,
         test_same_generator_same_bits_and_no_global_randomness,
         test_one_client,
+        test_what_says_that_it_adds_no_prompts_adds_none,
         test_empty_set_in_one_client,
         test_only_empty_sets_keep_what_was_broadcast,
         test_identical_prompts_stay_finite,

@@ -43,7 +43,12 @@ class Aggregation:
 
 
 class Aggregator(Protocol):
-    """Merges the clients' prompt sets."""
+    """Merges the clients' prompt sets.
+
+    Two attributes may say more: `keeps_rows = True`, that row i is the same prompt in every round
+    (control variates need it), and `adds_prompts = False`, that there are never more prompts than
+    were broadcast, so that without a pool there is nothing to select from.
+    """
 
     def aggregate(
         self,

@@ -75,6 +75,8 @@ class Gmm:
 
     def __init__(self, options: GmmOptions) -> None:
         self.options = options
+        # A bound of its own may be above what was broadcast.
+        self.adds_prompts = options.max_components > 0
 
     def aggregate(
         self,

@@ -46,6 +46,8 @@ class KMeans:
 
     def __init__(self, options: KMeansOptions) -> None:
         self.options = options
+        # A number of its own may be above what was broadcast.
+        self.adds_prompts = options.clusters > 0
 
     def aggregate(
         self,

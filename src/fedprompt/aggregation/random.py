@@ -27,6 +27,8 @@ class RandomOptions:
 class Random:
     """Row-wise mean under a random matching, injective within a client. Stateless."""
 
+    adds_prompts = False
+
     def __init__(self, options: RandomOptions) -> None:
         self.options = options
 

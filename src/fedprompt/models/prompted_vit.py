@@ -1,5 +1,4 @@
-"""Which prompts an image gets (PFPT.md sections 5b and 6): selection from the pool of summarizing
-prompts.
+"""Which prompts an image gets: selection from the pool of summarizing prompts (docs/pfpt.md).
 
 Every rule returns row numbers of the pool in ascending order, one set for a whole batch.
 """

@@ -1,5 +1,4 @@
-"""One communication round, from top to bottom (PFPT, arXiv 2502.19752, Algorithm 1; PFPT.md section
-6).
+"""One communication round, from top to bottom (PFPT, arXiv 2502.19752, Algorithm 1).
 
 1. sample the cohort                      `sample_cohort`
 2. make the jobs                          `make_jobs`
