@@ -1,7 +1,7 @@
 """Run an experiment, continue one, or do one client's work again.
 
 The rounds themselves are in `driver.py`, which runs where the runtime puts it. Nothing here imports
-Lightning or timm before the runtime does: a wrong call is refused within a second or two.
+Lightning or timm before the runtime does: a wrong call is refused within three seconds.
 """
 
 from __future__ import annotations
