@@ -196,11 +196,11 @@ class ExperimentConfig:
         """Whether there is anything to select from: more prompts than a selection takes, now or
         after a round.
         """
-        aggregator = self.build_aggregator()
-        adds = not self.keeps_rows and getattr(aggregator, "adds_prompts", True)
-        fixed = self.generator.name != "none" or not adds
-        selects = self.prompts.selection != "all"
-        return not (selects and fixed and self.prompts.pool_size == self.prompts.count)
+        if self.prompts.selection == "all" or self.prompts.pool_size != self.prompts.count:
+            return True
+        if self.keeps_rows or self.generator.name != "none":
+            return False
+        return getattr(self.build_aggregator(), "adds_prompts", True)
 
     def measures_clients(self, round_index: int) -> bool:
         """Whether each client's own model is measured after a round that is evaluated."""
