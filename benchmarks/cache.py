@@ -114,11 +114,11 @@ def check_equal(backbone: Backbone, split: Split) -> None:
         RuntimeError: they are not.
     """
     for dtype in DTYPES:
-        computed = compute_table(backbone, split, "style", CPU, dtype)
+        computed = compute_table(backbone, split, CPU, dtype)
         with tempfile.TemporaryDirectory() as folder:
             options = CacheOptions(folder=folder, dtype=dtype)
-            cold = PrefixCache(backbone, "style", CPU, options).table(split)
-            warm = PrefixCache(backbone, "style", CPU, options).table(split)
+            cold = PrefixCache(backbone, CPU, options).table(split)
+            warm = PrefixCache(backbone, CPU, options).table(split)
             for name in ARRAYS:
                 for table in (cold, warm):
                     if not np.array_equal(getattr(table, name), getattr(computed, name)):
@@ -132,7 +132,7 @@ def measure_case(backbone: Backbone, split: Split, repeats: int) -> dict[str, An
 
     def in_folder(folder: str, dtype: str = "float32") -> FeatureTable:
         options = CacheOptions(folder=folder, dtype=dtype)
-        return PrefixCache(backbone, "style", CPU, options).table(split)
+        return PrefixCache(backbone, CPU, options).table(split)
 
     def cold() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,7 @@ def measure_case(backbone: Backbone, split: Split, repeats: int) -> dict[str, An
     with tempfile.TemporaryDirectory() as warm:
         table = in_folder(warm)
         seconds = {
-            "compute": least(lambda: compute_table(backbone, split, "style", CPU), repeats),
+            "compute": least(lambda: compute_table(backbone, split, CPU), repeats),
             "cold": least(cold, repeats),
             "warm": least(lambda: in_folder(warm), repeats),
             "read": least(lambda: read_all(in_folder(warm)), repeats),
@@ -198,7 +198,7 @@ def measure_memory(backbone: Backbone, split: Split) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         options = CacheOptions(folder=folder)
-        table = PrefixCache(backbone, "style", CPU, options).table(split)
+        table = PrefixCache(backbone, CPU, options).table(split)
         expected, size = read_all(table), table.tokens.nbytes / MB
         sent = [ray.put(table)]
         del table  # this process is to map nothing

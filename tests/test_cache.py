@@ -61,11 +61,12 @@ class Toy:
         time.sleep(float(self.seconds))
         return pixels.flatten(1)[:, :12].reshape(-1, 3, 4) * self.weight * self.scale
 
-    def encode(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        return tokens.sin().sum(dim=1)
-
-    def queries(self, tokens: Tensor, kind: str) -> Tensor:
-        return tokens.std(dim=1) if kind == "style" else self.encode(tokens)
+    def constants(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {
+            "style": tokens.std(dim=1),
+            "cls": tokens.cos().sum(dim=1),
+            "features": tokens.sin().sum(dim=1),
+        }
 
     def checksum(self) -> str:
         return str(float(self.weight))
@@ -95,8 +96,7 @@ def chunks_computed(toy: Toy) -> int:
 
 
 def open_cache(toy: Toy, folder: Path, **options: Any) -> PrefixCache:
-    query = options.pop("query", "style")
-    return PrefixCache(toy, query, CPU, CacheOptions(folder=str(folder), **options))
+    return PrefixCache(toy, CPU, CacheOptions(folder=str(folder), **options))
 
 
 def assert_same(first: FeatureTable, second: FeatureTable) -> None:
@@ -116,7 +116,7 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_cached_table_has_the_bits_of_a_computed_one(toy: Toy, folder: Path, dtype: str) -> None:
     split = make_split()
-    expected = compute_table(toy, split, "style", CPU, dtype)
+    expected = compute_table(toy, split, CPU, dtype)
     first = open_cache(toy, folder, dtype=dtype).table(split)
     assert chunks_computed(toy) == 4, "two chunks without a cache, two with"
     again = open_cache(toy, folder, dtype=dtype).table(split)
@@ -133,10 +133,10 @@ def test_a_backbone_is_known_again_and_equal_to_the_last_bit(
     from fedprompt.models.backbone import load_backbone
 
     split = datasets.create("digits").validation
-    expected = compute_table(load_backbone(random_backbone), split, "cls", CPU)
+    expected = compute_table(load_backbone(random_backbone), split, CPU)
     options = CacheOptions(folder=str(folder))
     for _ in range(2):
-        table = PrefixCache(load_backbone(random_backbone), "cls", CPU, options).table(split)
+        table = PrefixCache(load_backbone(random_backbone), CPU, options).table(split)
         assert_same(table, expected)
     assert len(cache_entries(folder)) == 1
 
@@ -162,7 +162,7 @@ def test_other_content_is_another_entry(
     split = make_split()
     open_cache(toy, folder).table(split)
     changed = change(split)
-    assert_same(open_cache(toy, folder).table(changed), compute_table(toy, changed, "style", CPU))
+    assert_same(open_cache(toy, folder).table(changed), compute_table(toy, changed, CPU))
     assert len(cache_entries(folder)) == 2
 
 
@@ -178,13 +178,12 @@ def test_other_weights_settings_query_type_and_threads_are_other_entries(
     add(open_cache(toy, folder))
     assert len(keys) == 1
     add(open_cache(Toy(toy.log, weight=0.25), folder))
-    add(open_cache(toy, folder, query="cls"))
     add(open_cache(toy, folder, dtype="float16"))
     toy.scale = 2.0  # any plain attribute counts
     add(open_cache(toy, folder))
     torch.set_num_threads(2)  # the fixture `one_thread` puts it back
     add(open_cache(toy, folder))
-    assert len(keys) == 6
+    assert len(keys) == 5
 
 
 def test_buffers_outside_the_state_dict_count(random_backbone: str) -> None:
@@ -225,8 +224,8 @@ def test_short_types_halve_the_tokens_and_leave_the_rest(toy: Toy, folder: Path)
         assert read.dtype == torch.float32
         assert torch.equal(read, exact.tokens_at(rows).to(getattr(torch, dtype)).float())
         assert not torch.equal(read, exact.tokens_at(rows))
-        np.testing.assert_array_equal(table.queries, exact.queries)
-        np.testing.assert_array_equal(table.features, exact.features)
+        for name in ("style", "cls", "features"):
+            np.testing.assert_array_equal(getattr(table, name), getattr(exact, name))
 
 
 def test_tokens_beyond_float16_are_refused(toy: Toy, folder: Path) -> None:
@@ -300,7 +299,7 @@ def test_a_killed_writer_leaves_no_entry_and_blocks_nobody(toy: Toy, folder: Pat
     process.join(10)
     assert cache_entries(folder) == []
     table = open_cache(toy, folder).table(make_split())
-    assert_same(table, compute_table(toy, make_split(), "style", CPU))
+    assert_same(table, compute_table(toy, make_split(), CPU))
     assert names(folder) == [cache_entries(folder)[0].path.name]
 
 
@@ -341,7 +340,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def lose_a_file(path: Path) -> None:
-    (path / "queries.npy").unlink()
+    (path / "style.npy").unlink()
 
 
 def lose_the_header(path: Path) -> None:
@@ -363,7 +362,7 @@ def edit_the_header(path: Path) -> None:
     [
         (truncate, "tokens.npy has 1000 bytes instead of"),
         (flip_a_bit, "tokens.npy does not match its checksum"),
-        (lose_a_file, "queries.npy is not readable"),
+        (lose_a_file, "style.npy is not readable"),
         (lose_the_header, "header.json is missing"),
         (spoil_the_header, "header.json is not readable"),
         (edit_the_header, "header.json does not match its checksum"),
@@ -460,7 +459,7 @@ def test_a_disk_that_would_be_full_is_found_before_the_work(
 def test_a_folder_that_cannot_be_written_is_said_and_done_without(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     prefix = open_cache(toy, tmp_path / "file" / "cache")
-    assert_same(prefix.table(make_split()), compute_table(toy, make_split(), "style", CPU))
+    assert_same(prefix.table(make_split()), compute_table(toy, make_split(), CPU))
     prefix.table(make_split(1))
     assert len(prefix.notes) == 1 and "cannot be written" in prefix.notes[0]
 
@@ -550,7 +549,7 @@ def test_an_entry_is_held_until_its_writer_has_opened_it(
     monkeypatch.setattr(cache, "open_entry", open_later)
     table = open_cache(toy, folder).table(make_split())
     assert removed == [False] and len(names(folder)) == 1
-    assert_same(table, compute_table(toy, make_split(), "style", CPU))
+    assert_same(table, compute_table(toy, make_split(), CPU))
 
 
 def test_a_file_in_the_place_of_an_entry_is_replaced(toy: Toy, folder: Path) -> None:
@@ -558,12 +557,12 @@ def test_a_file_in_the_place_of_an_entry_is_replaced(toy: Toy, folder: Path) -> 
     path = folder / prefix.key(prefix.recipe(make_split()))
     folder.mkdir()
     path.write_text("no folder")
-    assert_same(prefix.table(make_split()), compute_table(toy, make_split(), "style", CPU))
+    assert_same(prefix.table(make_split()), compute_table(toy, make_split(), CPU))
     assert path.is_dir() and "it is no folder" in prefix.notes[0]
 
 
 def test_a_table_larger_than_the_limit_is_refused(toy: Toy, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"take 2.88e-05 GB, more than the limit of 1e-05 GB"):
+    with pytest.raises(ConfigError, match=r"take 3.36e-05 GB, more than the limit of 1e-05 GB"):
         open_cache(toy, folder, limit_gb=1e-5).table(make_split())
     assert names(folder) == []
 

@@ -36,7 +36,7 @@ def table_of(backbone: Backbone, groups: list[int], labels: list[int]) -> Featur
     noise = generator.integers(0, 30, (len(labels), 32, 32, 3))
     images = (noise + 60 * np.array(labels)[:, None, None, None] % 226).astype(np.uint8)
     split = Split(images, np.array(labels), np.array(groups))
-    return compute_table(backbone, split, "style", CPU)
+    return compute_table(backbone, split, CPU)
 
 
 def logits_of(table: FeatureTable, tensors: dict[str, torch.Tensor]) -> np.ndarray:

@@ -441,7 +441,8 @@ def test_each_image_goes_through_under_the_tokens_of_its_domain(
     tokens = torch.randn(6, 17, 128, generator=draws)
     table = FeatureTable(
         tokens=tokens.numpy(),
-        queries=np.zeros((6, 1), np.float32),
+        style=np.zeros((6, 1), np.float32),
+        cls=np.zeros((6, 1), np.float32),
         features=np.zeros((6, 128), np.float32),
         labels=np.zeros(6, np.int64),
         groups=np.array([0, 1, 0, 2, 1, 1]),

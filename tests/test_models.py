@@ -61,9 +61,7 @@ def test_prompts_stand_after_cls_without_position(backbone: Backbone) -> None:
 def test_cached_equals_uncached(backbone: Backbone) -> None:
     images = some_images(300)  # more than one chunk
     labels = torch.zeros(300, dtype=torch.int64).numpy()
-    table = compute_table(
-        backbone, Split(images.numpy(), labels, labels), "style", torch.device("cpu")
-    )
+    table = compute_table(backbone, Split(images.numpy(), labels, labels), torch.device("cpu"))
     prompts = torch.randn(4, backbone.embed_dim, generator=torch.Generator().manual_seed(2))
     for rows in (torch.tensor([0, 7, 299]), torch.arange(40)):
         fresh = backbone.embed(backbone.preprocess(images[rows]))
@@ -74,8 +72,9 @@ def test_cached_equals_uncached(backbone: Backbone) -> None:
         torch.testing.assert_close(cached, fresh, atol=1e-6, rtol=1e-6)
         features = torch.from_numpy(table.features[rows.numpy()])
         torch.testing.assert_close(features, backbone.encode(fresh), atol=1e-5, rtol=1e-5)
-        queries = torch.from_numpy(table.queries[rows.numpy()])
-        torch.testing.assert_close(queries, backbone.queries(fresh, "style"), atol=1e-5, rtol=1e-5)
+        for kind in ("style", "cls"):
+            queries = torch.from_numpy(table.queries(kind)[rows.numpy()])
+            torch.testing.assert_close(queries, backbone.queries(fresh, kind), atol=1e-5, rtol=1e-5)
 
 
 def test_backbone_is_frozen(backbone: Backbone) -> None:

@@ -72,7 +72,6 @@ class Case:
                 count=int(settings["top_k"]),
                 pool=len(start),
                 selection="l2p" if self.pool else "all",
-                query="cls",
                 similarity_weight=float(settings["similarity_weight"]),
             ),
             head=HeadOptions("released", hidden=hidden, dropout=0.0),

@@ -28,7 +28,14 @@ from fedprompt.driver import (
 )
 from fedprompt.errors import ClientError, RoundError
 from fedprompt.seeding import torch_generator
-from fedprompt.server.evaluate import Model, Piece, Tally, measure_piece, predict
+from fedprompt.server.evaluate import (
+    Model,
+    Piece,
+    Tally,
+    measure_piece,
+    predict,
+    select_for_split,
+)
 from fedprompt.server.round import (
     RoundSettings,
     download_bytes,
@@ -218,9 +225,36 @@ def test_keyed_selection_goes_by_the_client_or_by_the_batch(
     means = [queries.mean(dim=0) for _, queries, _, _ in batches]
     assert len(means) > 1
     assert all(torch.allclose(mean, means[0], atol=1e-6) for mean in means) == alike
-    own = torch.from_numpy(b.federation.data.table.queries[b.federation.data.parts[0]]).mean(dim=0)
+    own = torch.from_numpy(b.federation.data.table.style[b.federation.data.parts[0]]).mean(dim=0)
     if alike:
         torch.testing.assert_close(means[0], own)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "used", "unused"),
+    [
+        (["prompts.selection=keyed"], "style", "cls"),
+        (["prompts.selection=keyed", "prompts.query=cls"], "cls", "style"),
+        (["prompts.selection=l2p"], "cls", "style"),
+    ],
+)
+def test_prompts_are_selected_by_the_queries_of_their_rule(
+    bench: Callable[..., Bench], overrides: list[str], used: str, unused: str
+) -> None:
+    b = bench("prompts.pool=20", *overrides)
+    data, test = b.federation.data, b.worker.splits[0]
+    batches = ClientBatches(data, 0, 1000, b.recipe.prompts, torch_generator(0, "batches"))
+    ((_, seen, _, _),) = batches
+    own = torch.from_numpy(data.table.queries(used)[data.parts[0]])
+    torch.testing.assert_close(seen.mean(dim=0), own.mean(dim=0))
+
+    def chosen(changed: str) -> torch.Tensor:
+        table = dataclasses.replace(test, **{changed: -getattr(test, changed)})
+        return select_for_split(b.state, b.recipe, table)[1]
+
+    expected = select_for_split(b.state, b.recipe, test)[1]
+    assert torch.equal(chosen(unused), expected)
+    assert not torch.equal(chosen(used), expected)
 
 
 def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[..., Bench]) -> None:

@@ -31,7 +31,7 @@ def speed() -> Iterator[ModuleType]:
 
 TINY = (
     *("clients.count=6", "clients.per_round=2", "clients.epochs=1", "clients.batch_size=64"),
-    *("prompts.count=2", "prompts.pool=4", "prompts.selection=l2p", "prompts.query=cls"),
+    *("prompts.count=2", "prompts.pool=4", "prompts.selection=l2p"),
 )
 
 

@@ -176,14 +176,13 @@ def true_groups(partition: str, seed: int, scale: float, task: str) -> dict[str,
     federation = prepare(config)
     state = initial_state(config, federation)
     table = federation.data.table
-    queries = [torch.from_numpy(table.queries[table.groups == g]).mean(0) for g in range(groups)]
+    queries = [torch.from_numpy(table.style[table.groups == g]).mean(0) for g in range(groups)]
     keys = torch.stack(queries).repeat_interleave(count, dim=0)
     prompts = state.prompts[:count].repeat(groups, 1)
     state = dataclasses.replace(state, prompts=prompts, keys=keys)
     data = federation.data
     routed = [
-        int((keys - torch.from_numpy(table.queries[part]).mean(0)).square().sum(1).argmin())
-        // count
+        int((keys - torch.from_numpy(table.style[part]).mean(0)).square().sum(1).argmin()) // count
         == np.bincount(table.groups[part]).argmax()
         for part in data.parts
     ]

@@ -75,17 +75,22 @@ MAIN = (
     *("fedavg_pt_plus", "head_only", "fedcof"),
 )
 FIVE_SEEDS = ("pfpt", "fedavg_pt", "fedavg_pt_plus", "head_only", "fedcof")
-OTHERS = (
+PLUS = (
     *("pfpt_plus", "fedprox_pt_plus", "scaffold_pt_plus", "fedopt_pt_plus", "gmm_pt_plus"),
-    *("pfedpg_plus", "local_only", "centralised", "centralised_full", "full_fedavg"),
-    *("full_fedprox", "fedncm", "adapter_fedavg", "adapter_fedprox", "lora_fedavg"),
-    "lora_fedprox",
+    "pfedpg_plus",
+)
+"""With selection from a pool; `fedavg_pt_plus` is among the main methods."""
+OTHERS = (
+    *PLUS,
+    *("local_only", "centralised", "centralised_full", "full_fedavg", "full_fedprox", "fedncm"),
+    *("adapter_fedavg", "adapter_fedprox", "lora_fedavg", "lora_fedprox"),
 )
 ABLATIONS: dict[str, tuple[str, ...]] = {
     # preset: or + what is changed, and the overrides
     # From a pool, so that clients can still select: this rule adds no prompts by itself.
     "pfpt: random matching": ("aggregator=random", "prompts.pool=20"),
     "pfpt: no pruning": ("aggregator.patience=1000",),
+    "pfpt: pruning at once": ("aggregator.patience=1",),
     "pfpt: no selection": ("prompts.selection=all",),
     "pfpt: paper": ("aggregator.variant=paper",),
     "pfpt: released": ("aggregator.variant=released",),
@@ -101,7 +106,6 @@ ADJUSTED_SETTINGS = tuple(f"domains_frozen/{partition}" for partition in PARTITI
 DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     # Which of its parts and options matter; in one setting.
     "pfpt: at most 20 prompts": ("aggregator.max_prompts=20",),
-    "pfpt: pruning at once": ("aggregator.patience=1",),
     "pfpt: no memory": ("aggregator.memory=0",),
     "pfpt: no origins": ("aggregator.origin_odds=1",),
     "pfpt: selection of each batch": ("prompts.choose_by=batch",),
@@ -227,8 +231,8 @@ def groups() -> list[list[Cell]]:
         _cells(domains, rest, 3),
         _cells(digits, FIVE_SEEDS, 5),
         _cells(digits, rest, 3),
-        _cells(ABLATION_SETTINGS, BOUNDS_OF_PROMPTS, 3),
         _cells(OTHER_SETTINGS, OTHERS, 3),
+        _cells(ABLATION_SETTINGS, (*PLUS, *BOUNDS_OF_PROMPTS), 3),
         _cells(DIAGNOSTIC_SETTINGS, DIAGNOSTICS, 3),
         _cells(["domains_plain/dirichlet_0.5"], FIVE_SEEDS, 3),
     ]

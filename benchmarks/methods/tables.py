@@ -285,6 +285,8 @@ def page_tables(
     mains = [setting for setting in grid.SETTINGS if setting not in plain]
     main_results = {setting: results[setting] for setting in mains if setting in results}
     adjusted = {name: results[name] for name in grid.ADJUSTED_SETTINGS if name in results}
+    both_heads = (*grid.OTHER_SETTINGS, *grid.ABLATION_SETTINGS)
+    of_both_heads = {name: results[name] for name in both_heads if name in results}
     compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
     both = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
     to_preset = summarise(results, preset_of)
@@ -306,7 +308,12 @@ def page_tables(
                 *over_others(adjusted, grid.ADJUSTED_PFPT, (*both[2:], "fedcof")),
             ]
         ),
-        "others": overview(among(rows, grid.OTHER_SETTINGS), ("fedavg_pt", *grid.OTHERS)),
+        "others": "\n".join(
+            [
+                overview(among(rows, both_heads), ("fedavg_pt", *grid.OTHERS)),
+                *over_others(of_both_heads, "pfpt", grid.PLUS),
+            ]
+        ),
         "ablations": overview(
             among(summarise(results, changed_from), grid.ABLATION_SETTINGS), ablations
         ),

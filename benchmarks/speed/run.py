@@ -67,7 +67,7 @@ LOOPS = 5
 # As in the issue's first row: the shape of the authors' experiments at nano size.
 ROUND = (
     *("clients.count=20", "clients.per_round=10", "clients.epochs=5", "clients.batch_size=16"),
-    *("prompts.count=10", "prompts.pool=20", "prompts.selection=l2p", "prompts.query=cls"),
+    *("prompts.count=10", "prompts.pool=20", "prompts.selection=l2p"),
 )
 
 

@@ -63,7 +63,7 @@ def lay_open(overrides: Sequence[str], backbone: Backbone | None = None) -> Laid
     federation = driver.prepare(config)
     if backbone is not None:
         tables = [
-            compute_table(backbone, split, config.prompts.query, torch.device("cpu"))
+            compute_table(backbone, split, torch.device("cpu"))
             for split in (federation.task.train, federation.task.test, federation.task.validation)
         ]
         data = dataclasses.replace(federation.data, table=tables[0])

@@ -126,7 +126,7 @@ def prepare(config: ExperimentConfig) -> Federation:
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
     backbone = load_backbone(config.model).to(device)
-    cache = PrefixCache(backbone, config.prompts.query, device, config.cache)
+    cache = PrefixCache(backbone, device, config.cache)
     train, validation, test = map(cache.table, (task.train, task.validation, task.test))
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
@@ -187,7 +187,7 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
         fixed.update(federation.frozen_head.tensors)
     else:
         (fixed if recipe.head.mode == "personal" else shared).update(tensors)
-    query_dim = federation.data.table.queries.shape[1]
+    query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
     if prompts.selection == "l2p" and prompts.count:
         shared["query_projection"] = torch.eye(backbone.embed_dim, query_dim)
     generator = torch_generator(config.seed, "initial prompts")
@@ -336,6 +336,7 @@ def measure_clients(
 ) -> ClientFigures:
     """Every client's own model on its own share of a held-out split."""
     data, table = federation.data, federation.data.table
+    queries = table.queries(settings.recipe.prompts.query_kind)
 
     def received(state: ServerState, client_id: int) -> Broadcast:
         return make_job(state, settings, client_id, state.broadcast()).broadcast
@@ -346,7 +347,7 @@ def measure_clients(
         federation.backbone,
         held,
         mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups),
-        [torch.from_numpy(table.queries[part]).mean(dim=0) for part in data.parts],
+        [torch.from_numpy(queries[part]).mean(dim=0) for part in data.parts],
         data.class_mask,
         torch.device(federation.setup.device),
         received,

@@ -105,7 +105,7 @@ class ClientBatches(IterableDataset[Batch]):
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
         index = data.rows(client_id, pooled)
         inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
-        queries = torch.from_numpy(table.queries[index])
+        queries = torch.from_numpy(table.queries(prompts.query_kind)[index])
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             queries = queries.mean(dim=0).expand(len(index), -1)
         self.inputs = inputs.to(device)

@@ -105,7 +105,6 @@ class PrefixCache:
 
     Args:
         encoder: a frozen backbone on `device`.
-        query: kind of query, `style` or `cls`.
         device: where to compute.
         options: where and how tables are kept.
 
@@ -113,11 +112,8 @@ class PrefixCache:
     written.
     """
 
-    def __init__(
-        self, encoder: Encoder, query: str, device: torch.device, options: CacheOptions
-    ) -> None:
+    def __init__(self, encoder: Encoder, device: torch.device, options: CacheOptions) -> None:
         self.encoder = encoder
-        self.query = query
         self.device = device
         self.options = options
         self.folder = cache_folder(options.folder)
@@ -125,7 +121,6 @@ class PrefixCache:
         self._identity = {
             "format": FORMAT,
             "chunk": CHUNK,
-            "query": query,
             "dtype": options.dtype,
             "encoder": encoder_identity(encoder),
             "machine": machine_identity(device),
@@ -179,7 +174,7 @@ class PrefixCache:
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
     def _compute(self, split: Split) -> FeatureTable:
-        return compute_table(self.encoder, split, self.query, self.device, self.options.dtype)
+        return compute_table(self.encoder, split, self.device, self.options.dtype)
 
     def _open(self, path: Path, say_why: bool = False) -> FeatureTable | None:
         """The table of an entry; None if there is none that can be used."""
@@ -206,7 +201,7 @@ class PrefixCache:
                 path,
                 recipe,
                 self.options.dtype,
-                compute_chunks(self.encoder, split, self.query, self.device, self.options.dtype),
+                compute_chunks(self.encoder, split, self.device, self.options.dtype),
                 {name: getattr(split, name).astype(np.int64) for name in ("labels", "groups")},
                 make_room,
             )

@@ -33,7 +33,7 @@ from fedprompt.errors import InputError
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 npy: Any = np.lib.format
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "header.json"
 
 

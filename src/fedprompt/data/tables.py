@@ -2,13 +2,13 @@
 
 Without augmentation, everything below the prompts is a constant of the image. A `FeatureTable`
 holds those constants of one split: the embedded tokens, the queries by which prompts are selected,
-and the CLS feature without prompts. `data.cache` keeps tables on disk between runs.
+and the features without prompts. `data.cache` keeps tables on disk between runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ CHUNK = 256
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """How tokens may be kept, by name."""
 
-ARRAYS = ("tokens", "queries", "features", "labels", "groups")
+ARRAYS = ("tokens", "style", "cls", "features", "labels", "groups")
 """The arrays of a table, in the order of its fields."""
 
 
@@ -40,12 +40,8 @@ class Encoder(Protocol):
         """(B, 3, S, S) -> (B, T, d)."""
         ...
 
-    def encode(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """(B, T, d) -> (B, d)."""
-        ...
-
-    def queries(self, tokens: Tensor, kind: str) -> Tensor:
-        """(B, T, d) -> (B, q)."""
+    def constants(self, tokens: Tensor) -> Mapping[str, Tensor]:
+        """(B, T, d) -> `style` (B, q), `cls` (B, q) and `features` (B, f)."""
         ...
 
     def checksum(self) -> str:
@@ -65,10 +61,12 @@ class FeatureTable:
     """(N, T, d): what enters the first block, CLS first, in the type that `dtype` names; read them
     with `tokens_at`.
     """
-    queries: NDArray[np.float32]
-    """(N, q): by which prompts are selected."""
+    style: NDArray[np.float32]
+    """(N, q): the queries of kind `style`; read them with `queries`."""
+    cls: NDArray[np.float32]
+    """(N, q): the queries of kind `cls`."""
     features: NDArray[np.float32]
-    """(N, d): the CLS feature of the network without prompts."""
+    """(N, f): what the network without prompts gives."""
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
     dtype: str = "float32"
@@ -83,6 +81,10 @@ class FeatureTable:
         """Some rows of the tokens, in fresh memory: (k,) -> (k, T, d) float32."""
         rows = torch.from_numpy(self.tokens[index])
         return (rows.view(torch.bfloat16) if self.dtype == "bfloat16" else rows).float()
+
+    def queries(self, kind: str) -> NDArray[np.float32]:
+        """(N, q): by which prompts are selected; `style` or `cls`."""
+        return {"style": self.style, "cls": self.cls}[kind]
 
     def loaded(self) -> FeatureTable:
         """The same table as plain arrays, for processes that cannot open its cache entry."""
@@ -108,13 +110,14 @@ class Chunk:
     """Constants of some images in a row, as they are kept."""
 
     tokens: NDArray[Any]
-    queries: NDArray[np.float32]
+    style: NDArray[np.float32]
+    cls: NDArray[np.float32]
     features: NDArray[np.float32]
 
 
 @torch.no_grad()
 def compute_chunks(
-    encoder: Encoder, split: Split, query: str, device: torch.device, dtype: str = "float32"
+    encoder: Encoder, split: Split, device: torch.device, dtype: str = "float32"
 ) -> Iterator[Chunk]:
     """Run the frozen parts over a split, `CHUNK` images at a time.
 
@@ -134,27 +137,26 @@ def compute_chunks(
             )
         yield Chunk(
             tokens=(kept.view(torch.uint16) if dtype == "bfloat16" else kept).cpu().numpy(),
-            queries=encoder.queries(embedded, query).cpu().numpy(),
-            features=encoder.encode(embedded).cpu().numpy(),
+            **{name: each.cpu().numpy() for name, each in encoder.constants(embedded).items()},
         )
 
 
 def compute_table(
-    encoder: Encoder, split: Split, query: str, device: torch.device, dtype: str = "float32"
+    encoder: Encoder, split: Split, device: torch.device, dtype: str = "float32"
 ) -> FeatureTable:
     """A table in memory, in the order of the split.
 
     Args:
         encoder: a frozen backbone on `device`.
         split: the images.
-        query: kind of query, `style` or `cls`.
         device: where to compute.
         dtype: how tokens are kept, a key of `DTYPES`.
     """
-    chunks = list(compute_chunks(encoder, split, query, device, dtype))
+    chunks = list(compute_chunks(encoder, split, device, dtype))
     return FeatureTable(
         tokens=np.concatenate([chunk.tokens for chunk in chunks]),
-        queries=np.concatenate([chunk.queries for chunk in chunks]),
+        style=np.concatenate([chunk.style for chunk in chunks]),
+        cls=np.concatenate([chunk.cls for chunk in chunks]),
         features=np.concatenate([chunk.features for chunk in chunks]),
         labels=split.labels.astype(np.int64),
         groups=split.groups.astype(np.int64),

@@ -189,32 +189,59 @@ class Backbone(nn.Module):
         Returns:
             (B, d), each row of norm 1.
         """
-        query = self.raw_queries(tokens, kind)
-        if f"query.{kind}.mean" in self.extras:
-            mean, std = self.extras[f"query.{kind}.mean"], self.extras[f"query.{kind}.std"]
-            query = (query - mean.to(query)) / std.to(query).clamp_min(1e-6)
-        return F.normalize(query, dim=-1)
+        return self._standardised(self.raw_queries(tokens, kind), kind)
 
     def raw_queries(self, tokens: Tensor, kind: str) -> Tensor:
         """`queries` before standardisation: (B, T, d) -> (B, d)."""
-        vit = self.vit
         if kind == "style":
-            patches = tokens[:, self.num_prefix_tokens :]
-            if vit.pos_embed is not None and isinstance(vit.norm_pre, nn.Identity):
-                # The position embedding is the same for every image and would only add a constant
-                # pattern. (A norm after it mixes the two.)
-                patches = patches - vit.pos_embed[:, -patches.shape[1] :]
-            return patches.std(dim=1)
+            return self._style(tokens)
         if kind == "cls":
-            final = self._blocks(tokens)
-            if vit.has_class_token:
-                return final[:, 0]
-            pooled: Tensor = vit.forward_head(final, pre_logits=True)
-            return pooled
+            return self._cls(self._blocks(tokens))
         raise ConfigError(
             f"prompts.query: expected one of {', '.join(QUERIES)}, "
             f"got '{kind}'{suggest(kind, QUERIES)}"
         )
+
+    def constants(self, tokens: Tensor) -> dict[str, Tensor]:
+        """What is the same for an image in all rounds, in one pass of the network without prompts.
+
+        Args:
+            tokens: (B, T, d) from `embed`.
+
+        Returns:
+            `style` and `cls`, both (B, d), as `queries` has them; `features`, (B, feature_dim), as
+            `encode` has them.
+        """
+        final = self._blocks(tokens)
+        return {
+            "style": self._standardised(self._style(tokens), "style"),
+            "cls": self._standardised(self._cls(final), "cls"),
+            "features": self._read_out(final),
+        }
+
+    def _style(self, tokens: Tensor) -> Tensor:
+        """(B, T, d) of `embed` -> (B, d)."""
+        vit = self.vit
+        patches = tokens[:, self.num_prefix_tokens :]
+        if vit.pos_embed is not None and isinstance(vit.norm_pre, nn.Identity):
+            # The position embedding is the same for every image and would only add a constant
+            # pattern. (A norm after it mixes the two.)
+            patches = patches - vit.pos_embed[:, -patches.shape[1] :]
+        return patches.std(dim=1)
+
+    def _cls(self, final: Tensor) -> Tensor:
+        """What `_blocks` gives -> (B, d)."""
+        if self.vit.has_class_token:
+            return final[:, 0]
+        pooled: Tensor = self.vit.forward_head(final, pre_logits=True)
+        return pooled
+
+    def _standardised(self, query: Tensor, kind: str) -> Tensor:
+        """Raw queries -> unit ones, by public statistics where the weights bring them."""
+        if f"query.{kind}.mean" in self.extras:
+            mean, std = self.extras[f"query.{kind}.mean"], self.extras[f"query.{kind}.std"]
+            query = (query - mean.to(query)) / std.to(query).clamp_min(1e-6)
+        return F.normalize(query, dim=-1)
 
     def checksum(self) -> str:
         """SHA-256 over all that makes the function of an image: weights, statistics, and what

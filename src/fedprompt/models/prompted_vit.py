@@ -39,7 +39,8 @@ class PromptOptions:
     mode: str = "shared"
     """`shared`: the server merges them; `personal`: every client keeps its own."""
     selection: str = "keyed"
-    """`keyed`: nearest keys to the batch's mean query; `l2p`: majority vote of cosines; `all`."""
+    """`keyed`: nearest keys to the batch's mean query; `l2p`: majority vote of the cosines between
+    the prompts themselves and the images' CLS features; `all`."""
     query: str = "style"
     """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
     choose_by: str = "client"
@@ -103,6 +104,11 @@ class PromptOptions:
                 f"prompts.placement={self.placement}: expected prompts.selection={expected}, "
                 f"got '{self.selection}'; set it, or use prompts.placement=input for both"
             )
+
+    @property
+    def query_kind(self) -> str:
+        """By which queries prompts are selected: `l2p` knows the CLS feature alone."""
+        return "cls" if self.selection == "l2p" else self.query
 
     @property
     def sends_keys(self) -> bool:

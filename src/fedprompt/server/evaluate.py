@@ -173,13 +173,14 @@ def select_for(
     """The prompts of some images: as `select_for_split`, of a model and the images' indices."""
     prompts, keys = own_prompts(recipe, model.broadcast, model.own), model.broadcast.keys
     projection = model.broadcast.shared.get("query_projection")
+    all_queries = table.queries(recipe.prompts.query_kind)
     order = images[np.argsort(table.groups[images], kind="stable")]
     chosen = []
     for group in np.unique(table.groups[images]):
         members = order[table.groups[order] == group]
         for start in range(0, len(members), recipe.prompts.eval_batch):
             batch = members[start : start + recipe.prompts.eval_batch]
-            queries = torch.from_numpy(table.queries[batch])
+            queries = torch.from_numpy(all_queries[batch])
             rows, _ = select_rows(recipe.prompts, queries, prompts, keys, projection)
             chosen.append(rows.expand(len(batch), -1))
     return order, torch.cat(chosen)
