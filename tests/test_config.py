@@ -54,6 +54,13 @@ def test_an_empty_file_is_the_default(write: Callable[[str], str]) -> None:
     assert compose({}) == config
 
 
+def test_slips_of_a_program_are_clear_lines() -> None:
+    with pytest.raises(ConfigError, match=r"a list of key=value, got the text 'rounds=3'; use \["):
+        compose({}, "rounds=3")
+    with pytest.raises(ConfigError, match="unknown config key '1'"):
+        compose({1: 2})
+
+
 def test_the_file_wins_over_its_method(write: Callable[[str], str]) -> None:
     # fedavg_pt: aggregator mean, selection all.
     config = compose(write("method: fedavg_pt\nprompts: {selection: l2p}\nrounds: 7\n"))

@@ -12,7 +12,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
-from fedprompt.errors import ConfigError
+from fedprompt.errors import ConfigError, RoundError
 from fedprompt.objectives import LocalResult, Objective, objectives
 from fedprompt.types import ClientUpdate
 
@@ -243,15 +243,27 @@ def test_cof_is_its_definition(data: tuple[Tensor, Tensor], between: bool) -> No
     np.testing.assert_allclose(shared["head.0.weight"].numpy(), weight, rtol=1e-4, atol=1e-6)
 
 
-def test_cof_without_a_second_client_is_finite(data: tuple[Tensor, Tensor]) -> None:
+def test_cof_needs_a_class_that_two_clients_hold(data: tuple[Tensor, Tensor]) -> None:
     features, labels = data
-    weight = head_of(objectives.create("closed_form", rule="cof"), features, labels, 8)
-    assert weight.isfinite().all()
     objective = objectives.create("closed_form")
-    sent, _ = objective.finish(LocalResult({}, {}, {}, {}, 0, {}, features, labels, CLASSES))
     head = {"head.0.weight": torch.zeros(CLASSES, WIDTH)}
-    shared, _ = objective.combine(head, {}, [update(0, sent)], 1, {})
-    assert shared["head.0.weight"].isfinite().all()
+
+    def combined(*parts: Tensor) -> Tensor:
+        sent = [
+            objective.finish(
+                LocalResult({}, {}, {}, {}, 0, {}, features[part], labels[part], CLASSES)
+            )[0]
+            for part in parts
+        ]
+        updates = [update(client, each) for client, each in enumerate(sent)]
+        return objective.combine(head, {}, updates, len(updates), {})[0]["head.0.weight"]
+
+    low, one = labels < 2, torch.arange(len(labels)) == int(torch.nonzero(labels == 0)[0])
+    with pytest.raises(RoundError, match="a class that two clients hold, got 1 client without"):
+        combined(labels >= 0)
+    with pytest.raises(RoundError, match=r"got 2 clients without .* use objective\.rule=ncm"):
+        combined(low, ~low)
+    assert combined(low, ~low | one).isfinite().all()
 
 
 @pytest.mark.parametrize(

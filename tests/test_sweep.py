@@ -81,6 +81,13 @@ def test_the_list_of_trials_is_the_same_whenever_it_is_made() -> None:
     assert other != sweep.cells()
 
 
+def test_equal_draws_are_one_cell() -> None:
+    tree = {**TREE, "space": {"prompts.count": {"choice": [2, 5]}}, "samples": 20}
+    sweep = build_sweep(tree)
+    assert sorted(dict(cell)["prompts.count"] for cell in sweep.cells()) == [2, 5]
+    assert len({(each.cell, each.seed) for each in sweep.trials()}) == len(sweep.trials()) == 4
+
+
 def test_the_command_line_changes_a_sweep() -> None:
     sweep = load_sweep(
         "alpha_prompts", ["partition.alpha=[0.3]", "prompts.count=4", "rounds=2", "sweep.seeds=[5]"]
@@ -98,6 +105,7 @@ def test_the_command_line_changes_a_sweep() -> None:
         ({"space": {"partition.alpha": 0.1}}, r"space.partition.alpha: expected one of grid"),
         ({"space": {"partition.alpha": {"grd": [1]}}}, "got 'grd'; did you mean 'grid'"),
         ({"space": {"partition.alpha": {"grid": []}}}, "at least one value"),
+        ({"space": {"prompts.count": {"grid": [2, 2]}}}, r"each value once, got \[2, 2\]"),
         ({"space": {"prompts.lr": {"loguniform": [0, 1]}}}, "two numbers above 0 in order"),
         ({"space": {"prompts.lr": {"uniform": [2, 1]}}}, r"in order, got \[2, 1\]"),
         ({"space": {"clients.epochs": {"randint": [1, 2.5]}}}, "two integers in order"),

@@ -192,15 +192,13 @@ class ExperimentConfig:
         return self.generator.name == "none" and getattr(factory, "keeps_rows", False)
 
     @property
-    def has_choice(self) -> bool:
-        """Whether there is anything to select from: more prompts than a selection takes, now or
-        after a round.
-        """
+    def selects_in_vain(self) -> bool:
+        """Whether clients select from a pool that never holds more prompts than they take."""
         if self.prompts.selection == "all" or self.prompts.pool_size != self.prompts.count:
-            return True
-        if self.keeps_rows or self.generator.name != "none":
             return False
-        return getattr(self.build_aggregator(), "adds_prompts", True)
+        if self.keeps_rows or self.generator.name != "none":
+            return True
+        return not getattr(self.build_aggregator(), "adds_prompts", True)
 
     def measures_clients(self, round_index: int) -> bool:
         """Whether each client's own model is measured after a round that is evaluated."""
@@ -321,9 +319,10 @@ def compose(
     Raises:
         ConfigError: a file is missing or no YAML, a key is unknown, or a value is wrong.
     """
-    experiment = (
-        dict(config) if isinstance(config, Mapping) else _read_experiment(os.fspath(config))
-    )
+    if isinstance(config, Mapping):
+        experiment = {str(key): value for key, value in config.items()}
+    else:
+        experiment = _read_experiment(os.fspath(config))
     changes = _parse_overrides(overrides)
     tree: Tree = {}
     _merge_layer(tree, _read_yaml(conf_root() / "default.yaml"))
@@ -573,6 +572,11 @@ def _read_yaml(path: Path) -> Tree:
 
 def _parse_overrides(overrides: Sequence[str]) -> Tree:
     """`["rounds=3", "partition.alpha=0.1"]` -> {"rounds": 3, "partition": {"alpha": 0.1}}."""
+    if isinstance(overrides, str):
+        raise ConfigError(
+            f"overrides: expected a list of key=value, got the text '{overrides}'; "
+            f"use ['{overrides}']"
+        )
     tree: Tree = {}
     for override in overrides:
         key, equals, text = override.partition("=")

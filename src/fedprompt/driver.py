@@ -239,7 +239,7 @@ def run_method(
     state, warnings = latest_state(config, federation, directory)
     for warning in warnings:
         yield Note(warning)
-    if not config.has_choice:
+    if config.selects_in_vain:
         yield Note(
             f"{config.label}: nothing to select, as prompts.pool is no larger than prompts.count "
             f"({config.prompts.count}); set prompts.pool=20 or so"

@@ -68,6 +68,11 @@ class Axis:
             )
         if not self.values:
             raise ConfigError(f"space.{self.key}: expected at least one value, got none")
+        if self.kind == "grid" and len(set(map(repr, self.values))) < len(self.values):
+            raise ConfigError(
+                f"space.{self.key}: expected each value once, got {list(self.values)}; "
+                "seeds say how often a cell is repeated"
+            )
         if self.kind in ("grid", "choice"):
             return
         numbers = [each for each in self.values if isinstance(each, (int, float))]
@@ -155,17 +160,20 @@ class Sweep:
         }
 
     def cells(self) -> list[tuple[tuple[str, Any], ...]]:
-        """All combinations of the grid, each with its draws of the random axes."""
+        """All combinations of the grid, each with its draws of the random axes; equal draws are one
+        cell.
+        """
         grid = [axis for axis in self.space if axis.kind == "grid"]
         drawn = [axis for axis in self.space if axis.kind != "grid"]
         generator = np.random.default_rng(self.sampling_seed)
-        cells = []
+        cells = {}
         for values in itertools.product(*(axis.values for axis in grid)):
             for _ in range(self.samples if drawn else 1):
                 chosen = dict(zip([axis.key for axis in grid], values, strict=True))
                 chosen.update({axis.key: axis.draw(generator) for axis in drawn})
-                cells.append(tuple((axis.key, chosen[axis.key]) for axis in self.space))
-        return cells
+                cell = tuple((axis.key, chosen[axis.key]) for axis in self.space)
+                cells[repr(cell)] = cell
+        return list(cells.values())
 
     def trials(self) -> list[Trial]:
         """The experiments, cell by cell and seed by seed; each is composed and checked.

@@ -630,9 +630,7 @@ def test_fourdataset_skips_bad_images_of_any_domain(tmp_path: Path) -> None:
     (tmp_path / "cinic10" / "test" / "cat" / "0013.png").write_bytes(b"")
     (tmp_path / "mmafedb" / "MMAFEDB" / "train" / "sad" / "0020.png").write_bytes(b"")
     options = {"size": 32}
-    assert (
-        "0013.png" in refused("fourdataset", tmp_path, "(0013|0020).png: the image", **options) or 1
-    )
+    refused("fourdataset", tmp_path, "(0013|0020).png: the image", **options)
     task = create("fourdataset", tmp_path, on_bad_image="skip", **options)
     assert [note.split(" do not")[0] for note in task.notes] == [
         "cinic10: 1 of 40 test images",

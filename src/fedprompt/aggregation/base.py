@@ -24,6 +24,8 @@ from fedprompt.registry import Registry
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+DEFAULT_SEED = 0
+"""Of what an aggregator draws when it is given no generator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Aggregation:
     prompts: Tensor
     """(n', d), the dtype of the inputs."""
     keys: Tensor | None
-    """(n', q) address of each prompt in query space, or None if no keys were given."""
+    """(n', q) address of each prompt in query space; None if there were no keys at all, neither of
+    clients nor of the previous prompts.
+    """
     assignment: list[Tensor]
     """Per client (n_t,) int64: the row of `prompts` that each local prompt belongs to."""
     state: dict[str, Tensor]
@@ -209,6 +213,35 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
                 f"state '{name}': expected shape {shape}, got {received}; pass the state that the "
                 "previous call of the same aggregator returned, together with its prompts"
             )
+
+
+def member_means(values: Array, labels: Indices, number: int) -> Array:
+    """(number, d) mean of the values that share a label; zero without any.
+
+    >>> member_means(np.array([[1.0], [3.0], [7.0]]), np.array([0, 0, 2]), 3)
+    array([[2.],
+           [0.],
+           [7.]])
+    """
+    counts = np.maximum(np.bincount(labels, minlength=number), 1)
+    result = np.zeros((number, values.shape[1]))
+    # Divided first, so that the sum of very large values stays finite.
+    np.add.at(result, labels, values / counts[labels, None])
+    return result
+
+
+def previous_of(cohort: Cohort) -> Array:
+    """The broadcast prompts (n, d), which stay as they are when every client returned an empty set.
+
+    Raises:
+        InputError: there are none.
+    """
+    if cohort.previous is None:
+        raise InputError(
+            "prompt_sets: expected at least one prompt from some client, got only empty sets; "
+            "pass previous, so that there is something to keep"
+        )
+    return cohort.previous
 
 
 def lexicographic(rows: Array) -> Indices:
@@ -395,7 +428,15 @@ def _check_weights(weights: Tensor | None, count: int) -> Array:
     """(m,) positive finite numbers, equal if not given."""
     if weights is None:
         return np.ones(count)
-    values = torch.as_tensor(weights)
+    try:
+        values = torch.as_tensor(weights)
+        if values.is_complex():
+            raise TypeError("complex")
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"weights: expected {count} real numbers, one per client, got {weights!r}; "
+            "pass each client's sample count"
+        ) from None
     if values.ndim != 1 or len(values) != count:
         raise InputError(
             f"weights: expected shape ({count},), one per client, got {tuple(values.shape)}; "

@@ -15,11 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation.base import Aggregation, Array, Cohort, Indices, lexicographic
-from fedprompt.errors import InputError
-
-DEFAULT_SEED = 0
-"""Used when no generator is given."""
+from fedprompt.aggregation.base import (
+    DEFAULT_SEED,
+    Aggregation,
+    Array,
+    Cohort,
+    Indices,
+    lexicographic,
+    member_means,
+    previous_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,21 +127,6 @@ def _cluster(points: Array, bound: int, fit: FitPoints, seed: int) -> Fit:
     return dataclasses.replace(found, centroids=standard.restore(found.centroids))
 
 
-def member_means(values: Array, labels: Indices, number: int) -> Array:
-    """(number, d) mean of the values that share a label; zero without any.
-
-    >>> member_means(np.array([[1.0], [3.0], [7.0]]), np.array([0, 0, 2]), 3)
-    array([[2.],
-           [0.],
-           [7.]])
-    """
-    counts = np.maximum(np.bincount(labels, minlength=number), 1)
-    result = np.zeros((number, values.shape[1]))
-    # Divided first, so that the sum of very large values stays finite.
-    np.add.at(result, labels, values / counts[labels, None])
-    return result
-
-
 def largest_set(cohort: Cohort) -> int:
     """The number of prompts of the client that has most."""
     return int(np.bincount(cohort.owner, minlength=1).max())
@@ -151,21 +141,17 @@ def _seed(generator: torch.Generator | None) -> int:
 
 def _nothing_returned(cohort: Cohort) -> Aggregation:
     """Every client returned an empty set: nothing changes."""
-    if cohort.previous is None:
-        raise InputError(
-            "prompt_sets: expected at least one prompt from some client, got only empty sets; "
-            "pass previous, so that there is something to keep"
-        )
+    previous = previous_of(cohort)
     keys: Tensor | None = None
     if cohort.previous_keys is not None:
         keys = torch.tensor(cohort.previous_keys, dtype=cohort.key_dtype)
     return Aggregation(
-        prompts=torch.tensor(cohort.previous, dtype=cohort.dtype),
+        prompts=torch.tensor(previous, dtype=cohort.dtype),
         keys=keys,
         assignment=cohort.restore(np.empty(0, dtype=np.int64)),
         state={},
         diagnostics={
-            "num_prompts": float(len(cohort.previous)),
+            "num_prompts": float(len(previous)),
             "dropped": 0.0,
             "iterations": 0.0,
         },

@@ -34,15 +34,22 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from fedprompt.aggregation.base import Aggregation, Array, Cohort, Indices, check_state
+from fedprompt.aggregation.base import (
+    DEFAULT_SEED,
+    Aggregation,
+    Array,
+    Cohort,
+    Indices,
+    check_state,
+    member_means,
+    previous_of,
+)
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.scales import standard_units
 from fedprompt.checks import check_integer, check_number
 from fedprompt.errors import InputError
 
 LOG_2PI = math.log(2 * math.pi)
-DEFAULT_SEED = 0
-"""Of the generator that stands in for one that was not given."""
 STEPS_PER_LOOP = 10
 """Gradient steps of `paper` between two matchings; the released code takes one per client."""
 
@@ -414,16 +421,8 @@ def _summarize(
         "sweeps": loops,
         "inclusion_entropy": _inclusion_entropy(fit, kept),
     }
-    keys = None if cohort.keys is None else _mean_of_members(cohort.keys, labels, number)
+    keys = None if cohort.keys is None else member_means(cohort.keys, labels, number)
     return _result(cohort, candidates[kept], keys, labels, fit.nets, figures)
-
-
-def _mean_of_members(values: Array, labels: Indices, number: int) -> Array:
-    """(number, q) mean of the (N, q) values with each label; every label occurs."""
-    total = np.zeros((number, values.shape[1]))
-    members = np.bincount(labels, minlength=number)[:, None]
-    np.add.at(total, labels, values / members[labels])  # divided first: sums could overflow
-    return total
 
 
 def _matched_distance(
@@ -449,18 +448,14 @@ def _inclusion_entropy(fit: Fit, kept: Indices) -> float:
 
 def _nothing_returned(cohort: Cohort, nets: PromptNets) -> Aggregation:
     """Every client returned an empty set: nothing changes."""
-    if cohort.previous is None:
-        raise InputError(
-            "prompt_sets: expected at least one prompt from some client, got only empty sets; "
-            "pass previous, so that there is something to keep"
-        )
+    previous = previous_of(cohort)
     names = (
         *("born", "merged", "pruned", "matched_distance"),
         *("objective_before", "objective_after", "sweeps", "inclusion_entropy"),
     )
-    figures = {"kept": float(len(cohort.previous)), **dict.fromkeys(names, 0.0)}
+    figures = {"kept": float(len(previous)), **dict.fromkeys(names, 0.0)}
     nobody = np.empty(0, dtype=np.int64)
-    return _result(cohort, cohort.previous, cohort.previous_keys, nobody, nets, figures)
+    return _result(cohort, previous, cohort.previous_keys, nobody, nets, figures)
 
 
 def _result(

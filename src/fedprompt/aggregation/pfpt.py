@@ -47,6 +47,7 @@ from fedprompt.aggregation.base import (
     check_inputs,
     check_state,
     lexicographic,
+    previous_of,
 )
 from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Inclusion, KeyBlock
 from fedprompt.aggregation.matching import Columns, Search, join_gains, pour, search
@@ -712,14 +713,10 @@ FIGURES = (
 
 def _nothing_returned(cohort: Cohort, memory: Memory, state: Mapping[str, Tensor]) -> Aggregation:
     """Every client returned an empty set: nothing changes."""
-    if cohort.previous is None:
-        raise InputError(
-            "prompt_sets: expected at least one prompt from some client, got only empty sets; "
-            "pass previous, so that there is something to keep"
-        )
-    figures = {"kept": len(cohort.previous), **dict.fromkeys(FIGURES, 0.0)}
+    previous = previous_of(cohort)
+    figures = {"kept": len(previous), **dict.fromkeys(FIGURES, 0.0)}
     nobody = np.empty(0, dtype=np.int64)
-    result = _result(cohort, cohort.previous, cohort.previous_keys, nobody, memory, figures)
+    result = _result(cohort, previous, cohort.previous_keys, nobody, memory, figures)
     result.state.update({name: tensor.detach().clone() for name, tensor in state.items()})
     return result
 

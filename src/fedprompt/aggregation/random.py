@@ -13,8 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation.base import Aggregation, Array, Cohort, aggregators, check_inputs
-from fedprompt.aggregation.clustering import DEFAULT_SEED
+from fedprompt.aggregation.base import (
+    DEFAULT_SEED,
+    Aggregation,
+    Array,
+    Cohort,
+    aggregators,
+    check_inputs,
+)
 from fedprompt.aggregation.mean import weighted_row_mean
 
 

@@ -13,6 +13,10 @@ equivalent of it:
 Pre-training (`fedprompt pretrain`) shows none of these digits, letters or faces, and six of the
 ten patterns.
 
+Patterns of all splits are taken from one stock of 800 fields a class: one test image in seven has
+the field of a training image, and one in sixteen that of a public image, turned otherwise, in other
+colours and behind another object. In the other domains no two splits share a source.
+
 Labels are known without drawing; a split is drawn when somebody asks for one of its images, which
 nobody does once the prefix cache knows them.
 """

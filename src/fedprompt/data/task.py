@@ -66,8 +66,9 @@ class Task:
     """What a registered data set returns.
 
     `public` holds labelled images that nobody's privacy depends on (for a frozen head); it shares
-    no image, nor any source picture, with the other splits. `class_mask[g, c]` says whether class c
-    exists in domain g; evaluation of an image of domain g chooses among those classes only.
+    no image with the other splits (of `domains`, see `data.domains`). `class_mask[g, c]` says
+    whether class c exists in domain g; evaluation of an image of domain g chooses among those
+    classes only.
     """
 
     name: str

@@ -67,7 +67,7 @@ class PFedPG:
         self, prompts: Tensor, num_clients: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Base prompts as given, drawn descriptors and projections, and a zero output projection,
-        so that the first round is that of FedAvg-PT.
+        so that clients begin as in FedAvg-PT.
         """
         width = prompts.shape[1]
 

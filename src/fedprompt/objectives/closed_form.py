@@ -16,8 +16,9 @@ x in R^d, N_c samples of class c with mean mu_c, N_kc and mu_kc those of client 
 
   with s the mean variance of a feature within a class. The spread between classes is left out of G,
   as the authors advise; `between=true` puts it in.
-- `ridge`: the same with the exact G = sum x x^T, which clients send as well. Fani et al.,
-  "Accelerating Heterogeneous Federated Learning with Closed-form Classifiers" (Fed3R), ICML 2024.
+- `ridge`: the same with the exact G = sum x x^T, which clients send as well, and with rows as they
+  are. Fani et al., "Accelerating Heterogeneous Federated Learning with Closed-form Classifiers"
+  (Fed3R), ICML 2024.
 
 Sums add up over rounds and every client contributes once, so that with few clients a round the
 head grows into that of all clients.
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.checks import check_choice, check_number
-from fedprompt.errors import ConfigError
+from fedprompt.errors import ConfigError, RoundError
 from fedprompt.objectives.base import LocalResult, Objective, objectives
 from fedprompt.types import ClientUpdate, Tensors
 
@@ -149,6 +150,9 @@ def solve(total: Tensors, options: ClosedFormOptions) -> Tensor:
         total: `sum` (C, d) and `count` (C,) of each class; for `cof` `sums` (K, C, d) and `counts`
             (K, C) of each client; for `ridge` `second` (d, d).
         options: rule and regularisation.
+
+    Raises:
+        RoundError: no class is held by two clients, and the rule is `cof`.
     """
     count = total["count"]
     means = total["sum"] / count.clamp_min(1)[:, None]
@@ -167,10 +171,16 @@ def _scatter(total: Tensors, means: Tensor, options: ClosedFormOptions) -> Tenso
     count, counts, width = total["count"], total["counts"], means.shape[1]
     degrees = (counts > 0).sum(dim=0) - 1  # K_c - 1
     known = degrees > 0
+    if not known.any():
+        raise RoundError(
+            f"objective.rule=cof: expected a class that two clients hold, got {len(counts)} "
+            f"{'client' if len(counts) == 1 else 'clients'} without a common one: the spread of "
+            "their means is all it knows; let more clients take part or use objective.rule=ncm"
+        )
     share = torch.where(known, 1 / degrees.clamp_min(1), 0.0)
     away = total["sums"] / counts.clamp_min(1)[:, :, None] - means
     spread = counts * away.square().sum(dim=2) * share  # (K, C); its sum is the trace of Sigma_c
-    number = known.sum().clamp_min(1)
+    number = known.sum()
     freedom = (count - 1).clamp_min(0)
     # A class that one client holds shows no spread of means: it gets the average of the others.
     factor = share * (freedom + freedom[~known].sum() / number)

@@ -144,8 +144,8 @@ def summarise(
 def cut(split: int, state: ServerState, recipe: LocalRecipe, table: FeatureTable) -> list[Piece]:
     """A split in pieces.
 
-    Prompts are selected as in training, for `prompts.eval_batch` images of one domain in the order
-    of the split; a piece then holds `CHUNK` images, each with its own prompts.
+    Prompts are selected by the rule of training, for `prompts.eval_batch` images of one domain in
+    the order of the split; a piece then holds `CHUNK` images, each with its own prompts.
     """
     order, rows = select_for_split(state, recipe, table)
     return [

@@ -1,7 +1,7 @@
 """Every client's own model on its own share of a held-out split.
 
-A client's model is what it would train from: the prompts that the server would send it, the shared
-tensors, and what it keeps for itself. Its share of the split is `data.mirror`'s.
+A client's model is what the server would send it, prompts and shared tensors, and what it keeps for
+itself. Its share of the split is `data.mirror`'s.
 """
 
 from __future__ import annotations
