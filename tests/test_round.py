@@ -407,6 +407,29 @@ def first_batch(b: Bench, job: ClientJob) -> Batch:
     return next(iter(ClientBatches(data, job.client_id, 8, b.recipe.prompts, generator)))
 
 
+def test_the_sign_of_the_similarity_term_is_an_option(bench: Callable[..., Bench]) -> None:
+    """L2P's, which is negative, draws the prompts to their queries; the released one pushes."""
+    found = {}
+    for weight in (0.0, 0.01, -0.5):
+        b = bench(
+            *("method=pfpt_plus", "prompts.pool=4", "head.dropout=0"),
+            f"prompts.similarity_weight={weight}",
+        )
+        job = make_jobs(b.state, b.settings)[0]
+        module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
+        batch = first_batch(b, job)
+        found[weight] = gradients(module, batch)
+        similarity = module.choose(batch[1])[1]
+    assert similarity is not None
+    for name in ("prompts", "query_projection"):
+        tensor = dict(module.trainable())[name]
+        (towards,) = torch.autograd.grad(similarity, tensor, retain_graph=True)
+        assert towards.norm() > 0
+        for weight in (0.01, -0.5):
+            change = found[weight][name] - found[0.0][name]
+            torch.testing.assert_close(change, weight * towards, rtol=1e-3, atol=1e-7)
+
+
 def test_the_proximal_term_s_gradient_is_mu_times_the_way_from_the_broadcast(
     bench: Callable[..., Bench],
 ) -> None:

@@ -87,8 +87,8 @@ class RowMean:
 
 def federate(
     config: ExperimentConfig, federation: Federation, state: ServerState, aggregator: Any
-) -> dict[str, float]:
-    """All rounds; accuracy of the last one."""
+) -> tuple[ServerState, dict[str, float]]:
+    """All rounds; the last state and its accuracy."""
     runtime = SerialRuntime(config.runtime)
     runtime.open(federation.setup)
     settings = settings_of(config, federation)
@@ -96,7 +96,7 @@ def federate(
     while state.round_index < config.rounds:
         state, report = run_round(state, settings, runtime, aggregator, evaluate)
     runtime.close()
-    return {"test": report.accuracy, "validation": report.validation_accuracy}
+    return state, {"test": report.accuracy, "validation": report.validation_accuracy}
 
 
 def configure(cell: Cell, scale: float, *changes: str) -> ExperimentConfig:
@@ -126,7 +126,7 @@ def head_only(partition: str, seed: int, scale: float, known: bool) -> dict[str,
         setup = dataclasses.replace(setup, data=data, splits=splits)
         federation = dataclasses.replace(federation, setup=setup)
     state = initial_state(config, federation)
-    return federate(config, federation, state, create_aggregator("mean"))
+    return federate(config, federation, state, create_aggregator("mean"))[1]
 
 
 def tokens_of(backbone: Backbone, condition: str) -> Tensor | None:
@@ -186,7 +186,8 @@ def true_groups(partition: str, seed: int, scale: float, task: str) -> dict[str,
         == np.bincount(table.groups[part]).argmax()
         for part in data.parts
     ]
-    return {**federate(config, federation, state, RowMean()), "routed": float(np.mean(routed))}
+    _, figures = federate(config, federation, state, RowMean())
+    return {**figures, "routed": float(np.mean(routed))}
 
 
 def described(values: Sequence[float]) -> dict[str, Any]:
