@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import fedprompt
 from fedprompt.config import compose, conf_root
 from fedprompt.data.tables import FeatureTable
 from fedprompt.models.backbone import load_backbone
@@ -509,6 +510,38 @@ def test_each_image_goes_through_under_the_tokens_of_its_domain(
         alone = backbone.encode(tokens[row : row + 1], own[group])[0]
         np.testing.assert_allclose(found[row], alone.numpy(), rtol=1e-4, atol=1e-5)
     assert np.abs(found[1] - backbone.encode(tokens[1:2])[0].numpy()).max() > 0.01
+
+
+def test_what_a_run_knows_of_the_domains(
+    modules: dict[str, ModuleType],
+    tiny: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Where there is one selection for all, every column is the run's own accuracy."""
+    domains, grid = modules["domains"], modules["grid"]
+    small = [f"data.{split}=80" for split in ("train", "validation", "test", "public")]
+    changes = tiny("head=frozen", "method=fedavg_pt_plus", "partition.alpha=100", *small)
+    config = compose("domains", changes)
+    done = fedprompt.run("domains", changes).summary["accuracy"]
+    path = tmp_path / grid.Cell("domains_frozen/imbalance", "fedavg_pt_plus", 0).file
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"accuracy": done}))
+    monkeypatch.setattr(domains, "RESULTS", tmp_path)
+    monkeypatch.setattr(domains, "choose", lambda cell, folder: 1.0)
+    monkeypatch.setattr(domains, "configure", lambda cell, scale: config)
+    found = domains.ask("imbalance", "fedavg_pt_plus")
+    table = [list(row.values()) for row in found["accuracy"].values()]
+    assert (len(table), {len(row) for row in table}) == (4, {5})
+    assert all(len(set(row[:4])) == 1 for row in table)
+    # As many images of each domain.
+    assert np.mean([row[0] for row in table]) == pytest.approx(done)
+    assert set(found["overlap"].values()) == {1.0} and len(found["overlap"]) == 6
+    assert found["clients"]["same domain"] == found["clients"]["different domains"] == 1.0
+    assert found["clients"]["main domain's share"] == 1.0  # a client has one domain
+    path.write_text(json.dumps({"accuracy": done + 0.1}))
+    with pytest.raises(AssertionError, match="not the run of"):
+        domains.ask("imbalance", "fedavg_pt_plus")
 
 
 def test_what_changes_the_local_loss_chooses_rates_of_its_own(
