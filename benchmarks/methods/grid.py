@@ -118,6 +118,13 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "pfpt: five local epochs": ("clients.epochs=5",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
+ONE_DOMAIN: dict[str, tuple[str, ...]] = {
+    # Where there is one domain and a client has one class, keys tell classes apart.
+    ADJUSTED_PFPT: ADJUSTED[ADJUSTED_PFPT],
+    "pfpt + no selection": ABLATIONS["pfpt: no selection"],
+    "pfpt: each test image alone": DIAGNOSTICS["pfpt: each test image alone"],
+}
+ONE_DOMAIN_SETTINGS = ("digits/imbalance",)
 PROBES: dict[str, tuple[str, ...]] = {
     # What SCAFFOLD's optimiser and its variates each do for the head alone; the latter's best rate
     # is that of SCAFFOLD-PT's head in `HEAD_SCALES`.
@@ -125,10 +132,10 @@ PROBES: dict[str, tuple[str, ...]] = {
     "head_only + scaffold": ("objective=scaffold", "head.lr=0.1"),
 }
 PROBE_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS)
-OWN_RATES = (*PROBES, *ADJUSTED)
+OWN_RATES = (*PROBES, *ADJUSTED, "pfpt + no selection")
 """Of the changed methods, those that choose rates of their own: other ones than the preset's may be
 best for them."""
-CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED}
+CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ONE_DOMAIN}
 NO_MATCHING = "fedavg_pt_plus"
 """PFPT with a row-wise mean in the place of its matching is this very method."""
 WITHOUT_KEYS = tuple(method for method in MAIN if method not in ("pfpt", "fedavg_pt_plus"))
@@ -231,6 +238,7 @@ def groups() -> list[list[Cell]]:
         _cells(domains, rest, 3),
         _cells(digits, FIVE_SEEDS, 5),
         _cells(digits, rest, 3),
+        _cells(ONE_DOMAIN_SETTINGS, ONE_DOMAIN, 3),
         _cells(OTHER_SETTINGS, OTHERS, 3),
         _cells(ABLATION_SETTINGS, (*PLUS, *BOUNDS_OF_PROMPTS), 3),
         _cells(DIAGNOSTIC_SETTINGS, DIAGNOSTICS, 3),

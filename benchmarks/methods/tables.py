@@ -301,6 +301,10 @@ def page_tables(
         ),
         "goals": goals(results),
         "plain": overview(among(rows, plain), grid.FIVE_SEEDS),
+        "one domain": overview(
+            among(summarise(results, changed_from), grid.ONE_DOMAIN_SETTINGS),
+            ("pfpt", *grid.ONE_DOMAIN, "fedavg_pt_plus", "fedavg_pt", "head_only"),
+        ),
         "heads": overview(among(to_preset, grid.PROBE_SETTINGS), ("head_only", *grid.PROBES)),
         "adjusted": "\n".join(
             [
