@@ -186,7 +186,7 @@ def test_under_imbalance_a_scale_is_of_the_prompts_rate_alone(
     assert rates("domains_shared/imbalance", "scaffold_pt") == own
 
 
-def test_the_neighbours_of_the_best_rate_are_tried_and_a_burst_one_is_not_chosen(
+def test_the_neighbours_of_the_best_rate_are_tried_and_a_diverged_one_is_not_chosen(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     grid, run = modules["grid"], modules["runner"]
@@ -372,6 +372,16 @@ def test_what_is_there_and_what_is_missing_is_listed(
     assert set(capsys.readouterr().out.split()[::2]) == {"missing"}
 
 
+def test_what_was_asked_of_the_domains_is_a_table(modules: dict[str, ModuleType]) -> None:
+    scores = {"faces": {"faces": 0.5, "no prompts": 0.25}}
+    found = {"pfpt": {"imbalance": {"accuracy": scores}}}
+    assert modules["tables"].known_domains(found).splitlines() == [
+        "| | images of | under those of faces | no prompts |",
+        "|---|---|---|---|",
+        "| `pfpt`, imbalance | faces | 50.0 | 25.0 |",
+    ]
+
+
 def test_pooled_data_stand_beside_every_partition(
     modules: dict[str, ModuleType], tmp_path: Path
 ) -> None:
@@ -464,7 +474,9 @@ def test_the_choice_of_rates_shows_what_was_tried(
     tables = modules["tables"]
     try_scales(modules, tmp_path, "digits/imbalance", "pfpt", 0.5, 0.625, None)
     (line,) = tables.rate_lines(tmp_path)[2:]
-    assert line == ("| digits/imbalance | pfpt | - | - | - | - | 50.0 | **62.5** | burst | - | - |")
+    assert line == (
+        "| digits/imbalance | pfpt | - | - | - | - | 50.0 | **62.5** | diverged | - | - |"
+    )
     assert tables.changed_from("pfpt: no pruning") == "pfpt"
     assert tables.changed_from("fedavg_pt_plus") == "pfpt"  # its row mean in place of the matching
 

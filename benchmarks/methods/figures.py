@@ -94,15 +94,20 @@ def path_figure(folder: Path, setting: str) -> Figure | None:
     places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(everything)
     rounds = np.repeat(np.arange(1, len(pools) + 1), [len(pool) for pool in pools])
     middle = places[len(rounds) :]
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    axis, close = figure.subplots(1, 2, width_ratios=(4, 1.3))
     dots = axis.scatter(places[: len(rounds), 0], places[: len(rounds), 1], c=rounds, s=8)
     axis.plot(*middle.T, color="black", linewidth=1)
     ends = middle[[0, -1]]
     axis.scatter(ends[:, 0], ends[:, 1], color="black", marker="x", label="centroid, both ends")
-    axis.set_xticks([])
-    axis.set_yticks([])
     axis.set_title(f"summarizing prompts, {setting}")
     axis.legend(frameon=False, fontsize=8)
     figure.colorbar(dots, label="round")
+    close.plot(*middle.T, color="grey", linewidth=0.6)
+    close.scatter(*middle.T, c=range(len(middle)), s=10)
+    close.set_box_aspect(1)
+    close.set_title("the centroid's\npath, enlarged", fontsize=8)
+    for each in (axis, close):
+        each.set_xticks([])
+        each.set_yticks([])
     return figure

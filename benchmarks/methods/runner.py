@@ -132,9 +132,14 @@ def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
         except RoundError as error:
             if cell.scale is None:
                 raise
-            burst = {"scale": scale, "rounds": 0, "overrides": changes, "validation_accuracy": None}
+            diverged = {
+                "scale": scale,
+                "rounds": 0,
+                "overrides": changes,
+                "validation_accuracy": None,
+            }
             about = {"experiment": experiment_of(cell.setting), "error": str(error)}
-            write(output / cell.file, {**burst, **about})
+            write(output / cell.file, {**diverged, **about})
             return f"{cell.file}: {error}"
     last = result.reports[-1]
     about = manifest()
@@ -218,7 +223,7 @@ def best_scale(tried: Mapping[float, float]) -> float:
 
 
 def tried_scales(setting: str, method: str, output: Path) -> dict[float, float]:
-    """Validation accuracy of every scale that was tried; 0 where training burst."""
+    """Validation accuracy of every scale that was tried; 0 where training diverged."""
     found = {}
     for scale in grid.ALL_SCALES:
         path = output / Cell(setting, method, grid.RATE_SEED, scale).file

@@ -165,6 +165,27 @@ def over_others(
     return lines
 
 
+def known_domains(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What domains.py found: accuracy of each domain's images under the prompts of each, by method
+    and partition.
+
+    Args:
+        found: method -> partition -> what `ask` returned.
+    """
+    lines = []
+    for method, partitions in found.items():
+        for partition, asked in partitions.items():
+            columns = list(next(iter(asked["accuracy"].values())))
+            if not lines:
+                names = (f"under those of {name}" for name in columns[:-1])
+                lines.append("| | images of | " + " | ".join([*names, columns[-1]]) + " |")
+                lines.append("|---" * (2 + len(columns)) + "|")
+            for domain, scores in asked["accuracy"].items():
+                cells = [points(scores[column], None) for column in columns]
+                lines.append(f"| `{method}`, {partition} | {domain} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def preset_of(method: str) -> str:
     """The method that a changed one changes."""
     return Cell("", method, 0).preset
@@ -243,7 +264,7 @@ def _tried(value: float | None) -> str:
     """A cell of the choice of rates."""
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" if value else "burst"
+    return f"{100 * value:.1f}" if value else "diverged"
 
 
 def rate_lines(folder: Path) -> list[str]:
@@ -336,7 +357,7 @@ def draw(folder: Path, images: Path, results: Results, rows: Sequence[Mapping[st
     images.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["font.size"] = 9
     pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}
-    for setting in grid.ABLATION_SETTINGS:
+    for setting in (f"domains_frozen/{partition}" for partition in grid.PARTITIONS):
         picture = path_figure(folder, setting)
         if picture is not None:
             pictures[f"methods_path_{setting.split('/')[1]}"] = picture
@@ -354,6 +375,9 @@ def main() -> None:
     parser.add_argument(
         "--bounds", type=Path, default=ROOT / "benchmarks" / "results" / "methods_bounds.json"
     )
+    parser.add_argument(
+        "--domains", type=Path, default=ROOT / "benchmarks" / "results" / "methods_domains.json"
+    )
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmark.md")
     arguments = parser.parse_args()
     results = read_results(arguments.results)
@@ -366,7 +390,12 @@ def main() -> None:
     if arguments.bounds.is_file():
         bounds = json.loads(arguments.bounds.read_text(encoding="utf-8"))
         references = bounds["frozen head"]
-    for name, table in page_tables(results, rows, references).items():
+    tables = page_tables(results, rows, references)
+    if arguments.domains.is_file():
+        asked = json.loads(arguments.domains.read_text(encoding="utf-8"))
+        asked.pop("machine")
+        tables["domains"] = known_domains(asked)
+    for name, table in tables.items():
         put_between(arguments.page, name, table)
     draw(arguments.results, arguments.images, results, rows)
     print(f"{sum(row['seeds'] for row in rows)} runs in {arguments.tables}")
