@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fedprompt.aggregation import aggregators
-from fedprompt.config import REGISTRIES, ExperimentConfig, compose, conf_root
+from fedprompt.config import REGISTRIES, ExperimentConfig, build, compose, conf_root
 from fedprompt.errors import ConfigError
 from fedprompt.runtime.base import available_cpus
 
@@ -52,6 +52,31 @@ def test_an_empty_file_is_the_default(write: Callable[[str], str]) -> None:
     assert (config.name, config.rounds, config.method) == ("experiment", 10, "pfpt")
     assert (config.aggregator.name, config.prompts.selection) == ("pfpt", "keyed")
     assert compose({}) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "selection"),
+    [
+        (["data=cifar100"], "all"),
+        (["data=cifar100", "prompts.pool=20"], "keyed"),
+        (["data=cifar100", "prompts.placement=pool"], "keyed"),
+        (["data=domains"], "keyed"),
+        (["data=fourdataset"], "keyed"),
+        (["data=pacs"], "keyed"),
+        (["data=domains", "prompts.placement=shallow"], "all"),
+        (["data=domains", "prompts.mode=personal", "aggregator=mean"], "all"),
+        (["data=imagefolder"], "all"),
+        (["data=imagefolder", "data.csv=images.csv"], "keyed"),
+        (["data=domains", "prompts.selection=l2p"], "l2p"),
+        (["data=domains", "method=fedavg_pt"], "all"),
+    ],
+)
+def test_selection_is_by_key_where_there_is_something_to_tell_apart(
+    overrides: list[str], selection: str
+) -> None:
+    config = compose({}, overrides)
+    assert config.prompts.selection == selection
+    assert build(config.tree()) == config
 
 
 def test_slips_of_a_program_are_clear_lines() -> None:
@@ -541,7 +566,7 @@ def test_a_file_that_is_missing(name: str, tmp_path: Path) -> None:
         ("clients.per_round=21", "clients.per_round: cannot sample 21 of 20 clients"),
         ("prompts.count=-1", "prompts.count: expected an integer >= 0, got -1"),
         ("prompts.pool=3", "prompts.count: 5 prompts cannot be selected from a pool of 3"),
-        ("prompts.selection=keyd", "prompts.selection: expected one of keyed, l2p, all"),
+        ("prompts.selection=keyd", "prompts.selection: expected one of auto, keyed, l2p, all"),
         ("runtime.threads=0", "runtime.threads: expected an integer >= 1, got 0"),
         ("runtime.actors=0", "runtime.actors: expected an integer >= 1, got 0"),
         ("runtime.actors=40000", "runtime.actors: 40000 actors were asked for"),

@@ -238,8 +238,14 @@ def test_a_server_optimiser_leaves_control_variates_alone(lay: Callable[..., Lai
         (["objective=closed_form"], "method=fedcof sets them"),
         (["generator=pfedpg"], "generator=pfedpg: makes prompts and no keys"),
         (["prompts.placement=none"], "prompts.placement=none: expected prompts.count=0, got 2"),
-        (["prompts.placement=shallow"], "expected prompts.selection=all, got 'keyed'"),
-        (["prompts.mode=personal"], "expected prompts.selection=all, got 'keyed'"),
+        (
+            ["prompts.placement=shallow", "prompts.selection=keyed"],
+            "expected prompts.selection=all, got 'keyed'",
+        ),
+        (
+            ["prompts.mode=personal", "prompts.selection=keyed"],
+            "expected prompts.selection=all, got 'keyed'",
+        ),
         (["method=head_only", "prompts.count=2"], "head_only trains the head alone, expected 0"),
         (["method=head_only", "prompts.count=0", "generator=pfedpg"], "expected prompts.count > 0"),
         (["method=pfedpg", "aggregator=gmm"], "with generator=pfedpg the server merges none"),

@@ -119,10 +119,13 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
 ONE_DOMAIN: dict[str, tuple[str, ...]] = {
-    # Where there is one domain and a client has one class, keys tell classes apart.
-    ADJUSTED_PFPT: ADJUSTED[ADJUSTED_PFPT],
-    "pfpt + no selection": ABLATIONS["pfpt: no selection"],
-    "pfpt: each test image alone": DIAGNOSTICS["pfpt: each test image alone"],
+    # Where there is one domain, PFPT has no keys by itself (prompts.selection=auto): with a single
+    # class at each client they would tell classes apart.
+    "pfpt + keyed selection": ("prompts.selection=keyed",),
+    "pfpt + keyed selection and logit adjustment": (
+        "prompts.selection=keyed",
+        "objective=logit_adjusted",
+    ),
 }
 ONE_DOMAIN_SETTINGS = ("digits/imbalance",)
 PROBES: dict[str, tuple[str, ...]] = {
@@ -132,7 +135,7 @@ PROBES: dict[str, tuple[str, ...]] = {
     "head_only + scaffold": ("objective=scaffold", "head.lr=0.1"),
 }
 PROBE_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS)
-OWN_RATES = (*PROBES, *ADJUSTED, "pfpt + no selection")
+OWN_RATES = (*PROBES, *ADJUSTED, *ONE_DOMAIN)
 """Of the changed methods, those that choose rates of their own: other ones than the preset's may be
 best for them."""
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ONE_DOMAIN}

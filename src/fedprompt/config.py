@@ -33,7 +33,7 @@ from fedprompt.errors import ConfigError, suggest
 from fedprompt.generators import PromptGenerator, generators
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.options import ModelOptions
-from fedprompt.models.prompted_vit import PromptOptions
+from fedprompt.models.prompted_vit import SELECTIONS, PromptOptions
 from fedprompt.models.tuning import tunings
 from fedprompt.objectives import objectives
 from fedprompt.registry import Registry
@@ -354,6 +354,8 @@ def build(tree: Tree) -> ExperimentConfig:
     scalars: Tree = {}
     for field in known:
         value = tree.get(field)
+        if field == "prompts":
+            continue  # last: what `auto` means depends on the data
         if field in _SECTIONS:
             parts[field] = _typed(_SECTIONS[field], value, field)
         elif field in REGISTRIES:
@@ -363,8 +365,34 @@ def build(tree: Tree) -> ExperimentConfig:
             parts[field] = Choice(entry.name, _typed(entry.options, options, field))
         else:
             scalars[field] = value
+    prompts = _section(tree.get("prompts"), "prompts")
+    if prompts.get("selection") is not None:
+        check_choice("prompts.selection", prompts["selection"], ("auto", *SELECTIONS))
+    if prompts.get("selection") == "auto":
+        prompts["selection"] = automatic_selection(prompts, parts["data"].options)
+    parts["prompts"] = _typed(PromptOptions, prompts, "prompts")
     root = _typed(_Scalars, scalars, "")
     return ExperimentConfig(**{**vars(root), "compare": tuple(root.compare)}, **parts)
+
+
+def automatic_selection(prompts: Mapping[str, Any], data: Any) -> str:
+    """What `prompts.selection=auto` means: `keyed` where there are domains to tell apart, or more
+    prompts than an image gets, else `all`. The placement and the mode of the prompts may decide.
+
+    Args:
+        prompts: the section.
+        data: options of the data set; those of sets with several domains say `several_domains`.
+
+    >>> automatic_selection({"count": 5, "pool": 20}, None), automatic_selection({"count": 5}, None)
+    ('keyed', 'all')
+    """
+    placement = prompts.get("placement")
+    if placement == "pool":
+        return "keyed"
+    if placement == "shallow" or prompts.get("mode") == "personal":
+        return "all"
+    has_choice = prompts.get("pool") not in (None, prompts.get("count"))
+    return "keyed" if has_choice or getattr(data, "several_domains", False) else "all"
 
 
 @dataclasses.dataclass(frozen=True)

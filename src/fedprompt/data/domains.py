@@ -29,7 +29,7 @@ import importlib.metadata
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,8 @@ class DomainsOptions:
         resolution: side of the images in pixels; they are drawn at 32 and enlarged.
         difficulty: 0 (clean) to 1: noise, weak contrast, distortion, overlap of expressions.
     """
+
+    several_domains: ClassVar[bool] = True
 
     seed: int = 0
     train: int = 5400

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class FourDatasetOptions(ImageOptions, ValidationOptions):
     `root` holds the folders mnist_m, fashion_mnist, cinic10 and mmafedb; null means
     $FEDPROMPT_DATA, or data.
     """
+
+    several_domains: ClassVar[bool] = True
 
     max_train: int | None = 30_000
     max_validation: int | None = 2_500

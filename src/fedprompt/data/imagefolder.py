@@ -48,6 +48,11 @@ class ImageFolderOptions(ImageOptions, ValidationOptions):
     csv: str | None = None
     """A CSV file; its paths are relative to data.root or, without one, to the file's folder."""
 
+    @property
+    def several_domains(self) -> bool:
+        """Whether the images may have domains: only a CSV file can name them."""
+        return self.csv is not None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("test", self.test)

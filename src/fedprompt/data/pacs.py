@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,6 +51,8 @@ Named = tuple[list[str], Indices, Indices]
 @dataclasses.dataclass(frozen=True)
 class PacsOptions(ImageOptions, ValidationOptions):
     """Options of `pacs`."""
+
+    several_domains: ClassVar[bool] = True
 
     size: int = 227
     test: float = 0.1

@@ -39,8 +39,9 @@ class PromptOptions:
     mode: str = "shared"
     """`shared`: the server merges them; `personal`: every client keeps its own."""
     selection: str = "keyed"
-    """`keyed`: nearest keys to the batch's mean query; `l2p`: majority vote of the cosines between
-    the prompts themselves and the images' CLS features; `all`."""
+    """`keyed`: nearest keys to the batch's mean query, to tell domains apart; `l2p`: majority vote
+    of the cosines between the prompts themselves and the images' CLS features; `all`. What `auto`
+    of a config means is decided by `config.automatic_selection`."""
     query: str = "style"
     """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
     choose_by: str = "client"
