@@ -58,6 +58,7 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
         "clients.epochs=1",
         "prompts.count=2",
         "prompts.pool=null",
+        "prompts.selection=keyed",
         "runtime=serial",
         f"model.backbone={backbone}",
         f"run_dir={folder}",
