@@ -57,10 +57,9 @@ def usual_selections(
     usual = []
     for group in range(len(federation.task.group_names)):
         images = np.flatnonzero(table.groups == group)
-        rows, counts = select_for(Model(state.broadcast()), recipe, table, images)[1].unique(
-            dim=0, return_counts=True
-        )
-        usual.append(rows[counts.argmax()])
+        selected = select_for(Model(state.broadcast()), recipe, table, images)[1]
+        rows, counts = np.unique(selected.numpy(), axis=0, return_counts=True)
+        usual.append(torch.from_numpy(rows[counts.argmax()]))
     return usual
 
 

@@ -172,7 +172,7 @@ def known_domains(found: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         found: method -> partition -> what `ask` returned.
     """
-    lines = []
+    lines: list[str] = []
     for method, partitions in found.items():
         for partition, asked in partitions.items():
             columns = list(next(iter(asked["accuracy"].values())))
