@@ -202,7 +202,7 @@ def goals(results: Results) -> str:
 
     A goal is met where the whole interval lies above zero and the mean at or above the goal, and
     where not to be worse is the goal, where no interval lies below zero; a setting is judged by the
-    methods that have been run there.
+    methods that have been run there with three seeds or more.
     """
     lines = [
         "| method | setting | goal | smallest lead | over | clear of | met |",
@@ -216,7 +216,7 @@ def goals(results: Results) -> str:
             other: found
             for other in rivals[method]
             if (found := lead(results.get(setting, {}), method, other)) is not None
-            and math.isfinite(found["half_width"])
+            and found["seeds"] >= 3
         }
         if not leads:
             continue
