@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedprompt import config as config_module
 from fedprompt.aggregation import aggregators
 from fedprompt.config import REGISTRIES, ExperimentConfig, build, compose, conf_root
 from fedprompt.errors import ConfigError
@@ -77,6 +78,21 @@ def test_selection_is_by_key_where_there_is_something_to_tell_apart(
     config = compose({}, overrides)
     assert config.prompts.selection == selection
     assert build(config.tree()) == config
+
+
+def test_another_method_does_not_inherit_what_auto_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what the user chose it does."""
+    load = config_module.load_group
+
+    def with_a_bare_one(group: str, name: str) -> dict[str, object]:
+        return {"aggregator": "mean"} if name == "bare" else load(group, name)
+
+    monkeypatch.setattr(config_module, "load_group", with_a_bare_one)
+    by_itself = compose({}, ["data=cifar100"])
+    assert by_itself.prompts.selection == "all"
+    assert by_itself.with_method("bare").prompts.selection == "keyed"  # as in default.yaml
+    chosen = compose({}, ["data=cifar100", "prompts.selection=l2p"])
+    assert chosen.with_method("bare").prompts.selection == "l2p"
 
 
 def test_slips_of_a_program_are_clear_lines() -> None:

@@ -258,7 +258,11 @@ class ExperimentConfig:
     def with_method(self, method: str) -> ExperimentConfig:
         """The same experiment with another method: same data, partition and seed."""
         tree = self.tree()
-        _withdraw(tree, load_group("method", self.method))
+        preset = load_group("method", self.method)
+        prompts = _section(preset.get("prompts"), "prompts")
+        if prompts.get("selection") == "auto":  # what stands in the tree is what it meant
+            prompts["selection"] = automatic_selection(tree["prompts"], self.data.options)
+        _withdraw(tree, {**preset, "prompts": prompts})
         _merge_layer(tree, load_group("method", method))
         return build({**tree, "method": method, "name": f"{self.name}/{method}", "compare": []})
 
