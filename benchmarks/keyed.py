@@ -55,7 +55,6 @@ import numpy as np
 import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
@@ -64,6 +63,7 @@ from torch import Tensor
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
 from fedprompt.machine import cpu_name
+from fedprompt.sweep import t_interval
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -327,11 +327,8 @@ def figures(curves: Curves) -> dict[str, float]:
 
 def interval(values: list[float]) -> dict[str, float | None]:
     """Mean and half width of the 95 % t-interval; None with one value."""
-    half = None
-    if len(values) > 1:
-        quantile = float(stats.t.ppf(0.975, len(values) - 1))
-        half = round(quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values)), 4)
-    return {"mean": round(float(np.mean(values)), 4), "ci95": half}
+    mean, half = t_interval(values)
+    return {"mean": round(mean, 4), "ci95": None if half is None else round(half, 4)}
 
 
 def measure(world: World, seeds: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
@@ -81,6 +80,7 @@ from fedprompt.aggregation.base import check_inputs
 from fedprompt.errors import ConfigError, InputError
 from fedprompt.records import manifest
 from fedprompt.seeding import numpy_generator, torch_generator
+from fedprompt.sweep import t_interval
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -444,11 +444,8 @@ def measure(method: str, sweep: Sweep, case: Case, seeds: int) -> dict[str, Any]
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and half width of the 95 % interval (Student's t), null for a single value."""
-    half = None
-    if len(values) > 1:
-        spread = statistics.stdev(values) / math.sqrt(len(values))
-        half = _rounded(float(stats.t.ppf(0.975, len(values) - 1)) * spread)
-    return {"mean": _rounded(statistics.fmean(values)), "ci95": half}
+    mean, half = t_interval(values)
+    return {"mean": _rounded(mean), "ci95": None if half is None else _rounded(half)}
 
 
 def _rounded(value: float) -> float:

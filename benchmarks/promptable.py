@@ -40,7 +40,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -49,6 +48,7 @@ from fedprompt.machine import cpu_name
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.pretrain import TASKS, features_of
 from fedprompt.seeding import torch_generator
+from fedprompt.sweep import t_interval
 
 BACKBONES = ("nano_promptable", "nano")
 
@@ -238,12 +238,8 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def interval(values: list[float]) -> dict[str, float]:
     """Mean and half width of the 95 % t-interval."""
-    half = (
-        float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-        if len(values) > 1
-        else float("nan")
-    )
-    return {"mean": round(float(np.mean(values)), 4), "ci95": round(half, 4)}
+    mean, half = t_interval(values)
+    return {"mean": round(mean, 4), "ci95": float("nan") if half is None else round(half, 4)}
 
 
 def machine() -> dict[str, Any]:

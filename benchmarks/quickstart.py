@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from fedprompt.checkpoint import json_ready
 from fedprompt.records import RunDirectory, manifest
+from fedprompt.sweep import t_interval
 
 BASELINES = ("fedavg_pt_plus", "fedavg_pt")  # the first that the experiment compares with
 RUNTIMES = {
@@ -49,13 +49,10 @@ def fedprompt_run(
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean and half-width of the 95 % interval."""
-    half = float("nan")
-    if len(values) > 1:
-        spread = np.std(values, ddof=1) / np.sqrt(len(values))
-        half = float(stats.t.ppf(0.975, len(values) - 1) * spread)
+    mean, half = t_interval(values)
     return {
-        "mean": round(float(np.mean(values)), 4),
-        "half_width_95": round(half, 4),
+        "mean": round(mean, 4),
+        "half_width_95": float("nan") if half is None else round(half, 4),
         "values": [round(value, 4) for value in values],
     }
 

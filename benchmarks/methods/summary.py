@@ -12,6 +12,8 @@ import grid
 import numpy as np
 from scipy import stats
 
+from fedprompt.sweep import t_interval
+
 BASELINE = "fedavg_pt"
 MEASURES = ("accuracy", "best_accuracy", "balanced_accuracy")
 OVER_CLIENTS = {
@@ -46,11 +48,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     >>> mean, round(half, 3)
     (2.0, 2.484)
     """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread
+    mean, half = t_interval(values)
+    return mean, math.nan if half is None else half
 
 
 def paired(

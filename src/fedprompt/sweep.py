@@ -532,14 +532,25 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     """
     if not values:
         return {"mean": None, "half_width": None}
+    mean, half = t_interval(values)
+    return {"mean": round(mean, 6), "half_width": None if half is None else round(half, 6)}
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half width of the 95 % interval of the mean (Student's t); the latter is None for a
+    single value.
+
+    >>> mean, half = t_interval([1.0, 2.0, 3.0])
+    >>> mean, round(half, 3)
+    (2.0, 2.484)
+    """
     mean = float(np.mean(values))
-    if len(values) == 1:
-        return {"mean": round(mean, 6), "half_width": None}
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    if len(values) < 2:
+        return mean, None
     from scipy import stats  # takes a while, and only this needs it
 
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return {"mean": round(mean, 6), "half_width": round(half, 6)}
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
 
 
 def table_csv(table: Mapping[str, Any]) -> str:
