@@ -117,6 +117,7 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "pfpt: one local epoch": ("clients.epochs=1",),
     "pfpt: five local epochs": ("clients.epochs=5",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
+    "fedavg_pt_plus: each test image alone": ("prompts.eval_batch=1",),
 }
 ONE_DOMAIN: dict[str, tuple[str, ...]] = {
     # Where there is one domain, PFPT has no keys by itself (prompts.selection=auto): with a single
