@@ -160,6 +160,10 @@ def test_runs_of_other_options_or_rounds_do_not_count(
     assert run.is_there(cell, 20, tmp_path)
     assert not run.is_there(cell, 21, tmp_path)
     other = {**done["experiment"], "eval_every": 1}
+    earlier = {**done["config"], "prompts": dict(done["config"]["prompts"])}
+    del earlier["prompts"]["whiten"]  # an option that came later is as it was
+    (path := tmp_path / cell.file).write_text(json.dumps({**done, "config": earlier}))
+    assert run.is_there(cell, 20, tmp_path)
     default = {**done["config"], "aggregator": {**done["config"]["aggregator"], "memory": 9.0}}
     for wrong in ({"overrides": overrides[:-1]}, {"experiment": other}, {"config": default}):
         path.write_text(json.dumps({**done, **wrong}))

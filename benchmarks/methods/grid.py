@@ -109,15 +109,26 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "pfpt: no memory": ("aggregator.memory=0",),
     "pfpt: no origins": ("aggregator.origin_odds=1",),
     "pfpt: selection of each batch": ("prompts.choose_by=batch",),
-    # Selection for a test image knows nothing of the 15 others of its domain.
-    "pfpt: each test image alone": ("prompts.eval_batch=1",),
     "pfpt: l2p, released sign": ("prompts.selection=l2p", "prompts.similarity_weight=0.01"),
     "pfpt: l2p, L2P's sign": ("prompts.selection=l2p", "prompts.similarity_weight=-0.01"),
     "pfpt: l2p, L2P's weight": ("prompts.selection=l2p", "prompts.similarity_weight=-0.5"),
     "pfpt: one local epoch": ("clients.epochs=1",),
     "pfpt: five local epochs": ("clients.epochs=5",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
-    "fedavg_pt_plus: each test image alone": ("prompts.eval_batch=1",),
+}
+ALONE_PFPT = "pfpt: whitened queries, each test image alone"
+ALONE_PLUS = "fedavg_pt_plus: whitened queries, each test image alone"
+_ALONE = ("prompts.eval_batch=1",)
+_WHITENED = ("prompts.whiten=true",)
+ALONE: dict[str, tuple[str, ...]] = {
+    # Selection for a test image knows nothing of the 15 others of its domain; and with queries
+    # that are whitened, by which one image says its domain.
+    "pfpt: each test image alone": _ALONE,
+    "pfpt: whitened queries": _WHITENED,
+    ALONE_PFPT: (*_WHITENED, *_ALONE),
+    "fedavg_pt_plus: each test image alone": _ALONE,
+    "fedavg_pt_plus: whitened queries": _WHITENED,
+    ALONE_PLUS: (*_WHITENED, *_ALONE),
 }
 ONE_DOMAIN: dict[str, tuple[str, ...]] = {
     # Where there is one domain, PFPT has no keys by itself (prompts.selection=auto): with a single
@@ -139,7 +150,9 @@ PROBE_SETTINGS = tuple(f"domains_shared/{partition}" for partition in PARTITIONS
 OWN_RATES = (*PROBES, *ADJUSTED, *ONE_DOMAIN)
 """Of the changed methods, those that choose rates of their own: other ones than the preset's may be
 best for them."""
-CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ONE_DOMAIN}
+CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMAIN}
+LATER: dict[str, dict[str, Any]] = {"prompts": {"whiten": False}}
+"""Options that came after the first runs, with the value that leaves the program as it was."""
 NO_MATCHING = "fedavg_pt_plus"
 """PFPT with a row-wise mean in the place of its matching is this very method."""
 WITHOUT_KEYS = tuple(method for method in MAIN if method not in ("pfpt", "fedavg_pt_plus"))
@@ -178,7 +191,11 @@ RATES_OF = {
     **{"pfedpg_plus": "pfedpg", "fedprox_pt_plus": "fedavg_pt_plus"},
     **{f"{name}_fedprox": f"{name}_fedavg" for name in ("full", "adapter", "lora")},
 }
-"""Of `OTHERS`, those that have the rates of a near relation and choose none of their own."""
+"""Of `OTHERS`, those that have the rates of a near relation and choose none of their own. Not so
+`OWN_RATES_IN`."""
+OWN_RATES_IN = (("domains_frozen", "pfpt_plus"),)
+"""Where the relation is not near: PFPT's best rates are ten times its preset's with keys, and leave
+PFPT that selects as L2P does far below no prompts at all."""
 CLIENT_RATES_OF = {"fedopt_pt": "fedavg_pt", "fedopt_pt_plus": "fedavg_pt_plus"}
 """FedOpt and FedAvg differ at the server alone: clients have the rates that were chosen for the
 latter, which is in an earlier of `groups`."""
@@ -204,9 +221,12 @@ class Cell:
     @property
     def tuned_as(self) -> str:
         """The method whose learning rates it has: that of the preset or its relation, but for
-        `OWN_RATES`.
+        `OWN_RATES` and `OWN_RATES_IN`.
         """
-        return self.method if self.method in OWN_RATES else RATES_OF.get(self.preset, self.preset)
+        own = (self.setting.split("/")[0], self.preset) in OWN_RATES_IN
+        if own or self.method in OWN_RATES:
+            return self.method
+        return RATES_OF.get(self.preset, self.preset)
 
     @property
     def file(self) -> str:
@@ -239,6 +259,7 @@ def groups() -> list[list[Cell]]:
         _cells(domains, FIVE_SEEDS, 5),
         _cells(ABLATION_SETTINGS, ABLATIONS, 3),
         _cells(ADJUSTED_SETTINGS, ADJUSTED, 5),
+        _cells(ABLATION_SETTINGS, ALONE, 3),
         _cells(domains, rest, 3),
         _cells(digits, FIVE_SEEDS, 5),
         _cells(digits, rest, 3),

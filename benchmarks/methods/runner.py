@@ -270,7 +270,10 @@ def is_there(cell: Cell, rounds: int, output: Path) -> bool:
         return False
     if sorted(done["overrides"]) != sorted(now):
         return False
-    return "config" not in done or done["config"] == config_of(cell.setting, done["overrides"])
+    if "config" not in done:
+        return True
+    had = {name: {**options, **done["config"][name]} for name, options in grid.LATER.items()}
+    return {**done["config"], **had} == config_of(cell.setting, done["overrides"])
 
 
 def missing(cells: list[Cell], rounds: int, output: Path) -> list[Cell]:

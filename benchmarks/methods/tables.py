@@ -9,8 +9,8 @@ Mean and 95 % interval (Student's t over seeds); difference to FedAvg-PT over th
 have, with interval and two-sided p-value of the paired t test; chosen learning rates; prompts kept;
 bytes; seconds. Whatever is there is shown, with its number of seeds. Overviews are written into the
 page as well, between marks: the main methods, the goals, the plain backbone, the head alone with
-other optimisers, logit adjustment, the other methods, and the ablations; what changes a method is
-compared with that method.
+other optimisers, logit adjustment, each test image alone, the other methods, and the ablations;
+what changes a method is compared with that method.
 """
 
 from __future__ import annotations
@@ -306,12 +306,16 @@ def page_tables(
     mains = [setting for setting in grid.SETTINGS if setting not in plain]
     main_results = {setting: results[setting] for setting in mains if setting in results}
     adjusted = {name: results[name] for name in grid.ADJUSTED_SETTINGS if name in results}
+    ablated = {name: results[name] for name in grid.ABLATION_SETTINGS if name in results}
     both_heads = (*grid.OTHER_SETTINGS, *grid.ABLATION_SETTINGS)
     of_both_heads = {name: results[name] for name in both_heads if name in results}
     compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
     both = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
     to_preset = summarise(results, preset_of)
     ablations = ("pfpt", grid.NO_MATCHING, *grid.ABLATIONS, *grid.DIAGNOSTICS)
+    alone = list(
+        dict.fromkeys(each for method in grid.ALONE for each in (preset_of(method), method))
+    )
     return {
         "overview": "\n".join(
             [
@@ -331,6 +335,12 @@ def page_tables(
             [
                 overview(among(to_preset, grid.ADJUSTED_SETTINGS), (*both, "fedcof")),
                 *over_others(adjusted, grid.ADJUSTED_PFPT, (*both[2:], "fedcof")),
+            ]
+        ),
+        "alone": "\n".join(
+            [
+                overview(among(to_preset, grid.ABLATION_SETTINGS), (*alone, "fedavg_pt", "fedcof")),
+                *over_others(ablated, grid.ALONE_PFPT, (*grid.WITHOUT_KEYS, grid.ALONE_PLUS)),
             ]
         ),
         "others": "\n".join(

@@ -25,6 +25,7 @@ from fedprompt.data.partition import check_none_empty, class_counts, partitioner
 from fedprompt.data.partition_file import make_recipe
 from fedprompt.data.tables import FeatureTable
 from fedprompt.data.task import Split, Task, datasets
+from fedprompt.data.whitening import whiten
 from fedprompt.errors import CheckpointError, ConfigError
 from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.frozen_head import FrozenHead, fit_frozen_head, kept_head
@@ -127,7 +128,17 @@ def prepare(config: ExperimentConfig) -> Federation:
     check_none_empty(parts)
     backbone = load_backbone(config.model).to(device)
     cache = PrefixCache(backbone, device, config.cache)
-    train, validation, test = map(cache.table, (task.train, task.validation, task.test))
+    tables = list(map(cache.table, (task.train, task.validation, task.test)))
+    variants = [config, *map(config.with_method, config.compare)]
+    whitened = {each.prompts.query_kind for each in variants if each.prompts.whitens}
+    if whitened:
+        if task.public is None:
+            raise ConfigError(
+                f"prompts.whiten=true: expected a data set with public images to whiten queries "
+                f"by, got data={task.name}, which has none; set prompts.whiten=false"
+            )
+        tables = whiten(tables, cache.table(task.public), sorted(whitened))
+    train, validation, test = tables
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
     setup = WorkerSetup(

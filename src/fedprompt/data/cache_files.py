@@ -282,7 +282,9 @@ def open_entry(path: Path, verify: bool = False) -> FeatureTable:
     try:
         lock(lease, exclusive=False, wait=True)
         header = _read_header(lease, path.name)
-        arrays = {name: _open_array(path, name, header["arrays"][name], verify) for name in ARRAYS}
+        arrays: dict[str, Any] = {
+            name: _open_array(path, name, header["arrays"][name], verify) for name in ARRAYS
+        }
         table = FeatureTable(**arrays, dtype=header["dtype"])
         object.__setattr__(table, "entry", Entry(path, lease))
     except BaseException:

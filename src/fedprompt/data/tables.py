@@ -71,6 +71,8 @@ class FeatureTable:
     groups: NDArray[np.int64]
     dtype: str = "float32"
     """A key of `DTYPES`; NumPy has no bfloat16, whose bits are kept as uint16."""
+    derived: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    """Further kinds of queries, each (N, q), which no cache keeps: see `data.whitening`."""
     entry: CacheEntry | None = dataclasses.field(default=None, init=False, repr=False)
     """Set by `data.cache` alone: where the arrays are mapped from. `replace` drops it."""
 
@@ -83,18 +85,34 @@ class FeatureTable:
         return (rows.view(torch.bfloat16) if self.dtype == "bfloat16" else rows).float()
 
     def queries(self, kind: str) -> NDArray[np.float32]:
-        """(N, q): by which prompts are selected; `style` or `cls`."""
-        return {"style": self.style, "cls": self.cls}[kind]
+        """(N, q): by which prompts are selected; `style`, `cls` or a kind that was added."""
+        return {"style": self.style, "cls": self.cls, **self.derived}[kind]
+
+    def with_queries(self, derived: Mapping[str, NDArray[np.float32]]) -> FeatureTable:
+        """The same table, of the same cache entry, with further kinds of queries."""
+        table = dataclasses.replace(self, derived={**self.derived, **derived})
+        object.__setattr__(table, "entry", self.entry)
+        return table
 
     def loaded(self) -> FeatureTable:
         """The same table as plain arrays, for processes that cannot open its cache entry."""
         arrays = {name: np.asarray(getattr(self, name)) for name in ARRAYS}
-        return FeatureTable(**arrays, dtype=self.dtype)
+        return FeatureTable(**arrays, dtype=self.dtype, derived=self.derived)
 
     def __reduce__(self) -> tuple[Callable[..., FeatureTable], tuple[Any, ...]]:
         if self.entry is not None:
-            return self.entry.reopen()
-        return FeatureTable, (*(getattr(self, name) for name in ARRAYS), self.dtype)
+            return _reopened, (self.entry.reopen(), self.derived)
+        arrays = (getattr(self, name) for name in ARRAYS)
+        return FeatureTable, (*arrays, self.dtype, self.derived)
+
+
+def _reopened(
+    how: tuple[Callable[..., FeatureTable], tuple[Any, ...]],
+    derived: Mapping[str, NDArray[np.float32]],
+) -> FeatureTable:
+    """A table of a cache entry in another process."""
+    function, arguments = how
+    return function(*arguments).with_queries(derived)
 
 
 class CacheEntry(Protocol):

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.checks import check_choice, check_integer, check_number
+from fedprompt.checks import check_choice, check_flag, check_integer, check_number
 from fedprompt.errors import ConfigError
 from fedprompt.models.voting import majority_vote
 
 SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
+WHITENED = "whitened "
+"""Before the kind of queries that were whitened."""
 PLACEMENTS = ("input", "pool", "shallow", "deep", "none")
 MODES = ("shared", "personal")
 CHOICES = ("client", "batch")
@@ -44,6 +46,9 @@ class PromptOptions:
     of a config means is decided by `config.automatic_selection`."""
     query: str = "style"
     """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
+    whiten: bool = False
+    """Whether queries are whitened by the spread within domains of the data set's public images
+    (`data.whitening`), so that a single image says its domain; needs such images."""
     choose_by: str = "client"
     """Keyed selection in training: once, by the mean query of the client's data, or anew for every
     `batch`, which suits clients whose data mix domains."""
@@ -83,6 +88,7 @@ class PromptOptions:
                 f"prompts.mode=personal: a client uses all prompts that it keeps, so expected "
                 f"prompts.selection=all, got '{self.selection}'"
             )
+        check_flag("prompts.whiten", self.whiten)
         check_integer("prompts.eval_batch", self.eval_batch, 1)
         for field in ("init_std", "lr"):
             check_number(f"prompts.{field}", getattr(self, field), 0)
@@ -109,7 +115,14 @@ class PromptOptions:
     @property
     def query_kind(self) -> str:
         """By which queries prompts are selected: `l2p` knows the CLS feature alone."""
-        return "cls" if self.selection == "l2p" else self.query
+        if self.selection == "l2p":
+            return "cls"
+        return WHITENED + self.query if self.whitens else self.query
+
+    @property
+    def whitens(self) -> bool:
+        """Whether whitened queries are compared; other rules of selection ignore `whiten`."""
+        return self.whiten and self.sends_keys
 
     @property
     def sends_keys(self) -> bool:
