@@ -384,6 +384,18 @@ def test_what_was_asked_of_the_domains_is_a_table(modules: dict[str, ModuleType]
         "|---|---|---|---|",
         "| `pfpt`, imbalance | faces | 50.0 | 25.0 |",
     ]
+    found = {"pfpt": {"imbalance": {"together": {"1": 0.25, "16": 0.5}}}}
+    assert modules["tables"].selecting_together(found).splitlines() == [
+        "| images that select together | 1 | 16 |",
+        "|---|---|---|",
+        "| `pfpt`, imbalance | 25.0 | 50.0 |",
+    ]
+    found = {"style": {"digits": 0.5, "faces": 1.0}}
+    assert modules["tables"].recognised(found).splitlines() == [
+        "| query | digits | faces |",
+        "|---|---|---|",
+        "| style | 50.0 | 100.0 |",
+    ]
 
 
 def test_pooled_data_stand_beside_every_partition(
@@ -555,9 +567,23 @@ def test_what_a_run_knows_of_the_domains(
     assert set(found["overlap"].values()) == {1.0} and len(found["overlap"]) == 6
     assert found["clients"]["same domain"] == found["clients"]["different domains"] == 1.0
     assert found["clients"]["main domain's share"] == 1.0  # a client has one domain
+    assert list(found["together"]) == [str(count) for count in domains.TOGETHER]
+    assert list(found["together"].values()) == pytest.approx([done] * len(domains.TOGETHER))
     path.write_text(json.dumps({"accuracy": done + 0.1}))
     with pytest.raises(AssertionError, match="not the run of"):
         domains.ask("imbalance", "fedavg_pt_plus")
+
+
+def test_an_image_is_recognised_by_the_mean_query_of_its_domain(
+    modules: dict[str, ModuleType],
+) -> None:
+    def table(queries: list[float], groups: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(
+            queries=lambda kind: np.array(queries)[:, None], groups=np.array(groups)
+        )
+
+    train, test = table([0.0, 2.0, 9.0, 11.0], [0, 0, 1, 1]), table([4.0, 6.0, 7.0], [0, 0, 1])
+    assert modules["domains"].recognised(train, test, "style") == [0.5, 1.0]
 
 
 def test_what_changes_the_local_loss_chooses_rates_of_its_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
-from sklearn.covariance import OAS
 
 import fedprompt
 from fedprompt.client.train import ClientBatches
 from fedprompt.config import compose
 from fedprompt.data.tables import FeatureTable
-from fedprompt.data.whitening import Whitening, whiten
-from fedprompt.driver import prepare, settings_of
+from fedprompt.data.whitening import Whitening, add_whitened
+from fedprompt.driver import initial_state, prepare, settings_of
 from fedprompt.errors import ConfigError
+from fedprompt.models.prompted_vit import PromptOptions
 from fedprompt.seeding import torch_generator
 from fedprompt.server.evaluate import select_for_split
 
 SMALL = [f"data.{split}=80" for split in ("train", "validation", "test", "public")]
 WIDTH = 6
+KINDS = {"whitened style": "style"}
 
 
 def table_of(seed: int, count: int = 200, spread: float = 1.0) -> FeatureTable:
@@ -54,7 +56,7 @@ def recognised(queries: np.ndarray, table: FeatureTable) -> float:
 
 def test_one_image_says_its_domain_by_whitened_queries() -> None:
     public, held = table_of(0), table_of(1)
-    (found,) = whiten([held], public, ["whitened style"])
+    (found,) = add_whitened([held], public, KINDS)
     assert recognised(held.queries("style"), held) < 0.75
     assert recognised(found.queries("whitened style"), held) > 0.95
     np.testing.assert_allclose(
@@ -64,14 +66,27 @@ def test_one_image_says_its_domain_by_whitened_queries() -> None:
 
 
 def test_distances_are_those_of_mahalanobis_with_a_shrunk_covariance_within_domains() -> None:
+    """Chen et al. 2010, Eq. 23, without its terms in 2 / WIDTH, as scikit-learn has it."""
     public = table_of(0, count=30)
     style = public.style.astype(float)
     within = [style[public.groups == g] - style[public.groups == g].mean(axis=0) for g in range(2)]
-    precision = OAS(assume_centered=True).fit(np.concatenate(within)).precision_
+    sample = np.concatenate(within).T @ np.concatenate(within) / 30
+    trace, square = np.trace(sample), np.trace(sample @ sample)
+    share = min(1, (square + trace**2) / ((30 + 1) * (square - trace**2 / WIDTH)))
+    shrunk = (1 - share) * sample + share * trace / WIDTH * np.eye(WIDTH)
     np.testing.assert_allclose(
         pdist(style @ Whitening(public, "style").matrix),
-        pdist(style, "mahalanobis", VI=precision),
+        pdist(style, "mahalanobis", VI=np.linalg.inv(shrunk)),
         rtol=1e-8,
+    )
+
+
+def test_a_whitened_query_is_centred_turned_and_scaled() -> None:
+    public, held = table_of(0), table_of(1)
+    found = Whitening(public, "style")
+    expected = found.matrix.T @ (held.style[3] - public.style.astype(float).mean(axis=0))
+    np.testing.assert_allclose(
+        found(held)[3], expected / np.linalg.norm(expected), rtol=1e-5, atol=1e-7
     )
 
 
@@ -83,8 +98,8 @@ def test_few_public_images_are_enough_for_a_map() -> None:
 
 def test_domains_and_labels_of_clients_play_no_part() -> None:
     held = table_of(1)
-    other = dataclasses.replace(held, groups=held.groups[::-1], labels=held.labels + 1)
-    found = whiten([held, other], table_of(0), ["whitened style"])
+    other = dataclasses.replace(held, groups=np.zeros_like(held.groups), labels=held.labels + 1)
+    found = add_whitened([held, other], table_of(0), KINDS)
     np.testing.assert_array_equal(*(each.queries("whitened style") for each in found))
 
 
@@ -94,7 +109,7 @@ def test_public_images_that_are_all_alike_are_refused() -> None:
 
 
 def test_whitened_queries_travel_with_a_table() -> None:
-    (table,) = whiten([table_of(1)], table_of(0), ["whitened style"])
+    (table,) = add_whitened([table_of(1)], table_of(0), KINDS)
     for copy in (pickle.loads(pickle.dumps(table)), table.loaded()):
         np.testing.assert_array_equal(
             copy.queries("whitened style"), table.queries("whitened style")
@@ -123,7 +138,7 @@ def test_training_and_evaluation_select_by_whitened_queries(
     # Each image alone: it selects the prompts whose keys are nearest to its own whitened query.
     prompts = dataclasses.replace(recipe.prompts, eval_batch=1)
     alone = dataclasses.replace(recipe, prompts=prompts)
-    state = fedprompt.driver.initial_state(config, federation)
+    state = initial_state(config, federation)
     order, rows = select_for_split(state, alone, test)
     image = torch.from_numpy(test.queries("whitened style")[order[0]])
     nearest = (state.keys - image).norm(dim=1).argsort()[: prompts.count]
@@ -140,34 +155,42 @@ def test_a_table_of_the_cache_travels_as_its_path_and_its_whitened_queries(
     np.testing.assert_array_equal(copy.queries("whitened style"), table.queries("whitened style"))
 
 
-def test_a_whole_run_and_what_it_is_compared_with(
+def test_whole_runs_select_by_whitened_queries_where_there_are_keys(
     changes: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    run = fedprompt.run(
-        "domains", changes("compare=[fedavg_pt,fedavg_pt_plus]", f"run_dir={tmp_path / 'run'}")
+    compared = ("fedavg_pt", "fedavg_pt_plus")
+
+    def run(folder: str, *more: str) -> dict[str, str]:
+        path = tmp_path / folder
+        own = fedprompt.run(
+            "domains", changes(f"compare=[{','.join(compared)}]", f"run_dir={path}", *more)
+        )
+        found = {"pfpt": own.summary["state_sha256"]}
+        for method in compared:
+            (summary,) = path.rglob(f"{method}/summary.json")
+            found[method] = json.loads(summary.read_text())["state_sha256"]
+        return found
+
+    whitened, plain = run("whitened"), run("plain", "prompts.whiten=false")
+    same = {method for method in whitened if whitened[method] == plain[method]}
+    assert same == {"fedavg_pt"}
+    assert run("ray", "runtime=ray", "runtime.actors=2") == whitened
+
+
+def test_without_public_images_one_line_says_what_to_do(tiny: Callable[..., list[str]]) -> None:
+    config = compose("quickstart", tiny("method=fedavg_pt_plus", "prompts.whiten=true"))
+    expected = (
+        r"prompts\.whiten=true: .* got data=digits, which has none; set prompts\.whiten=false"
     )
-    plain = fedprompt.run(
-        "domains", changes("prompts.whiten=false", f"run_dir={tmp_path / 'plain'}")
-    )
-    norms = run.state.keys.norm(dim=1)
-    assert bool(((norms > 0) & (norms <= 1 + 1e-5)).all())
-    assert run.summary["state_sha256"] != plain.summary["state_sha256"]
-
-
-@pytest.mark.parametrize(
-    ("data", "method"), [("digits", "fedavg_pt_plus"), ("digits", "pfpt_plus")]
-)
-def test_without_public_images_one_line_says_what_to_do(
-    tiny: Callable[..., list[str]], data: str, method: str
-) -> None:
-    config = compose("quickstart", tiny(f"data={data}", f"method={method}", "prompts.whiten=true"))
-    if method == "pfpt_plus":  # selects by the prompts themselves, as L2P does
-        prepare(config)
-        return
-    with pytest.raises(ConfigError, match=r"prompts.whiten=true: .* got data=digits, which has no"):
+    with pytest.raises(ConfigError, match=expected):
         prepare(config)
 
 
-def test_it_is_true_or_false(tiny: Callable[..., list[str]]) -> None:
+def test_selection_without_keys_ignores_it(tiny: Callable[..., list[str]]) -> None:
+    federation = prepare(compose("quickstart", tiny("method=pfpt_plus", "prompts.whiten=true")))
+    assert not federation.data.table.derived
+
+
+def test_it_is_true_or_false() -> None:
     with pytest.raises(ConfigError, match=r"prompts\.whiten: expected true or false"):
-        fedprompt.models.prompted_vit.PromptOptions(whiten=1)  # type: ignore[arg-type]
+        PromptOptions(whiten=1)  # type: ignore[arg-type]

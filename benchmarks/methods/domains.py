@@ -1,20 +1,26 @@
 """What the prompts and their selection know of the domains, with the frozen head.
 
-    python benchmarks/methods/domains.py [--methods pfpt fedavg_pt_plus]
+    python benchmarks/methods/domains.py [--methods pfpt fedavg_pt_plus ...]
                                          [--output benchmarks/results/methods_domains.json]
 
-For each partition the run of the grid with seed 0 is done once more; its last state is asked:
+For each partition the run of the grid with seed 0 is done once more, with and without whitened
+queries where the grid has both; its last state is asked:
 
 * `accuracy`: test accuracy of the images of each domain (row) under the prompts that are selected
   most often for the images of each domain (column), and under no prompts.
 * `overlap`: share of those prompts that two domains have in common.
 * `clients`: mean share of selected prompts that two clients have in common, of the same and of
   different domains, and the share of a client's images that are of its main domain.
+* `together`: test accuracy by the number of images of a domain that select together.
+
+`recognised` is asked of the queries alone: the share of single test images of each domain whose
+query is nearest to the mean query of their own domain's training images, plain and whitened.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -25,19 +31,28 @@ import numpy as np
 import torch
 from bounds import configure, federate
 from grid import Cell
+from numpy.typing import NDArray
 from runner import OUTPUT as RESULTS
 from runner import choose
 from torch import Tensor
 
 from fedprompt.checkpoint import atomic_write, json_ready
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.data.tables import FeatureTable
 from fedprompt.driver import Federation, initial_state, prepare, settings_of
 from fedprompt.models.prompted_vit import nearest_keys
 from fedprompt.records import manifest
-from fedprompt.server.evaluate import Model, predict, select_for
+from fedprompt.server.evaluate import Model, predict, select_for, select_for_split
 from fedprompt.types import ServerState
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods_domains.json"
+METHODS = tuple(
+    f"{method}{change}"
+    for method in ("pfpt", "fedavg_pt_plus")
+    for change in ("", ": whitened queries")
+)
+TOGETHER = (1, 2, 4, 8, 16, 64)
+"""Images that select together."""
 
 
 def in_common(first: Tensor, second: Tensor) -> float:
@@ -67,21 +82,67 @@ def accuracy_of(
     state: ServerState, recipe: LocalRecipe, federation: Federation, group: int, rows: Tensor
 ) -> float:
     """Test accuracy of one domain's images, all under the same rows (k,) of the prompts."""
-    table = federation.setup.splits[0]
-    images = np.flatnonzero(table.groups == group)
+    images = np.flatnonzero(federation.setup.splits[0].groups == group)
+    return share_right(state, recipe, federation, images, rows.expand(len(images), -1))
+
+
+def share_right(
+    state: ServerState,
+    recipe: LocalRecipe,
+    federation: Federation,
+    images: NDArray[np.int64],
+    rows: Tensor,
+) -> float:
+    """Test accuracy of some images, each under its own rows (len(images), k) of the prompts."""
     predictions = predict(
         Model(state.broadcast()),
         recipe,
         federation.backbone,
-        table,
+        federation.setup.splits[0],
         images,
-        rows.expand(len(images), -1),
+        rows,
         federation.data.class_mask,
         torch.device("cpu"),
     )
     return float(
         torch.cat([logits.argmax(dim=1) == labels for logits, labels in predictions]).float().mean()
     )
+
+
+def together(state: ServerState, recipe: LocalRecipe, federation: Federation) -> dict[str, float]:
+    """Test accuracy by how many images of a domain select together."""
+    table = federation.setup.splits[0]
+    found = {}
+    for count in TOGETHER:
+        prompts = dataclasses.replace(recipe.prompts, eval_batch=count)
+        changed = dataclasses.replace(recipe, prompts=prompts)
+        order, rows = select_for_split(state, changed, table)
+        found[str(count)] = share_right(state, changed, federation, order, rows)
+    return found
+
+
+def recognised(train: FeatureTable, test: FeatureTable, kind: str) -> list[float]:
+    """For each domain the share of single test images whose query is nearest to the mean query of
+    its own training images.
+    """
+    groups = np.unique(train.groups)
+    means = np.stack([train.queries(kind)[train.groups == group].mean(axis=0) for group in groups])
+    distances = ((test.queries(kind)[:, None] - means) ** 2).sum(axis=2)
+    right = groups[distances.argmin(axis=1)] == test.groups
+    return [float(right[test.groups == group].mean()) for group in groups]
+
+
+def recognised_by_query() -> dict[str, dict[str, float]]:
+    """`recognised` of plain and whitened style queries, by name of the domain."""
+    cell = Cell("domains_frozen/dirichlet_0.5", "pfpt", 0)
+    config = configure(cell, 1.0, "prompts.whiten=true")
+    federation = prepare(config)
+    tables = federation.data.table, federation.setup.splits[0]
+    names = federation.task.group_names
+    return {
+        kind: dict(zip(names, recognised(*tables, kind), strict=True))
+        for kind in (config.prompts.query, config.prompts.query_kind)
+    }
 
 
 def clients_in_common(
@@ -117,6 +178,8 @@ def ask(partition: str, method: str) -> dict[str, Any]:
     done = json.loads((RESULTS / cell.file).read_text(encoding="utf-8"))
     assert figures["test"] == done["accuracy"], f"not the run of {cell.file}"
     recipe = settings_of(config, federation).recipe
+    by_number = together(state, recipe, federation)
+    assert by_number[str(recipe.prompts.eval_batch)] == figures["test"]
     names = federation.task.group_names
     usual = usual_selections(state, recipe, federation)
     nothing = torch.empty(0, dtype=torch.int64)
@@ -137,6 +200,7 @@ def ask(partition: str, method: str) -> dict[str, Any]:
             for (first, one), (second, other) in itertools.combinations(enumerate(names), 2)
         },
         "clients": clients_in_common(state, recipe, federation),
+        "together": by_number,
     }
 
 
@@ -144,12 +208,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="*", default=["pfpt", "fedavg_pt_plus"])
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content: dict[str, Any] = {"machine": manifest()}
+    content: dict[str, Any] = {"machine": manifest(), "recognised": recognised_by_query()}
+    asked = {(cell.setting, cell.method) for cell in grid.final_cells()}
     for method, partition in itertools.product(arguments.methods, grid.PARTITIONS):
+        if (f"domains_frozen/{partition}", method) not in asked:
+            continue
         found = ask(partition, method)
         content.setdefault(method, {})[partition] = found
         print(method, partition, json.dumps(found, indent=1), flush=True)

@@ -121,8 +121,8 @@ ALONE_PLUS = "fedavg_pt_plus: whitened queries, each test image alone"
 _ALONE = ("prompts.eval_batch=1",)
 _WHITENED = ("prompts.whiten=true",)
 ALONE: dict[str, tuple[str, ...]] = {
-    # Selection for a test image knows nothing of the 15 others of its domain; and with queries
-    # that are whitened, by which one image says its domain.
+    # A test image selects prompts without 15 others of its domain; by plain queries and by whitened
+    # ones.
     "pfpt: each test image alone": _ALONE,
     "pfpt: whitened queries": _WHITENED,
     ALONE_PFPT: (*_WHITENED, *_ALONE),
@@ -194,8 +194,8 @@ RATES_OF = {
 """Of `OTHERS`, those that have the rates of a near relation and choose none of their own. Not so
 `OWN_RATES_IN`."""
 OWN_RATES_IN = (("domains_frozen", "pfpt_plus"),)
-"""Where the relation is not near: PFPT's best rates are ten times its preset's with keys, and leave
-PFPT that selects as L2P does far below no prompts at all."""
+"""Tasks and methods that choose rates of their own all the same: with PFPT's rates, ten times its
+preset's, PFPT that selects as L2P does ended far below no prompts at all."""
 CLIENT_RATES_OF = {"fedopt_pt": "fedavg_pt", "fedopt_pt_plus": "fedavg_pt_plus"}
 """FedOpt and FedAvg differ at the server alone: clients have the rates that were chosen for the
 latter, which is in an earlier of `groups`."""
@@ -223,10 +223,10 @@ class Cell:
         """The method whose learning rates it has: that of the preset or its relation, but for
         `OWN_RATES` and `OWN_RATES_IN`.
         """
-        own = (self.setting.split("/")[0], self.preset) in OWN_RATES_IN
-        if own or self.method in OWN_RATES:
+        if self.method in OWN_RATES:
             return self.method
-        return RATES_OF.get(self.preset, self.preset)
+        own = (self.setting.split("/")[0], self.preset) in OWN_RATES_IN
+        return self.preset if own else RATES_OF.get(self.preset, self.preset)
 
     @property
     def file(self) -> str:

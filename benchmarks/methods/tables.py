@@ -166,7 +166,7 @@ def over_others(
 
 
 def known_domains(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """What domains.py found: accuracy of each domain's images under the prompts of each, by method
+    """What domains.py found: accuracy of each domain's images under the prompts of each, by preset
     and partition.
 
     Args:
@@ -174,6 +174,8 @@ def known_domains(found: Mapping[str, Mapping[str, Any]]) -> str:
     """
     lines: list[str] = []
     for method, partitions in found.items():
+        if preset_of(method) != method:
+            continue
         for partition, asked in partitions.items():
             columns = list(next(iter(asked["accuracy"].values())))
             if not lines:
@@ -183,6 +185,38 @@ def known_domains(found: Mapping[str, Mapping[str, Any]]) -> str:
             for domain, scores in asked["accuracy"].items():
                 cells = [points(scores[column], None) for column in columns]
                 lines.append(f"| `{method}`, {partition} | {domain} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def selecting_together(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What domains.py found: accuracy by how many images of a domain select together.
+
+    Args:
+        found: method -> partition -> what `ask` returned.
+    """
+    lines: list[str] = []
+    for method, partitions in found.items():
+        for partition, asked in partitions.items():
+            if not lines:
+                lines.append("| images that select together | " + " | ".join(asked["together"]))
+                lines[0] += " |"
+                lines.append("|---" * (1 + len(asked["together"])) + "|")
+            cells = [points(accuracy, None) for accuracy in asked["together"].values()]
+            lines.append(f"| `{method}`, {partition} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def recognised(found: Mapping[str, Mapping[str, float]]) -> str:
+    """What domains.py found: share of images whose query is nearest to their own domain's.
+
+    Args:
+        found: kind of query -> domain -> share.
+    """
+    names = list(next(iter(found.values())))
+    lines = ["| query | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for kind, shares in found.items():
+        cells = [points(shares[name], None) for name in names]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -404,7 +438,9 @@ def main() -> None:
     if arguments.domains.is_file():
         asked = json.loads(arguments.domains.read_text(encoding="utf-8"))
         asked.pop("machine")
+        tables["recognised"] = recognised(asked.pop("recognised"))
         tables["domains"] = known_domains(asked)
+        tables["together"] = selecting_together(asked)
     for name, table in tables.items():
         put_between(arguments.page, name, table)
     draw(arguments.results, arguments.images, results, rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fedprompt.data.partition import check_none_empty, class_counts, partitioner
 from fedprompt.data.partition_file import make_recipe
 from fedprompt.data.tables import FeatureTable
 from fedprompt.data.task import Split, Task, datasets
-from fedprompt.data.whitening import whiten
+from fedprompt.data.whitening import add_whitened
 from fedprompt.errors import CheckpointError, ConfigError
 from fedprompt.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.frozen_head import FrozenHead, fit_frozen_head, kept_head
@@ -129,16 +129,7 @@ def prepare(config: ExperimentConfig) -> Federation:
     backbone = load_backbone(config.model).to(device)
     cache = PrefixCache(backbone, device, config.cache)
     tables = list(map(cache.table, (task.train, task.validation, task.test)))
-    variants = [config, *map(config.with_method, config.compare)]
-    whitened = {each.prompts.query_kind for each in variants if each.prompts.whitens}
-    if whitened:
-        if task.public is None:
-            raise ConfigError(
-                f"prompts.whiten=true: expected a data set with public images to whiten queries "
-                f"by, got data={task.name}, which has none; set prompts.whiten=false"
-            )
-        tables = whiten(tables, cache.table(task.public), sorted(whitened))
-    train, validation, test = tables
+    train, validation, test = with_whitened_queries(config, task, cache, tables)
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
     setup = WorkerSetup(
@@ -155,6 +146,27 @@ def prepare(config: ExperimentConfig) -> Federation:
     notes = (*task.notes, *cache.notes)
     backbone.precision = config.runtime.precision  # from here on; what is cached is exact
     return Federation(task, backbone, setup, frozen_head, notes)
+
+
+def with_whitened_queries(
+    config: ExperimentConfig, task: Task, cache: PrefixCache, tables: Sequence[FeatureTable]
+) -> Sequence[FeatureTable]:
+    """The tables with the whitened queries that the method or one it is compared with selects by.
+
+    Raises:
+        ConfigError: one is to select by them, and there are no public images.
+    """
+    variants = [config, *map(config.with_method, config.compare)]
+    options = [each.prompts for each in variants if each.prompts.selects_by_whitened]
+    if not options:
+        return tables
+    if task.public is None:
+        raise ConfigError(
+            f"prompts.whiten=true: expected a data set with public images to whiten queries by, "
+            f"got data={task.name}, which has none; set prompts.whiten=false"
+        )
+    kinds = {each.query_kind: each.query for each in options}
+    return add_whitened(tables, cache.table(task.public), kinds)
 
 
 def fit_or_find_head(

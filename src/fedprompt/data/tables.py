@@ -53,8 +53,8 @@ class Encoder(Protocol):
 class FeatureTable:
     """Constants of the N images of one split: plain arrays, or arrays mapped from a cache entry.
 
-    A table of a cache entry is pickled as the path of its entry, so that all processes of a machine
-    map the same pages; plain arrays Ray shares by itself.
+    A table of a cache entry is pickled as the path of its entry, and its derived queries, so that
+    all processes of a machine map the same pages; plain arrays Ray shares by itself.
     """
 
     tokens: NDArray[Any]

@@ -1,18 +1,29 @@
 """Whitened queries: by them a single image says its domain, not only the mean of many.
 
-Queries of images of one domain differ much more in some directions than in others (brightness and
-contrast, for the style query), and far less in those in which two domains differ. Euclidean
-distances count all directions alike, so that a single image is often nearer to the keys of another
-domain. Here queries are centred at the mean of public images and multiplied by L, with L L^T the
-inverse of their covariance within domains, so that distances become Mahalanobis distances as in
-linear discriminant analysis; then they get unit norm again. The covariance is shrunk as the number
-of public images demands (oracle approximating shrinkage: Chen et al., 2010). No client's data and
-no client's domain enter.
+By plain queries an image is often nearer to the keys of another domain, because queries of one
+domain's images differ far more in some directions than in others, and not in those in which two
+domains differ. A whitened query is
+
+    w(q) = L^T (q - c) / |L^T (q - c)|,   L L^T = S^-1
+
+| here   | symbol | shape  | meaning                                                              |
+|--------|--------|--------|----------------------------------------------------------------------|
+| centre | c      | (q,)   | mean query of the public images                                      |
+| matrix | L      | (q, q) | Cholesky factor of the inverse of S                                  |
+|        | S      | (q, q) | covariance of the public images' queries within their domains        |
+
+Before the division |L^T (q - p)| is the Mahalanobis distance of linear discriminant analysis. The
+division leaves the angle, so that every key has at most length 1, as by plain queries. S is shrunk
+as the number of images demands (oracle approximating shrinkage: Chen, Wiesel, Eldar and Hero,
+Shrinkage algorithms for MMSE covariance estimation, IEEE Transactions on Signal Processing, 2010).
+
+The public images' domains are known to the server. No client's data and no domain of a client's or
+test image enter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +31,24 @@ from sklearn.covariance import OAS
 
 from fedprompt.data.tables import FeatureTable
 from fedprompt.errors import ConfigError
-from fedprompt.models.prompted_vit import WHITENED
 
 
-def whiten(
-    tables: Iterable[FeatureTable], public: FeatureTable, kinds: Iterable[str]
+def add_whitened(
+    tables: Iterable[FeatureTable], public: FeatureTable, kinds: Mapping[str, str]
 ) -> list[FeatureTable]:
     """The tables with whitened queries beside their own.
 
     Args:
         tables: training data and splits.
         public: images that belong to nobody, with their domains.
-        kinds: of the whitened queries, as `PromptOptions.query_kind` names them.
+        kinds: name of the whitened queries -> the kind that they are made of.
 
     Raises:
         ConfigError: the public images of each domain do not differ in their queries.
     """
-    maps = {kind: Whitening(public, kind.removeprefix(WHITENED)) for kind in kinds}
+    maps = {name: Whitening(public, kind) for name, kind in kinds.items()}
     return [
-        table.with_queries({kind: found(table) for kind, found in maps.items()}) for table in tables
+        table.with_queries({name: found(table) for name, found in maps.items()}) for table in tables
     ]
 
 
@@ -48,25 +58,25 @@ class Whitening:
     Args:
         public: images that belong to nobody, with their domains.
         kind: `style` or `cls`.
+
+    Raises:
+        ConfigError: the public images of each domain do not differ in their queries.
     """
 
     def __init__(self, public: FeatureTable, kind: str) -> None:
         self.kind = kind
         queries = public.queries(kind).astype(np.float64)
         self.centre: NDArray[np.float64] = queries.mean(axis=0)
-        within = np.concatenate(
-            [
-                queries[public.groups == group] - queries[public.groups == group].mean(axis=0)
-                for group in np.unique(public.groups)
-            ]
-        )
+        domains = [queries[public.groups == group] for group in np.unique(public.groups)]
+        within = np.concatenate([each - each.mean(axis=0) for each in domains])
         if not within.any():
             raise ConfigError(
                 f"prompts.whiten: expected public images that differ in their {kind} queries "
                 f"within a domain, got {len(public)} that do not; set prompts.whiten=false"
             )
-        precision = OAS(assume_centered=True).fit(within).precision_
-        self.matrix: NDArray[np.float64] = np.linalg.cholesky(precision)
+        # scikit-learn would invert with SciPy, whose threads a worker's limit may not reach.
+        shrunk = OAS(assume_centered=True, store_precision=False).fit(within).covariance_
+        self.matrix: NDArray[np.float64] = np.linalg.cholesky(np.linalg.inv(shrunk))
         """(q, q), lower triangular."""
 
     def __call__(self, table: FeatureTable) -> NDArray[np.float32]:

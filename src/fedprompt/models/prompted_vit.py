@@ -18,8 +18,6 @@ from fedprompt.models.voting import majority_vote
 
 SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
-WHITENED = "whitened "
-"""Before the kind of queries that were whitened."""
 PLACEMENTS = ("input", "pool", "shallow", "deep", "none")
 MODES = ("shared", "personal")
 CHOICES = ("client", "batch")
@@ -47,8 +45,9 @@ class PromptOptions:
     query: str = "style"
     """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
     whiten: bool = False
-    """Whether queries are whitened by the spread within domains of the data set's public images
-    (`data.whitening`), so that a single image says its domain; needs such images."""
+    """Whether keyed selection compares queries that are whitened by the spread within domains of
+    the data set's public images (`data.whitening`), so that a single image says its domain. Other
+    rules of selection ignore it; a data set without public images is refused."""
     choose_by: str = "client"
     """Keyed selection in training: once, by the mean query of the client's data, or anew for every
     `batch`, which suits clients whose data mix domains."""
@@ -117,11 +116,11 @@ class PromptOptions:
         """By which queries prompts are selected: `l2p` knows the CLS feature alone."""
         if self.selection == "l2p":
             return "cls"
-        return WHITENED + self.query if self.whitens else self.query
+        return f"whitened {self.query}" if self.selects_by_whitened else self.query
 
     @property
-    def whitens(self) -> bool:
-        """Whether whitened queries are compared; other rules of selection ignore `whiten`."""
+    def selects_by_whitened(self) -> bool:
+        """Whether the queries of `query_kind` are whitened ones."""
         return self.whiten and self.sends_keys
 
     @property
