@@ -16,9 +16,11 @@ import pytest
 import torch
 
 import fedprompt
+from fedprompt.client.recipe import LocalRecipe
 from fedprompt.config import compose, conf_root
 from fedprompt.data.tables import FeatureTable
 from fedprompt.models.backbone import load_backbone
+from fedprompt.types import ServerState
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "methods"
 NAMES = ("grid", "runner", "summary", "figures", "tables", "bounds", "domains")
@@ -162,7 +164,7 @@ def test_runs_of_other_options_or_rounds_do_not_count(
     other = {**done["experiment"], "eval_every": 1}
     earlier = {**done["config"], "prompts": dict(done["config"]["prompts"])}
     del earlier["prompts"]["whiten"]  # an option that came later is as it was
-    (path := tmp_path / cell.file).write_text(json.dumps({**done, "config": earlier}))
+    path.write_text(json.dumps({**done, "config": earlier}))
     assert run.is_there(cell, 20, tmp_path)
     default = {**done["config"], "aggregator": {**done["config"]["aggregator"], "memory": 9.0}}
     for wrong in ({"overrides": overrides[:-1]}, {"experiment": other}, {"config": default}):
@@ -384,6 +386,8 @@ def test_what_was_asked_of_the_domains_is_a_table(modules: dict[str, ModuleType]
         "|---|---|---|---|",
         "| `pfpt`, imbalance | faces | 50.0 | 25.0 |",
     ]
+    found["pfpt: whitened queries"] = found["pfpt"]  # has a place in the other tables alone
+    assert len(modules["tables"].known_domains(found).splitlines()) == 3
     found = {"pfpt": {"imbalance": {"together": {"1": 0.25, "16": 0.5}}}}
     assert modules["tables"].selecting_together(found).splitlines() == [
         "| images that select together | 1 | 16 |",
@@ -558,7 +562,15 @@ def test_what_a_run_knows_of_the_domains(
     monkeypatch.setattr(domains, "RESULTS", tmp_path)
     monkeypatch.setattr(domains, "choose", lambda cell, folder: 1.0)
     monkeypatch.setattr(domains, "configure", lambda cell, scale: config)
+    asked, select = [], domains.select_for_split
+
+    def watched(state: ServerState, recipe: LocalRecipe, split: FeatureTable) -> object:
+        asked.append(recipe.prompts.eval_batch)
+        return select(state, recipe, split)
+
+    monkeypatch.setattr(domains, "select_for_split", watched)
     found = domains.ask("imbalance", "fedavg_pt_plus")
+    assert asked == list(domains.TOGETHER)
     table = [list(row.values()) for row in found["accuracy"].values()]
     assert (len(table), {len(row) for row in table}) == (4, {5})
     assert all(len(set(row[:4])) == 1 for row in table)

@@ -15,6 +15,7 @@ queries where the grid has both; its last state is asked:
 
 `recognised` is asked of the queries alone: the share of single test images of each domain whose
 query is nearest to the mean query of their own domain's training images, plain and whitened.
+Methods that are not asked for stay in the file as they are.
 """
 
 from __future__ import annotations
@@ -212,7 +213,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content: dict[str, Any] = {"machine": manifest(), "recognised": recognised_by_query()}
+    content: dict[str, Any] = {}
+    if arguments.output.is_file():
+        content = json.loads(arguments.output.read_text(encoding="utf-8"))
+    content |= {"machine": manifest(), "recognised": recognised_by_query()}
     asked = {(cell.setting, cell.method) for cell in grid.final_cells()}
     for method, partition in itertools.product(arguments.methods, grid.PARTITIONS):
         if (f"domains_frozen/{partition}", method) not in asked:
