@@ -47,11 +47,7 @@ from fedprompt.server.evaluate import Model, predict, select_for, select_for_spl
 from fedprompt.types import ServerState
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods_domains.json"
-METHODS = tuple(
-    f"{method}{change}"
-    for method in ("pfpt", "fedavg_pt_plus")
-    for change in ("", ": whitened queries")
-)
+METHODS = ("pfpt", "fedavg_pt_plus", grid.WHITENED_PFPT, grid.WHITENED_PLUS)
 TOGETHER = (1, 2, 4, 8, 16, 64)
 """Images that select together."""
 

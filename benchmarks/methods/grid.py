@@ -116,18 +116,19 @@ DIAGNOSTICS: dict[str, tuple[str, ...]] = {
     "pfpt: five local epochs": ("clients.epochs=5",),
     "fedavg_pt_plus: pool of 80": ("prompts.pool=80",),
 }
-ALONE_PFPT = "pfpt: whitened queries, each test image alone"
-ALONE_PLUS = "fedavg_pt_plus: whitened queries, each test image alone"
+WHITENED_PFPT, WHITENED_PLUS = "pfpt: whitened queries", "fedavg_pt_plus: whitened queries"
+ALONE_PFPT = f"{WHITENED_PFPT}, each test image alone"
+ALONE_PLUS = f"{WHITENED_PLUS}, each test image alone"
 _ALONE = ("prompts.eval_batch=1",)
 _WHITENED = ("prompts.whiten=true",)
 ALONE: dict[str, tuple[str, ...]] = {
     # A test image selects prompts without 15 others of its domain; by plain queries and by whitened
     # ones.
     "pfpt: each test image alone": _ALONE,
-    "pfpt: whitened queries": _WHITENED,
+    WHITENED_PFPT: _WHITENED,
     ALONE_PFPT: (*_WHITENED, *_ALONE),
     "fedavg_pt_plus: each test image alone": _ALONE,
-    "fedavg_pt_plus: whitened queries": _WHITENED,
+    WHITENED_PLUS: _WHITENED,
     ALONE_PLUS: (*_WHITENED, *_ALONE),
 }
 ONE_DOMAIN: dict[str, tuple[str, ...]] = {

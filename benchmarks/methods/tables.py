@@ -375,12 +375,13 @@ def page_tables(
             [
                 overview(among(to_preset, grid.ABLATION_SETTINGS), (*alone, "fedavg_pt", "fedcof")),
                 *over_others(ablated, grid.ALONE_PFPT, (*grid.WITHOUT_KEYS, grid.ALONE_PLUS)),
+                *over_others(ablated, grid.WHITENED_PFPT, (grid.WHITENED_PLUS,)),
             ]
         ),
         "others": "\n".join(
             [
                 overview(among(rows, both_heads), ("fedavg_pt", *grid.OTHERS)),
-                *over_others(of_both_heads, "pfpt", grid.PLUS),
+                *over_others(of_both_heads, "pfpt", (*grid.PLUS, "centralised")),
             ]
         ),
         "ablations": overview(
