@@ -105,6 +105,7 @@ def test_a_method_without_a_global_model_has_the_clients_figures(tiny: Overrides
     assert "worst tenth" in page
     summary = json.loads((Path(result.run_dir) / "summary.json").read_text())
     assert summary["personalised"]["mean"] == tests[-1]
+    assert summary["state"] == "finished"
 
 
 def test_methods_are_listed_with_their_sources() -> None:

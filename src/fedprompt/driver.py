@@ -423,6 +423,7 @@ def finish(directory: RunDirectory, config: ExperimentConfig) -> None:
     directory.write_summary(
         {
             **own,
+            "state": "finished",
             "name": config.name,
             "method": config.label,
             "seed": config.seed,
