@@ -1,6 +1,6 @@
 """Run an experiment, continue one, or do one client's work again.
 
-The rounds themselves are in `driver.py`, which runs where the runtime puts it. Nothing here imports
+The rounds themselves are in `runs/driver.py`, which runs where the runtime puts it. Nothing here imports
 Lightning or timm before the runtime does: a wrong call is refused within three seconds.
 """
 
@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt.checkpoint import load_latest
 from fedprompt.config import ExperimentConfig, compose
-from fedprompt.errors import CheckpointError, ClientError, ConfigError, WorkerError
-from fedprompt.events import PhaseStarted, Plan, Prepared
-from fedprompt.records import RunDirectory
-from fedprompt.report import make_html
+from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
+from fedprompt.core.types import ClientUpdate, ServerState
+from fedprompt.report.page import make_html
+from fedprompt.runs.checkpoint import load_latest
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.events import PhaseStarted, Plan, Prepared
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
-from fedprompt.types import ClientUpdate, ServerState
 
 RESUMABLE = (
     *("runtime", "runtime.name", "runtime.actors", "runtime.cpus"),
@@ -168,9 +168,9 @@ def execute(plan: Plan, on_event: Callable[[Any], None] | None = None) -> RunRes
 
 def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
     """The driver's generator, imported where it runs."""
-    from fedprompt import driver
+    from fedprompt.runs import driver
 
-    yield from driver.drive(runtime, plan)
+    yield from driver.drive(runtime, plan, make_html)
 
 
 def mark_failed(directory: RunDirectory, error: Exception) -> None:
@@ -233,6 +233,6 @@ def replay_client(
             f"--client: expected a client from 0 to {config.clients.count - 1}, got {client_id}"
         )
     with limited_threads(config.runtime.threads):
-        from fedprompt.driver import replay
+        from fedprompt.runs.driver import replay
 
         return replay(config, directory, client_id)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.core.errors import ConfigError, InputError
 
 DOCS = Path(__file__).parents[2] / "docs" / "aggregation.md"
 

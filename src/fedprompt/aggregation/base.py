@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprompt.errors import InputError
-from fedprompt.registry import Registry
+from fedprompt.core.errors import InputError
+from fedprompt.core.registry import Registry
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -27,7 +27,7 @@ from fedprompt.aggregation.clustering import (
     aggregate_clusters,
     largest_set,
 )
-from fedprompt.checks import check_choice, check_integer, check_number
+from fedprompt.core.checks import check_choice, check_integer, check_number
 
 HEADROOM = 2
 """Components per prompt of the largest set, if nothing was broadcast: clients may differ in what

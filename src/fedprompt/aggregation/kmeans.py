@@ -18,7 +18,7 @@ from fedprompt.aggregation.clustering import (
     aggregate_clusters,
     largest_set,
 )
-from fedprompt.checks import check_integer
+from fedprompt.core.checks import check_integer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,8 +46,8 @@ from fedprompt.aggregation.base import (
 )
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.scales import standard_units
-from fedprompt.checks import check_integer, check_number
-from fedprompt.errors import InputError
+from fedprompt.core.checks import check_integer, check_number
+from fedprompt.core.errors import InputError
 
 LOG_2PI = math.log(2 * math.pi)
 STEPS_PER_LOOP = 10

@@ -23,7 +23,7 @@ from fedprompt.aggregation.base import (
     aggregators,
     check_inputs,
 )
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

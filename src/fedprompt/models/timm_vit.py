@@ -21,8 +21,9 @@ from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from fedprompt.errors import ConfigError, suggest
-from fedprompt.models import nano, torchvision_weights
+from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.models import torchvision_weights
+from fedprompt.models.nano import network as nano
 from fedprompt.models.options import ModelOptions
 from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
