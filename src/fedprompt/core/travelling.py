@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,7 +16,7 @@ class Travelling:
     long, which is most of what a task costs beside its work. What arrives shares no memory.
     """
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
         return _arrive, (type(self), {name: _packed(getattr(self, name)) for name in names})
 
@@ -23,23 +24,24 @@ class Travelling:
 class _Packed(NamedTuple):
     """A tensor on its way."""
 
-    array: NDArray[Any]
+    array: NDArray[np.generic]
 
 
-def _packed(value: Any) -> Any:
+def _packed(value: object) -> object:
     if isinstance(value, dict):
         return {key: _packed(item) for key, item in value.items()}
-    plain = isinstance(value, Tensor) and value.device.type == "cpu" and not value.requires_grad
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.requires_grad:
+        return value
     # NumPy does not know bfloat16.
-    return _Packed(value.numpy()) if plain and value.dtype != torch.bfloat16 else value
+    return value if value.dtype == torch.bfloat16 else _Packed(value.numpy())
 
 
-def _unpacked(value: Any) -> Any:
+def _unpacked(value: object) -> object:
     if isinstance(value, dict):
         return {key: _unpacked(item) for key, item in value.items()}
     # Copied: what comes out of Ray's object store may not be written to.
     return torch.from_numpy(value.array.copy()) if isinstance(value, _Packed) else value
 
 
-def _arrive(kind: type[Any], fields: dict[str, Any]) -> Any:
+def _arrive(kind: type[object], fields: dict[str, object]) -> object:
     return kind(**{name: _unpacked(value) for name, value in fields.items()})
