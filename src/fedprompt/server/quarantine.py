@@ -37,7 +37,7 @@ TYPES = {
 """The fields of an update that are no numbers."""
 MEASURED = ("steps", "seconds", "pack")
 """Metrics of every client."""
-TRAINED = ("loss", "accuracy")
+OF_TRAINING = ("loss", "accuracy")
 """Metrics of a client that trained."""
 
 
@@ -102,7 +102,7 @@ def expected_of(
         "use_counts": Like((None,), torch.int64),
         **{path: Like.of(tensor) for path, tensor in alike.items()},
     }
-    metrics = (*MEASURED, *(TRAINED if objective.trains else ()))
+    metrics = (*MEASURED, *(OF_TRAINING if objective.trains else ()))
     return Expected(job.client_id, job.round_index, len(prompts), tensors, metrics)
 
 
