@@ -42,9 +42,15 @@ from threadpoolctl import threadpool_limits
 
 import keyed
 import planted
-from fedprompt.data.cache import CacheOptions, FeatureTable, PrefixCache, cache_size, compute_table
-from fedprompt.data.domains import DomainsOptions, domains
-from fedprompt.data.tables import ARRAYS, CHUNK, DTYPES
+from fedprompt.data.prefix.cache import (
+    CacheOptions,
+    FeatureTable,
+    PrefixCache,
+    cache_size,
+    compute_table,
+)
+from fedprompt.data.prefix.tables import ARRAYS, CHUNK, DTYPES
+from fedprompt.data.sets.domains import DomainsOptions, domains
 from fedprompt.data.task import Split
 from fedprompt.models.backbone import Backbone, load_backbone
 
@@ -191,7 +197,7 @@ def measure_memory(backbone: Backbone, split: Split) -> dict[str, Any]:
     Raises:
         RuntimeError: the actors read other tokens than this process.
     """
-    from fedprompt.runtime.ray_runtime import import_ray, start_ray
+    from fedprompt.runtime.ray.local import import_ray, start_ray
 
     ray = import_ray()
     start_ray(max(ACTORS), verbose=False)

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import fedprompt
-from fedprompt.events import PhaseStarted, Prepared, RoundFinished
-from fedprompt.records import manifest
-from fedprompt.runtime import spare_workers
+from fedprompt.runs.events import PhaseStarted, Prepared, RoundFinished
+from fedprompt.runs.manifest import manifest
+from fedprompt.runtime.ray import spare_workers
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 ROUNDS = 6
@@ -199,7 +199,7 @@ def measure_runs() -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from fedprompt.runtime.ray_runtime import import_ray, start_ray, stop_ray
+    from fedprompt.runtime.ray.local import import_ray, start_ray, stop_ray
 
     import_ray()
     os.environ.update(spare_workers.ENVIRONMENT)

@@ -62,8 +62,8 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
-from fedprompt.machine import cpu_name
-from fedprompt.sweep import t_interval
+from fedprompt.core.intervals import t_interval
+from fedprompt.core.machine import cpu_name
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]

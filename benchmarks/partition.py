@@ -35,9 +35,9 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt.data import partition
-from fedprompt.data.partition_file import make_recipe, partition_bytes
-from fedprompt.data.partition_long_tail import tail_sizes
+from fedprompt.data.partition import base as partition
+from fedprompt.data.partition.file import make_recipe, partition_bytes
+from fedprompt.data.partition.long_tail import tail_sizes
 
 SAMPLES, CLASSES, CLIENTS, OWNERS = 1_000_000, 100, 100_000, 200_000
 SEEDS = (0, 1, 2)

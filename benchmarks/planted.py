@@ -76,10 +76,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedprompt import aggregation
-from fedprompt.errors import ConfigError, InputError
-from fedprompt.records import manifest
-from fedprompt.seeding import numpy_generator, torch_generator
-from fedprompt.sweep import t_interval
+from fedprompt.core.errors import ConfigError, InputError
+from fedprompt.core.intervals import t_interval
+from fedprompt.core.seeding import numpy_generator, torch_generator
+from fedprompt.runs.manifest import manifest
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]

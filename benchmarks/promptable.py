@@ -43,12 +43,13 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from fedprompt.core.intervals import t_interval
+from fedprompt.core.machine import cpu_name
+from fedprompt.core.seeding import torch_generator
 from fedprompt.data.task import Split, datasets
-from fedprompt.machine import cpu_name
 from fedprompt.models.backbone import Backbone, load_backbone
-from fedprompt.pretrain import TASKS, features_of
-from fedprompt.seeding import torch_generator
-from fedprompt.sweep import t_interval
+from fedprompt.models.nano.pretrain import TASKS
+from fedprompt.models.nano.probe import features_of
 
 BACKBONES = ("nano_promptable", "nano")
 

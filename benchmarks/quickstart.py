@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt.checkpoint import json_ready
-from fedprompt.records import RunDirectory, manifest
-from fedprompt.sweep import t_interval
+from fedprompt.core.files import json_ready
+from fedprompt.core.intervals import t_interval
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.manifest import manifest
 
 BASELINES = ("fedavg_pt_plus", "fedavg_pt")  # the first that the experiment compares with
 RUNTIMES = {

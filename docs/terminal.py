@@ -16,10 +16,10 @@ from unittest import mock
 
 from rich.console import Console
 
-from fedprompt.display import RoundDisplay
-from fedprompt.records import RunDirectory
-from fedprompt.report import render_summary
-from fedprompt.types import RoundReport
+from fedprompt.report.live import RoundDisplay
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.report.table import render_summary
+from fedprompt.core.types import RoundReport
 
 
 def main(run_dir: Path) -> None:
@@ -34,7 +34,7 @@ def main(run_dir: Path) -> None:
     passed = 0.0
     # The display's clock shows the time that the recorded rounds took.
     clock = SimpleNamespace(monotonic=lambda: passed)
-    with mock.patch("fedprompt.display.time", clock), display:
+    with mock.patch("fedprompt.report.live.time", clock), display:
         for name, each in runs:
             display.start_phase(name, len(each.read_rounds()))
             for record in each.read_rounds():

@@ -41,7 +41,8 @@ def pictures_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in the tests' own process lay their figures out but do not draw them, which would take
     a sixth of a tiny run; test_report.py and the runs in other processes do.
     """
-    monkeypatch.setattr("fedprompt.report._png", lambda figure: ONE_PIXEL)
+    for user in ("figures", "page"):
+        monkeypatch.setattr(f"fedprompt.report.{user}.png_bytes", lambda figure: ONE_PIXEL)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,7 +56,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def digits_may_have_domains() -> Iterator[None]:
     """So that PFPT selects by key in the tests' smallest experiments, too."""
-    from fedprompt.data.digits import DigitsOptions
+    from fedprompt.data.sets.digits import DigitsOptions
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DigitsOptions, "several_domains", True, raising=False)
@@ -65,7 +66,7 @@ def digits_may_have_domains() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One Ray for the tests of a file that can share it."""
-    from fedprompt.runtime.ray_runtime import start_ray, stop_ray
+    from fedprompt.runtime.ray.local import start_ray, stop_ray
 
     start_ray(4, verbose=False)
     yield
@@ -77,7 +78,7 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of nano weights that were never trained."""
     from safetensors.torch import save_file
 
-    from fedprompt.models import nano
+    from fedprompt.models.nano import network as nano
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

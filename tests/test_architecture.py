@@ -1,4 +1,4 @@
-"""The levels of the design: a file imports only from lower levels or its own folder."""
+"""The order of the rooms: a file imports only from rooms below its own, or from its own room."""
 
 from __future__ import annotations
 
@@ -12,36 +12,28 @@ import pytest
 import fedprompt
 
 PACKAGE = Path(fedprompt.__file__).parent
-LEVELS = {
-    0: ["types", "errors", "checks", "registry", "seeding", "machine"],
-    1: ["aggregation", "objectives", "generators", "models", "data"],
-    2: ["client", "server"],
-    3: ["runtime"],
-    4: [
-        *("config", "events", "driver", "experiment", "frozen_head", "checkpoint", "records"),
-        *("report", "display", "pretrain", "preview", "doctor", "bench", "cli", "__main__"),
-        *("sweep", "sweep_figures", "tuning"),
-    ],
-}
-# `server` evaluates and briefs clients, so it may use `client`, which knows nothing of it.
-ALLOWED = {("server", "client")}
-LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
+ROOMS = [
+    *("core", "aggregation", "objectives", "prompt_generators", "data", "models", "client"),
+    *("server", "runtime", "config", "runs", "report", "experiment", "sweep", "cli", "__main__"),
+]
+"""From the ground up."""
+ROOMS_OF_DATA = ["task", "stratified", "drawing", "reading", "partition", "prefix", "sets"]
+"""The same within `data`."""
 
 
-def imported_parts(path: Path) -> set[str]:
-    """First-level names under `fedprompt` that a file imports."""
-    parts: set[str] = set()
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names below `fedprompt` that a file imports."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module]
-            if node.module == "fedprompt":
-                names = [f"fedprompt.{alias.name}" for alias in node.names]
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        parts |= {name.split(".")[1] for name in names if name.startswith("fedprompt.")}
-    return parts
+            names |= {alias.name for alias in node.names}
+    return {name.removeprefix("fedprompt.") for name in names if name.startswith("fedprompt.")}
+
+
+def room_of(path: Path) -> list[str]:
+    return [part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts]
 
 
 def files() -> list[Path]:
@@ -50,19 +42,31 @@ def files() -> list[Path]:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_downwards(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert own in LEVEL_OF, f"{own} has no level: add it to LEVELS"
-    for part in imported_parts(path):
-        lower = LEVEL_OF[part] < LEVEL_OF[own]
-        # The modules of the top level wire each other together.
-        same = part == own or LEVEL_OF[own] == LEVEL_OF[part] in (0, 4) or (own, part) in ALLOWED
-        assert lower or same, f"{own} (level {LEVEL_OF[own]}) imports {part}"
+    own, *inner = room_of(path)
+    assert own in ROOMS, f"{own} has no place: add it to ROOMS"
+    for module in sorted(imported_modules(path)):
+        room, *rest = module.split(".")
+        if room in ("__version__", "run"):  # what the package itself offers
+            continue
+        assert ROOMS.index(room) <= ROOMS.index(own), f"{own} imports {module}"
+        if room == own == "data" and inner[0] != "__init__":
+            assert ROOMS_OF_DATA.index(rest[0]) <= ROOMS_OF_DATA.index(inner[0]), module
 
 
 def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text("from fedprompt.server.round import run_round\nfrom fedprompt import cli\n")
-    assert imported_parts(bad) == {"server", "cli"}
+    assert imported_modules(bad) == {"server.round.run_round", "cli"}
+
+
+def test_every_room_says_what_lives_there() -> None:
+    folders = {path.parent for path in files()} - {PACKAGE}
+    bare = [
+        folder.name
+        for folder in folders
+        if not ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    ]
+    assert bare == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
         ("fedprompt.runtime.serial", ["ray"]),
         # A wrong call is refused without waiting for them.
         (
-            "fedprompt.cli, fedprompt.experiment",
+            "fedprompt.cli.main, fedprompt.experiment",
             ["ray", "pytorch_lightning", "timm", "torchvision"],
         ),
     ],

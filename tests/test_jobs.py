@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedprompt.runtime import spare_workers
+from fedprompt.runtime.ray import spare_workers
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

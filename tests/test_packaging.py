@@ -96,7 +96,7 @@ def test_the_wheel_holds_the_code_the_configs_and_the_weights(copy: Path, wheel:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = copy / "src" / "fedprompt"
     shipped = [path for path in package.rglob("*") if path.suffix in (".py", ".safetensors")]
-    shipped += [package / "py.typed", *package.glob("models/weights/*.json")]
+    shipped += [package / "py.typed", *package.glob("models/nano/weights/*.json")]
     expected = {path.relative_to(copy / "src").as_posix() for path in shipped}
     expected |= {f"fedprompt/{path.relative_to(copy)}" for path in copy.glob("conf/**/*.yaml")}
     assert "fedprompt/conf/default.yaml" in expected
@@ -129,7 +129,7 @@ def test_the_fresh_environment_uses_the_wheel(python: Path, tmp_path: Path) -> N
 def test_the_wheel_runs_in_an_empty_folder(
     python: Path, copy: Path, tmp_path: Path, random_backbone: str
 ) -> None:
-    weights = copy / "src/fedprompt/models/weights/nano.safetensors"
+    weights = copy / "src/fedprompt/models/nano/weights/nano.safetensors"
     more = [] if weights.is_file() else [f"model.backbone={random_backbone}"]
     folder = tmp_path / "empty"
     folder.mkdir()

@@ -40,16 +40,17 @@ from torch import Tensor
 
 from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator
 from fedprompt.aggregation import create as create_aggregator
-from fedprompt.checkpoint import atomic_write, json_ready
 from fedprompt.config import ExperimentConfig, compose
-from fedprompt.data.tables import CHUNK, FeatureTable
-from fedprompt.driver import Federation, evaluator, initial_state, prepare, settings_of
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
+from fedprompt.core.files import atomic_write, json_ready
+from fedprompt.core.types import ServerState
+from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
-from fedprompt.records import manifest
+from fedprompt.runs.driver import evaluator, settings_of
+from fedprompt.runs.federation import Federation, initial_state, prepare
+from fedprompt.runs.manifest import manifest
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server.round import run_round
-from fedprompt.types import ServerState
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods_bounds.json"
 MEMORY = 10.0

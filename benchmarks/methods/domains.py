@@ -37,14 +37,15 @@ from runner import OUTPUT as RESULTS
 from runner import choose
 from torch import Tensor
 
-from fedprompt.checkpoint import atomic_write, json_ready
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.data.tables import FeatureTable
-from fedprompt.driver import Federation, initial_state, prepare, settings_of
-from fedprompt.models.prompted_vit import nearest_keys
-from fedprompt.records import manifest
+from fedprompt.core.files import atomic_write, json_ready
+from fedprompt.core.types import ServerState
+from fedprompt.data.prefix.tables import FeatureTable
+from fedprompt.models.selection import nearest_keys
+from fedprompt.runs.driver import settings_of
+from fedprompt.runs.federation import Federation, initial_state, prepare
+from fedprompt.runs.manifest import manifest
 from fedprompt.server.evaluate import Model, predict, select_for, select_for_split
-from fedprompt.types import ServerState
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods_domains.json"
 METHODS = ("pfpt", "fedavg_pt_plus", grid.WHITENED_PFPT, grid.WHITENED_PLUS)

@@ -95,8 +95,8 @@ def experiment_of(setting: str) -> dict[str, Any]:
 
 def config_of(setting: str, changes: list[str]) -> dict[str, Any]:
     """The whole configuration of a run, with all defaults, as JSON keeps it."""
-    from fedprompt.checkpoint import json_ready
     from fedprompt.config import compose
+    from fedprompt.core.files import json_ready
 
     tree: dict[str, Any] = json_ready(compose(experiment_of(setting), changes).tree())
     return tree
@@ -108,10 +108,10 @@ def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
     import torch
 
     import fedprompt
-    from fedprompt.checkpoint import load_latest
-    from fedprompt.errors import RoundError
-    from fedprompt.events import RoundFinished
-    from fedprompt.records import manifest
+    from fedprompt.core.errors import RoundError
+    from fedprompt.runs.checkpoint import load_latest
+    from fedprompt.runs.events import RoundFinished
+    from fedprompt.runs.manifest import manifest
 
     torch.set_num_threads(1)
     keeps_prompts = cell.method == "pfpt" and cell.seed == 0 and cell.scale is None
@@ -184,7 +184,7 @@ def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """One run's file."""
-    from fedprompt.checkpoint import atomic_write, json_ready
+    from fedprompt.core.files import atomic_write, json_ready
 
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(json_ready(content), indent=1) + "\n")

@@ -12,7 +12,7 @@ import grid
 import numpy as np
 from scipy import stats
 
-from fedprompt.sweep import t_interval
+from fedprompt.core.intervals import t_interval
 
 BASELINE = "fedavg_pt"
 MEASURES = ("accuracy", "best_accuracy", "balanced_accuracy")

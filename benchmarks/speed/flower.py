@@ -39,7 +39,7 @@ def fedprompt_side(*more: str) -> dict[str, Any]:
     """Seconds since the start at which each round ended, and the steps of each."""
     started = time.perf_counter()
     import fedprompt
-    from fedprompt.events import RoundFinished
+    from fedprompt.runs.events import RoundFinished
 
     ends, steps = [], []
 

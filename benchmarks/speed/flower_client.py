@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from timing import Laid, lay_open
 
-from fedprompt.seeding import derive_seed
-from fedprompt.types import Broadcast, ClientJob
+from fedprompt.core.seeding import derive_seed
+from fedprompt.core.types import Broadcast, ClientJob
 
 OVERRIDES = "FEDPROMPT_BENCH_OVERRIDES"
 

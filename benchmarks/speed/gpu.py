@@ -25,11 +25,12 @@ from run import OUTPUT, add
 from timing import load
 
 import fedprompt
-from fedprompt import driver
-from fedprompt.client.train import WorkerSetup
+from fedprompt.client.worker import WorkerSetup
 from fedprompt.config import compose
 from fedprompt.data.task import Split, Task, datasets
-from fedprompt.events import PhaseStarted, RoundFinished
+from fedprompt.runs import driver
+from fedprompt.runs.events import PhaseStarted, RoundFinished
+from fedprompt.runs.federation import initial_state, prepare
 from fedprompt.server.round import make_jobs
 
 CLASSES = 100
@@ -127,9 +128,9 @@ def rival(arguments: argparse.Namespace) -> dict[str, Any]:
     """A cohort's training in one pack, and by one process for each client at once."""
     with tempfile.TemporaryDirectory() as folder:
         config = compose(experiment(arguments), [f"cache.folder={folder}/cache"])
-        federation = driver.prepare(config)
+        federation = prepare(config)
         settings = driver.settings_of(config, federation)
-        jobs = make_jobs(driver.initial_state(config, federation), settings)
+        jobs = make_jobs(initial_state(config, federation), settings)
         worker = federation.setup.build()
         worker.train(settings.recipe, jobs[:1])  # warms the card up
         started = time.perf_counter()

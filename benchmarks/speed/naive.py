@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.core.seeding import torch_generator
+from fedprompt.core.types import ClientJob
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
 from fedprompt.models.voting import majority_vote
-from fedprompt.seeding import torch_generator
-from fedprompt.types import ClientJob
 
 
 class EncodedDigits(Dataset[tuple[Tensor, int]]):

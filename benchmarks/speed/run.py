@@ -41,23 +41,26 @@ from timing import Laid, client_batches, in_turn, lay_open, load, nano_of_depth,
 
 import keyed
 import planted
-from fedprompt import aggregation, bench, driver, experiment
+from fedprompt import aggregation, experiment
 from fedprompt.aggregation.literal import released_matching
 from fedprompt.aggregation.nets import PromptNets
-from fedprompt.client import train
+from fedprompt.cli import bench
+from fedprompt.client import worker as train
 from fedprompt.client.loop import fit
 from fedprompt.client.module import ClientModule
-from fedprompt.client.train import ClientData, ClientWorker
-from fedprompt.data.digits import source_digits
-from fedprompt.events import RoundFinished
+from fedprompt.client.worker import ClientData, ClientWorker
+from fedprompt.core.types import ClientUpdate
+from fedprompt.data.sets.digits import source_digits
 from fedprompt.models.backbone import Backbone
+from fedprompt.runs import driver
+from fedprompt.runs.events import RoundFinished
 from fedprompt.runtime import RuntimeOptions
-from fedprompt.runtime.ray_runtime import RayRuntime, start_ray
+from fedprompt.runtime.ray.local import start_ray
+from fedprompt.runtime.ray.pool import RayRuntime
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server import evaluate as evaluate_module
 from fedprompt.server import round as round_module
 from fedprompt.server.round import aggregate_prompts, merge_shared, run_round
-from fedprompt.types import ClientUpdate
 from released_loop import released_per_candidate
 
 OUTPUT = Path("benchmarks/results/speed.json")

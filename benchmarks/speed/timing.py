@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from fedprompt import driver
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.client.train import ClientBatches, ClientWorker
+from fedprompt.client.worker import ClientBatches, ClientWorker
 from fedprompt.config import ExperimentConfig, compose
-from fedprompt.data.tables import compute_table
-from fedprompt.models import nano
+from fedprompt.core.seeding import torch_generator
+from fedprompt.core.types import ClientJob, ServerState
+from fedprompt.data.prefix.tables import compute_table
 from fedprompt.models.backbone import Backbone
-from fedprompt.seeding import torch_generator
+from fedprompt.models.nano import network as nano
+from fedprompt.runs import driver
+from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.round import RoundSettings, make_jobs
-from fedprompt.types import ClientJob, ServerState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Laid:
     """An experiment laid open: what one round of it needs."""
 
     config: ExperimentConfig
-    federation: driver.Federation
+    federation: Federation
     settings: RoundSettings
     state: ServerState
     jobs: list[ClientJob]
@@ -60,7 +61,7 @@ def lay_open(overrides: Sequence[str], backbone: Backbone | None = None) -> Laid
         backbone: used in the place of the config's.
     """
     config = compose("quickstart", ["compare=[]", "runtime=serial", *overrides])
-    federation = driver.prepare(config)
+    federation = prepare(config)
     if backbone is not None:
         tables = [
             compute_table(backbone, split, torch.device("cpu"))
@@ -73,7 +74,7 @@ def lay_open(overrides: Sequence[str], backbone: Backbone | None = None) -> Laid
     if backbone is not None:
         worker.backbone = backbone
     settings = driver.settings_of(config, federation)
-    state = driver.initial_state(config, federation)
+    state = initial_state(config, federation)
     jobs = make_jobs(state, settings)
     return Laid(config, federation, settings, state, jobs, worker)
 

@@ -1,6 +1,6 @@
 """`python -m fedprompt`: the same program as the `fedprompt` script."""
 
-from fedprompt.cli import main
+from fedprompt.cli.main import main
 
 if __name__ == "__main__":
     main()

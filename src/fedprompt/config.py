@@ -24,19 +24,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fedprompt.aggregation import Aggregator, aggregators
-from fedprompt.checks import check_choice, check_integer
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
-from fedprompt.data.cache import CacheOptions
-from fedprompt.data.partition import partitioners
+from fedprompt.core.checks import check_choice, check_integer
+from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.core.registry import Registry
+from fedprompt.data.partition.base import partitioners
+from fedprompt.data.prefix.cache import CacheOptions
 from fedprompt.data.task import datasets
-from fedprompt.errors import ConfigError, suggest
-from fedprompt.generators import PromptGenerator, generators
+from fedprompt.models.adaptation import tunings
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.options import ModelOptions
-from fedprompt.models.prompted_vit import SELECTIONS, PromptOptions
-from fedprompt.models.tuning import tunings
+from fedprompt.models.selection import SELECTIONS, PromptOptions
 from fedprompt.objectives import objectives
-from fedprompt.registry import Registry
+from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime import runtimes
 from fedprompt.runtime.base import RuntimeOptions
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation
 from fedprompt.config import conf_root
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.core.errors import ConfigError, InputError
 
 NAMES = ["gmm", "kmeans"]
 BOUND = {

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
-from fedprompt.errors import ConfigError, InputError
-from fedprompt.registry import Registry
+from fedprompt.core.errors import ConfigError, InputError
+from fedprompt.core.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs" / "aggregation.md"
 

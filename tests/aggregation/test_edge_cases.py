@@ -17,7 +17,7 @@ from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
 from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Inclusion
 from fedprompt.aggregation.matching import Columns, match_client
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "neural": {"parameterisation": "neural", "loops": 5},

@@ -11,7 +11,7 @@ import torch
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator, Cohort
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 ONE, TWO = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, 6.0], [3.0, 4.0]])
 

@@ -30,7 +30,7 @@ from fedprompt.aggregation.literal import (
     released_scores,
 )
 from fedprompt.aggregation.nets import PromptNets, state_shapes
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.core.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ.get("FEDPROMPT_REFERENCE_DIR", ROOT.parent / "shared" / "reference"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedprompt import aggregation
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 MEAN = aggregation.create("mean")
 

@@ -25,7 +25,7 @@ from fedprompt.aggregation.neural import (
     refine,
     train,
 )
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 Array = NDArray[np.float64]
 D = 3

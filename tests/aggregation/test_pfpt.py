@@ -37,7 +37,7 @@ from fedprompt.aggregation.matching import (
     peer_distance,
     search,
 )
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.core.errors import ConfigError, InputError
 
 PFPT = aggregation.create("pfpt")
 Array = NDArray[np.float64]

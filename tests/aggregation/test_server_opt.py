@@ -9,7 +9,7 @@ import torch
 
 from fedprompt import aggregation
 from fedprompt.aggregation import SharedRule
-from fedprompt.errors import ConfigError
+from fedprompt.core.errors import ConfigError
 
 ROW = [torch.tensor([0])]
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 import fedprompt
 from cluster.conftest import experiment_of
-from fedprompt.errors import ConfigError
-from fedprompt.events import Note, RoundFinished
+from fedprompt.core.errors import ConfigError
+from fedprompt.runs.events import Note, RoundFinished
 
 NODES = 3
 
@@ -26,7 +26,7 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from fedprompt.runtime.ray_runtime import import_ray
+    from fedprompt.runtime.ray.local import import_ray
 
     import_ray()
     cluster = Cluster(
@@ -47,9 +47,10 @@ def test_nodes_without_the_cache_receive_the_features(
 ) -> None:
     """The same updates as in one process, though no actor can open the cache's files."""
     from fedprompt.config import compose
-    from fedprompt.driver import initial_state, prepare, settings_of
+    from fedprompt.runs.driver import settings_of
+    from fedprompt.runs.federation import initial_state, prepare
     from fedprompt.runtime import RuntimeOptions
-    from fedprompt.runtime.ray_runtime import RayRuntime
+    from fedprompt.runtime.ray.pool import RayRuntime
     from fedprompt.runtime.serial import SerialRuntime
     from fedprompt.server.round import make_job
 

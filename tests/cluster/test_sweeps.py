@@ -16,7 +16,7 @@ import yaml
 
 import fedprompt
 from cluster.conftest import assert_all_gone, experiment_of, session_members
-from fedprompt.records import RunDirectory
+from fedprompt.runs.directory import RunDirectory
 
 
 def sweep_file(backbone: str, folder: Path, **more: object) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedprompt.data.archives import unpack
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.core.errors import ConfigError, InputError
+from fedprompt.data.reading.archives import unpack
 
 
 def tar(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:gz") -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from layouts import class_folders, noise, png
 
+from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.task import Split, Task, datasets
-from fedprompt.errors import ConfigError, InputError
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -11,9 +11,9 @@ from layouts import noise, png
 from PIL import Image
 from torchvision import transforms
 
-from fedprompt.data.images import ArrayImages, ImageFiles, JoinedImages, decode
+from fedprompt.core.errors import InputError
+from fedprompt.data.reading.images import ArrayImages, ImageFiles, JoinedImages, decode
 from fedprompt.data.task import fingerprint
-from fedprompt.errors import InputError
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from layouts import cifar10_binary, cifar100_binary, four, imagenet_lt, tinyimag
 
 import fedprompt
 from fedprompt.config import compose, conf_root
-from fedprompt.report import comparison_table
+from fedprompt.runs.summary import comparison_table
 
 Overrides = Callable[..., list[str]]
 NAMES = sorted(path.stem for path in (conf_root() / "experiment" / "paper").glob("*.yaml"))

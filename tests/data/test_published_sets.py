@@ -37,12 +37,12 @@ from layouts import (
 from PIL import Image
 
 from fedprompt.config import conf_root
-from fedprompt.data import files
-from fedprompt.data.archives import unpack
-from fedprompt.data.cifar100_lt import long_tail_sizes
-from fedprompt.data.published import limited
+from fedprompt.core.errors import ConfigError, InputError
+from fedprompt.data.reading import files
+from fedprompt.data.reading.archives import unpack
+from fedprompt.data.reading.published import limited
+from fedprompt.data.sets.cifar100_lt import long_tail_sizes
 from fedprompt.data.task import Split, Task, datasets, fingerprint
-from fedprompt.errors import ConfigError, InputError
 
 FILE_SETS = sorted(set(datasets.names()) - {"digits", "domains"})
 

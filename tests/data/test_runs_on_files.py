@@ -11,8 +11,8 @@ import pytest
 from layouts import cifar10_binary, class_folders, four
 
 import fedprompt
-from fedprompt.errors import InputError
-from fedprompt.events import Note
+from fedprompt.core.errors import InputError
+from fedprompt.runs.events import Note
 
 Overrides = Callable[..., list[str]]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from layouts import noise, python2_pickle
 
-from fedprompt.data.unpickling import as_texts, read_pickle
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
+from fedprompt.data.reading.unpickling import as_texts, read_pickle
 
 
 class Call:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedprompt.aggregation.inputs import AggregationInput
-from fedprompt.registry import Registry
+from fedprompt.core.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)

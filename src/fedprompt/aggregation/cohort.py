@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedprompt.aggregation.arrays import Array, Indices, lexicographic
 from fedprompt.aggregation.inputs import AggregationInput
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Places = tuple[tuple[int, Indices], ...]

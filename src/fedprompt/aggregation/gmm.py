@@ -26,7 +26,7 @@ from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
 from fedprompt.aggregation.clustering import Fit, aggregate_clusters, largest_set
 from fedprompt.aggregation.cohort import Cohort
 from fedprompt.aggregation.inputs import AggregationInput
-from fedprompt.checks import check_choice, check_integer, check_number
+from fedprompt.core.checks import check_choice, check_integer, check_number
 
 HEADROOM = 2
 """Components per prompt of the largest set, if nothing was broadcast: clients may differ in what

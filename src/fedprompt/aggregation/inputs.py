@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 DEFAULT_SEED = 0
 """Of what an aggregator draws when it is given no generator."""

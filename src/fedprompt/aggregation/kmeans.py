@@ -13,7 +13,7 @@ from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
 from fedprompt.aggregation.clustering import Fit, aggregate_clusters, largest_set
 from fedprompt.aggregation.cohort import Cohort
 from fedprompt.aggregation.inputs import AggregationInput
-from fedprompt.checks import check_integer
+from fedprompt.core.checks import check_integer
 
 
 @dataclasses.dataclass(frozen=True)

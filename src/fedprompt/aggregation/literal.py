@@ -40,8 +40,8 @@ from fedprompt.aggregation.cohort import Cohort, previous_of
 from fedprompt.aggregation.inputs import DEFAULT_SEED, AggregationInput, check_state
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.scales import standard_units
-from fedprompt.checks import check_integer, check_number
-from fedprompt.errors import InputError
+from fedprompt.core.checks import check_integer, check_number
+from fedprompt.core.errors import InputError
 
 LOG_2PI = math.log(2 * math.pi)
 STEPS_PER_LOOP = 10

@@ -19,7 +19,7 @@ from fedprompt.aggregation.arrays import Array, Indices
 from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
 from fedprompt.aggregation.cohort import Cohort
 from fedprompt.aggregation.inputs import AggregationInput
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

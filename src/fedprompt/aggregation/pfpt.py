@@ -53,8 +53,8 @@ from fedprompt.aggregation.scales import (
     key_scales,
     prompt_scales,
 )
-from fedprompt.checks import check_choice, check_flag, check_integer, check_number
-from fedprompt.errors import InputError
+from fedprompt.core.checks import check_choice, check_flag, check_integer, check_number
+from fedprompt.core.errors import InputError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
 from fedprompt.aggregation.inputs import AggregationInput
 from fedprompt.aggregation.mean import Mean, MeanOptions
-from fedprompt.checks import check_choice, check_number
+from fedprompt.core.checks import check_choice, check_number
 
 RULES = ("momentum", "adagrad", "adam", "yogi")
 

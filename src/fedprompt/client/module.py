@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.core.seeding import torch_generator
+from fedprompt.core.types import Broadcast, ClientJob, Tensors
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
-from fedprompt.models.prompted_vit import select_rows
+from fedprompt.models.selection import select_rows
 from fedprompt.objectives.base import START
-from fedprompt.seeding import torch_generator
-from fedprompt.types import Broadcast, ClientJob, Tensors
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """(B, T, d) tokens, or (B, d) features without prompts; (B, q) queries; (B,) labels and groups"""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from fedprompt.checks import check_choice, check_integer, check_number
-from fedprompt.errors import ConfigError
+from fedprompt.core.checks import check_choice, check_integer, check_number
+from fedprompt.core.errors import ConfigError
+from fedprompt.models.adaptation import Tuning, tunings
 from fedprompt.models.head import HeadOptions
-from fedprompt.models.prompted_vit import PromptOptions
-from fedprompt.models.tuning import Tuning, tunings
+from fedprompt.models.selection import PromptOptions
 from fedprompt.objectives import Objective, objectives
 
 OPTIMIZERS = ("auto", "adam", "sgd")

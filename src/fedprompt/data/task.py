@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprompt.errors import InputError
-from fedprompt.registry import Registry
+from fedprompt.core.errors import InputError
+from fedprompt.core.registry import Registry
 
 
 class Images(Protocol):
@@ -139,4 +139,4 @@ class Task:
             )
 
 
-datasets: Registry[Task] = Registry("data set", "fedprompt.data")
+datasets: Registry[Task] = Registry("data set", "fedprompt.data.sets")

@@ -17,11 +17,12 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from fedprompt.checks import check_choice
-from fedprompt.errors import ConfigError, suggest
-from fedprompt.models import nano, timm_vit, torchvision_weights
+from fedprompt.core.checks import check_choice
+from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.models import timm_vit, torchvision_weights
+from fedprompt.models.nano import network as nano
 from fedprompt.models.options import FEATURES, PRECISIONS, ModelOptions
-from fedprompt.models.prompted_vit import QUERIES
+from fedprompt.models.selection import QUERIES
 from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
 

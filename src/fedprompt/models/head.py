@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fedprompt.checks import check_choice, check_integer, check_number
-from fedprompt.errors import ConfigError, suggest
+from fedprompt.core.checks import check_choice, check_integer, check_number
+from fedprompt.core.errors import ConfigError, suggest
 
 HEADS = ("linear", "released")
 MODES = ("shared", "personal", "frozen")

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from fedprompt.checks import check_choice, check_integer
-from fedprompt.errors import ConfigError
+from fedprompt.core.checks import check_choice, check_integer
+from fedprompt.core.errors import ConfigError
 
 FEATURES = ("pre_logits", "logits")
 INTERPOLATIONS = ("bilinear", "bicubic")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedprompt.errors import InputError
+from fedprompt.core.errors import InputError
 
 NAMES = {
     "class_token": "cls_token",

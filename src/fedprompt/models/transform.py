@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from fedprompt.errors import ConfigError, InputError
+from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.models.options import ModelOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

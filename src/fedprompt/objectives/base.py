@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fedprompt.registry import Registry
-from fedprompt.types import ClientUpdate, Tensors
+from fedprompt.core.registry import Registry
+from fedprompt.core.types import ClientUpdate, Tensors
 
 START = "start."
 """Prefix of tensors that a client starts from instead of those it receives."""

@@ -33,10 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.checks import check_choice, check_number
-from fedprompt.errors import ConfigError, RoundError
+from fedprompt.core.checks import check_choice, check_number
+from fedprompt.core.errors import ConfigError, RoundError
+from fedprompt.core.types import ClientUpdate, Tensors
 from fedprompt.objectives.base import LocalResult, Objective, objectives
-from fedprompt.types import ClientUpdate, Tensors
 
 RULES = ("ncm", "cof", "ridge")
 WEIGHT = "head.0.weight"

@@ -16,7 +16,7 @@ import dataclasses
 
 from torch import Tensor
 
-from fedprompt.checks import check_number
+from fedprompt.core.checks import check_number
 from fedprompt.objectives.base import Objective, objectives
 
 

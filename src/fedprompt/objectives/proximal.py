@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedprompt.checks import check_number
+from fedprompt.core.checks import check_number
 from fedprompt.objectives.base import Objective, objectives
 
 

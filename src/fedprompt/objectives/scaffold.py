@@ -32,9 +32,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fedprompt.checks import check_choice
+from fedprompt.core.checks import check_choice
+from fedprompt.core.types import ClientUpdate, Tensors
 from fedprompt.objectives.base import START, LocalResult, Objective, objectives
-from fedprompt.types import ClientUpdate, Tensors
 
 PREFIX = "control."
 VARIANTS = ("scaffold", "released", "sampled")

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from threadpoolctl import threadpool_limits
 
-from fedprompt.checks import check_choice, check_integer
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.errors import ConfigError
-from fedprompt.machine import available_cpus
+from fedprompt.core.checks import check_choice, check_integer
+from fedprompt.core.errors import ConfigError
+from fedprompt.core.machine import available_cpus
+from fedprompt.core.registry import Registry
+from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
 from fedprompt.models.options import PRECISIONS
-from fedprompt.registry import Registry
-from fedprompt.types import Broadcast, ClientJob, ClientUpdate
 
 if TYPE_CHECKING:  # imports Lightning and timm
-    from fedprompt.client.train import WorkerSetup
+    from fedprompt.client.worker import WorkerSetup
     from fedprompt.server.evaluate import Piece, Tally
 
 DEVICES = ("auto", "cpu", "cuda")

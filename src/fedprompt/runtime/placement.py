@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from fedprompt.errors import ConfigError
+from fedprompt.core.errors import ConfigError
 from fedprompt.runtime.base import MAX_ACTORS_PER_CPU, RuntimeOptions
 
 GRAIN = 10_000

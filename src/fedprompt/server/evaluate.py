@@ -21,13 +21,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fedprompt.client.module import load_head, own_prompts, tuned_tensors
 from fedprompt.client.recipe import LocalRecipe, has_global_model
-from fedprompt.client.train import ClientWorker
-from fedprompt.data.tables import CHUNK, FeatureTable
+from fedprompt.client.worker import ClientWorker
+from fedprompt.core.types import Broadcast, ServerState, Tensors, Travelling
+from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.head import build_head
-from fedprompt.models.prompted_vit import select_rows
+from fedprompt.models.selection import select_rows
 from fedprompt.server.personalised import ClientFigures
-from fedprompt.types import Broadcast, ServerState, Tensors, Travelling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.data.tables import FeatureTable
+from fedprompt.core.types import Broadcast, ServerState
+from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.models.backbone import Backbone
-from fedprompt.models.prompted_vit import nearest_keys
+from fedprompt.models.selection import nearest_keys
 from fedprompt.server.evaluate import Model, predict, select_for
 from fedprompt.server.personalised import ClientFigures
-from fedprompt.types import Broadcast, ServerState
 
 
 def evaluate_clients(

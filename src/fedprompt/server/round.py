@@ -27,13 +27,20 @@ from torch import Tensor
 
 from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator, SharedRule
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.errors import RoundError
-from fedprompt.generators import PromptGenerator
+from fedprompt.core.errors import RoundError
+from fedprompt.core.seeding import derive_seed, torch_generator
+from fedprompt.core.types import (
+    Broadcast,
+    ClientJob,
+    ClientUpdate,
+    RoundReport,
+    ServerState,
+    Tensors,
+)
 from fedprompt.objectives import Objective
-from fedprompt.seeding import derive_seed, torch_generator
+from fedprompt.prompt_generators import PromptGenerator
 from fedprompt.server.evaluate import Evaluation
 from fedprompt.server.sampling import sample_cohort
-from fedprompt.types import Broadcast, ClientJob, ClientUpdate, RoundReport, ServerState, Tensors
 
 logger = logging.getLogger(__name__)
 

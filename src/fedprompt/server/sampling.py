@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedprompt.seeding import numpy_generator
+from fedprompt.core.seeding import numpy_generator
 
 
 def sample_cohort(run_seed: int, round_index: int, num_clients: int, per_round: int) -> list[int]:

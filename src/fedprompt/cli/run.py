@@ -1,0 +1,52 @@
+"""`fedprompt run`: one experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from fedprompt.cli.console import check_one_name, run_plan, sort_arguments
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Continue a run."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run that run_dir holds.")
+@click.option("--print-config", is_flag=True, help="Print the composed config and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    arguments: tuple[str, ...],
+    resume: Path | None,
+    overwrite: bool,
+    print_config: bool,
+    verbose: bool,
+) -> None:
+    """Run an experiment: `fedprompt run quickstart rounds=5`."""
+    names, overrides = sort_arguments(arguments)
+    if resume is not None and names:
+        raise click.UsageError(f"--resume takes no experiment name, got '{names[0]}'")
+    if resume is not None and overwrite:
+        raise click.UsageError("--resume continues a run and --overwrite replaces it: give one")
+    if resume is None:
+        check_one_name(names, "fedprompt run quickstart")
+    # Imported when the call is known to be right: this takes seconds.
+    from fedprompt.config import compose
+    from fedprompt.experiment import plan_resume, plan_run
+
+    if resume is not None:
+        plan = plan_resume(resume, overrides)
+        config = plan.config
+    else:
+        config = compose(names[0], overrides)
+        if not print_config:
+            plan = plan_run(config, overwrite)
+    if print_config:
+        click.echo(config.to_yaml(), nl=False)
+    else:
+        run_plan(dataclasses.replace(plan, verbose=verbose or ctx.obj))

@@ -1,0 +1,1 @@
+"""Drawn images: shapes, glyphs, patterns, and how they are put together. May import `core`."""

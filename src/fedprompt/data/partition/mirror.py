@@ -1,0 +1,62 @@
+"""Each client's own share of a held-out split: the split partitioned as the training split was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprompt.data.partition.base import round_to_sum
+
+Indices = NDArray[np.int64]
+
+
+def mirror_partition(
+    parts: Sequence[Indices],
+    labels: Indices,
+    groups: Indices,
+    held_labels: Indices,
+    held_groups: Indices,
+) -> list[Indices]:
+    """Partition held-out samples in the proportions of a training partition.
+
+    The held-out samples of each class of each domain are divided among the clients in proportion to
+    their training samples of that class and domain, by largest remainders. Every held-out sample
+    goes to exactly one client; those of a class that no client trains on go to nobody. A client
+    with few samples may get none.
+
+    Args:
+        parts: per client the training samples that it owns.
+        labels: (N,) class of each training sample.
+        groups: (N,) domain of each training sample.
+        held_labels: (M,) class of each held-out sample.
+        held_groups: (M,) domain of each held-out sample.
+
+    Returns:
+        Per client its held-out samples, ascending.
+
+    >>> parts = [np.array([0, 1, 2]), np.array([3, 4])]  # client 0 has 3 of the 4 zeros
+    >>> labels, held = np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 0, 1, 1])
+    >>> one_domain = np.zeros(6, dtype=np.int64)
+    >>> [p.tolist() for p in mirror_partition(parts, labels, one_domain[:5], held, one_domain)]
+    [[0, 1, 2], [3, 4, 5]]
+    """
+    owner = np.full(len(labels), -1, dtype=np.int64)
+    for client, part in enumerate(parts):
+        owner[part] = client
+    shares: list[list[Indices]] = [[] for _ in parts]
+    for group in np.unique(held_groups):
+        for label in np.unique(held_labels[held_groups == group]):
+            members = np.flatnonzero((held_labels == label) & (held_groups == group))
+            owners = owner[(labels == label) & (groups == group)]
+            counts = np.bincount(owners[owners >= 0], minlength=len(parts)).astype(np.float64)
+            if counts.sum() == 0:
+                continue
+            sizes = round_to_sum(counts / counts.sum() * len(members), len(members))
+            # Which of them is of no matter, but must be the same for every method and seed.
+            order = np.random.default_rng([int(group), int(label)]).permutation(members)
+            for client, share in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
+                shares[client].append(share)
+    empty = np.empty(0, dtype=np.int64)
+    return [np.sort(np.concatenate([empty, *own])) for own in shares]

@@ -1,0 +1,273 @@
+"""Images that are read when they are asked for: files that are decoded, arrays that are mapped.
+
+Each class is an `Images` of `data.task` and can be cut (`take`). Pixels are those of Pillow: RGB,
+the shorter side resized to `size` (bilinear, antialiased) and the middle cut out, which is
+torchvision's `Resize(size)` and `CenterCrop(size)`; an image that is a square of that size stays as
+it is. Grey, palette, CMYK and 16-bit grey images become RGB; transparency is dropped; an
+orientation in EXIF data is left alone, as torchvision does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedprompt.core.errors import InputError
+from fedprompt.core.machine import available_cpus
+from fedprompt.data.task import Images
+
+Pixels = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+VERSION = f"fedprompt images 1, Pillow {PIL.__version__}"
+"""Part of every fingerprint: another decoder may give other pixels."""
+
+
+class LazyImages(Images, Protocol):
+    """Images that can be cut without being read."""
+
+    def take(self, index: Indices) -> LazyImages:
+        """The images at these positions, in this order."""
+        ...
+
+
+def decode(path: str | os.PathLike[str], size: int) -> Pixels:
+    """One file as RGB: (size, size, 3) uint8.
+
+    Raises:
+        InputError: the file is no image that can be decoded; it is named.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(square(to_rgb(image), size))
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{os.fspath(path)}: the image does not decode ({message}); replace the file, or leave "
+            "such images out with data.on_bad_image=skip"
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; the upper eight bits of 16-bit grey."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("grey values outside 0..65535")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side resized to `size`, the middle cut out."""
+    width, height = image.size
+    short = min(width, height)
+    if short != size:
+        width, height = (size if side == short else int(size * side / short) for side in image.size)
+        if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+            raise ValueError(f"its sides {image.size[0]} x {image.size[1]} are too unequal")
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+class ImageFiles:
+    """Files that are decoded on access, several at a time.
+
+    Args:
+        root: folder that the names are relative to.
+        names: one for each image.
+        size: side of the squares that they become.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], size: int) -> None:
+        self.root = root
+        self.size = size
+        self.names: NDArray[np.object_] = np.array(names, dtype=object)
+        self._status: NDArray[np.int64] | None = None
+
+    @property
+    def status(self) -> NDArray[np.int64]:
+        """(N, 2): length in bytes and time of change in nanoseconds of each file.
+
+        Asked for only when it is needed: a data set may list four times the images that it draws.
+
+        Raises:
+            InputError: a file does not exist; the first is named and all are counted.
+        """
+        if self._status is None:
+            self._status = _status(self.root, self.names.tolist())
+        return self._status
+
+    def all_there(self) -> ImageFiles:
+        """Itself, after a look at every file; for names that come from a list.
+
+        Raises:
+            InputError: a file does not exist.
+        """
+        self._status = self.status
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, size, size, 3)"""
+        return (len(self.names), self.size, self.size, 3)
+
+    def __getitem__(self, index: slice | Indices) -> Pixels:
+        names = self.names[index]
+        result = np.empty((len(names), self.size, self.size, 3), np.uint8)
+        with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
+            for position, image in enumerate(pool.map(self._decode, names)):
+                result[position] = image
+        return result
+
+    def _decode(self, name: str) -> Pixels:
+        return decode(self.root / name, self.size)
+
+    def take(self, index: Indices) -> ImageFiles:
+        """The images at these positions, in this order."""
+        chosen = ImageFiles(self.root, [], self.size)
+        chosen.names = self.names[index]
+        chosen._status = None if self._status is None else self._status[index]
+        return chosen
+
+    def undecodable(self) -> Indices:
+        """Positions of the files that do not decode; every file is read."""
+
+        def fails(name: str) -> bool:
+            try:
+                self._decode(name)
+            except InputError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
+            return np.flatnonzero(list(pool.map(fails, self.names))).astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the size, the folder, and each file's name, length and time of change."""
+        # With the folder: another one may hold other images of the same names, lengths and times.
+        text = f"{VERSION}, files {self.size} in {self.root.resolve()}\n"
+        digest = hashlib.sha256(text.encode(errors="surrogateescape"))
+        for name, (length, time) in zip(self.names, self.status.tolist(), strict=True):
+            digest.update(f"{name}\0{length}\0{time}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+class ArrayImages:
+    """Images of an array, which may be mapped from a file.
+
+    Args:
+        pixels: (N, H, W) grey or (N, H, W, 3) RGB; any strides.
+        word: text that is another one whenever the array may be another one.
+        size: side of the squares that the images become; None keeps them.
+        index: which of them, in which order; None takes all.
+    """
+
+    def __init__(
+        self, pixels: Pixels, word: str, size: int | None = None, index: Indices | None = None
+    ) -> None:
+        if pixels.ndim == 3:
+            pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+        self.pixels = pixels
+        self.word = word
+        self.size = None if pixels.shape[1:3] == (size, size) else size
+        self.index = np.arange(len(pixels)) if index is None else index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        height, width = self.pixels.shape[1:3] if self.size is None else (self.size, self.size)
+        return (len(self.index), height, width, 3)
+
+    def __getitem__(self, index: slice | Indices) -> Pixels:
+        chosen = np.ascontiguousarray(self.pixels[self.index[index]])
+        if self.size is None or not len(chosen):
+            return chosen.reshape(-1, *self.shape[1:])
+        size = self.size
+        return np.stack([np.asarray(square(Image.fromarray(image), size)) for image in chosen])
+
+    def take(self, index: Indices) -> ArrayImages:
+        """The images at these positions, in this order."""
+        return ArrayImages(self.pixels, self.word, self.size, self.index[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the array's word, the size and the positions."""
+        digest = hashlib.sha256(f"{VERSION}, array {self.word} {self.shape}\n".encode())
+        digest.update(np.ascontiguousarray(self.index).data)
+        return digest.hexdigest()
+
+
+class JoinedImages:
+    """Several sources of images of one size, one after the other.
+
+    Args:
+        parts: the sources.
+        index: which images, in which order; None takes all.
+
+    Raises:
+        InputError: the sources' images differ in size.
+    """
+
+    def __init__(self, parts: Sequence[LazyImages], index: Indices | None = None) -> None:
+        sizes = {part.shape[1:] for part in parts}
+        if len(sizes) != 1:
+            raise InputError(f"joined images: expected one size, got {sorted(sizes)}")
+        self.parts = tuple(parts)
+        self.ends = np.cumsum([part.shape[0] for part in parts])
+        self.index = np.arange(self.ends[-1]) if index is None else index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        return (len(self.index), *self.parts[0].shape[1:])
+
+    def __getitem__(self, index: slice | Indices) -> Pixels:
+        chosen = self.index[index]
+        owner = np.searchsorted(self.ends, chosen, side="right")
+        result = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        for number in np.unique(owner):
+            part = self.parts[number]
+            mine = owner == number
+            result[mine] = part[chosen[mine] - (self.ends[number] - part.shape[0])]
+        return result
+
+    def take(self, index: Indices) -> JoinedImages:
+        """The images at these positions, in this order."""
+        return JoinedImages(self.parts, self.index[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the sources' fingerprints and the positions."""
+        digest = hashlib.sha256("\n".join(part.fingerprint() for part in self.parts).encode())
+        digest.update(np.ascontiguousarray(self.index).data)
+        return digest.hexdigest()
+
+
+def _status(root: Path, names: Sequence[str]) -> NDArray[np.int64]:
+    found: list[tuple[int, int]] = []
+    absent: list[str] = []
+    for name in names:
+        try:  # a Path for each of a million files would take three times as long
+            status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118
+        except (OSError, ValueError):  # a list file can name anything
+            absent.append(name)
+        else:
+            found.append((status.st_size, status.st_mtime_ns))
+    if absent:
+        raise InputError(
+            f"{root}: {len(absent)} of {len(names)} listed images do not exist, "
+            f"the first is {absent[0]}; get the files again"
+        )
+    return np.array(found, np.int64).reshape(-1, 2)

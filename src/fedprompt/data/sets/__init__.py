@@ -1,0 +1,4 @@
+"""Data sets: one file each, found by the registry. A file reads or draws images and makes a `Task`.
+
+May import `core`, `data.task`, `data.reading`, `data.drawing` and `data.stratified`.
+"""

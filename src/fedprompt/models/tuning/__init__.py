@@ -1,5 +1,0 @@
-"""Tuning of the backbone itself, beside prompts and head: nothing, everything, adapters, LoRA."""
-
-from fedprompt.models.tuning.base import Tuning, tunings
-
-__all__ = ["Tuning", "tunings"]

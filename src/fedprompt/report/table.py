@@ -1,0 +1,58 @@
+"""What runs reached, as a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedprompt.core.files import Json
+from fedprompt.report.live import percent
+from fedprompt.runs.summary import comparison_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def summary_cells(row: Json) -> tuple[str, ...]:
+    """A row of `comparison_table` as the table shows it."""
+    best = percent(row["best_accuracy"])
+    if row["best_round"] is not None:
+        best += f" ({row['best_round']})"
+    return (
+        row["name"],
+        percent(row["accuracy"]),
+        best,
+        "-" if row["prompts"] is None else str(row["prompts"]),
+        short_number(row["mb_up"]),
+        short_number(row["mb_down"]),
+        f"{row['seconds']:.1f}",
+        (row["state_sha256"] or "-")[:8],
+    )
+
+
+def short_number(value: float) -> str:
+    """Two digits after the point below ten, fewer above."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def render_summary(*run_dirs: Path) -> Table:
+    """The comparison table for the terminal; it fits 80 columns for names of up to 12 letters.
+
+    Raises:
+        ConfigError: a folder is no run directory.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("method", overflow="fold", min_width=6)
+    for head in (
+        *("test\naccuracy", "at best\nvalidation", "prompts\nkept", "MB\nup", "MB\ndown"),
+        *("seconds", "state\nSHA-256"),
+    ):
+        table.add_column(head, justify="right", no_wrap=True)
+    for index, row in enumerate(comparison_table(run_dirs)):
+        style = "bold" if index == 0 else ""
+        table.add_row(*(Text(cell) for cell in summary_cells(row)), style=style)
+    return table

@@ -1,0 +1,308 @@
+"""What happens on the driver: prepare the federation, run the rounds, write the files.
+
+`drive` is the whole of it, a generator of events. It runs where the runtime puts it: in the calling
+process (`serial`) or inside a `DriverActor` (`ray`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedprompt.client.worker import ClientWorker
+from fedprompt.config import ExperimentConfig
+from fedprompt.core.errors import CheckpointError
+from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
+from fedprompt.data.partition.base import class_counts
+from fedprompt.data.partition.file import make_recipe
+from fedprompt.data.partition.mirror import mirror_partition
+from fedprompt.data.prefix.tables import FeatureTable
+from fedprompt.runs.checkpoint import load_latest, save_state
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
+from fedprompt.runs.federation import Federation, describe, initial_state, prepare
+from fedprompt.runs.manifest import manifest
+from fedprompt.runs.summary import comparison_table
+from fedprompt.runtime import Runtime
+from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
+from fedprompt.server.evaluate_clients import evaluate_clients
+from fedprompt.server.personalised import ClientFigures
+from fedprompt.server.round import (
+    DoneRound,
+    Evaluate,
+    RoundSettings,
+    begin_round,
+    broadcast_of,
+    end_round,
+    make_job,
+)
+
+Draw = Callable[[Path], object]
+"""Draws the figures and the report of a finished run, given its directory."""
+
+
+def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Any]:
+    """Do the whole experiment and yield events.
+
+    Nothing is written before the data have been read and partitioned, so that a wrong request
+    leaves no trace.
+    """
+    config = plan.config
+    try:
+        runtime.warm_up()
+        federation = prepare(config)
+        if plan.resume:
+            directory = RunDirectory.open(plan.run_dir)
+            check_unchanged(directory, federation)
+        else:
+            directory = RunDirectory.create(plan.run_dir, plan.overwrite)
+            write_header(directory, config, federation)
+        yield Prepared(describe(federation, config))
+        for note in federation.notes:
+            yield Note(note)
+        for note in runtime.open(federation.setup):
+            yield Note(note)
+        yield from run_methods(runtime, config, federation, directory, draw)
+    finally:
+        runtime.close()
+    finish(directory, config, draw)
+
+
+def run_methods(
+    runtime: Runtime,
+    config: ExperimentConfig,
+    federation: Federation,
+    directory: RunDirectory,
+    draw: Draw,
+) -> Iterator[Any]:
+    """The experiment's own method, then those it is compared with; finished ones are skipped."""
+    yield from run_method(runtime, config, federation, directory)
+    for method in config.compare:
+        variant = config.with_method(method)
+        comparison = directory.comparison(method)
+        if comparison.is_finished():
+            yield PhaseStarted(variant.label, variant.rounds, variant.rounds)
+            continue
+        if not comparison.has_header():
+            RunDirectory.create(comparison.path, overwrite=True)
+            write_header(comparison, variant, federation)
+        yield from run_method(runtime, variant, federation, comparison)
+        finish(comparison, variant, draw)
+
+
+def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettings:
+    """What stays the same in all rounds of a method."""
+    recipe = config.recipe(federation.task.num_classes)
+    generator = config.build_generator()
+    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator)
+
+
+def latest_state(
+    config: ExperimentConfig, federation: Federation, directory: RunDirectory
+) -> tuple[ServerState, list[str]]:
+    """The state of the last good checkpoint, or the initial one; and what was wrong with others."""
+    if directory.last_round() is None:
+        return initial_state(config, federation), []
+    loaded = load_latest(directory.state_folder)
+    return loaded.state, loaded.warnings
+
+
+def run_method(
+    runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
+) -> Iterator[Any]:
+    """All rounds of one method, from the start or from its last checkpoint."""
+    settings = settings_of(config, federation)
+    evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
+    aggregator = config.build_aggregator()
+    state, warnings = latest_state(config, federation, directory)
+    for warning in warnings:
+        yield Note(warning)
+    if config.selects_in_vain:
+        yield Note(
+            f"{config.label}: nothing to select, as prompts.pool is no larger than prompts.count "
+            f"({config.prompts.count}); set prompts.pool=20 or so"
+        )
+    directory.truncate_rounds(state.round_index)
+    yield PhaseStarted(config.label, config.rounds, state.round_index)
+    cohort = config.clients.cohort_size
+    largest_pack = min(cohort, config.runtime.pack_size(cohort, settings.recipe))
+    clock = time.perf_counter()
+    unmeasured: DoneRound | None = None
+    while unmeasured is not None or state.round_index < config.rounds:
+        begun = None
+        if state.round_index < config.rounds:
+            begun = begin_round(state, settings, runtime)
+        if unmeasured is not None:  # its evaluation ends while the clients of the next round work
+            report = unmeasured.measured()
+            write_round(directory, unmeasured.state, report, config.rounds)
+            for text in notes_on(report, largest_pack):
+                yield Note(text)
+            largest_pack = min(largest_pack, packed_in(report))
+            yield RoundFinished(report, time.perf_counter() - clock)
+            clock = time.perf_counter()
+            unmeasured = None
+        if begun is not None:
+            unmeasured = end_round(state, begun, settings, aggregator, evaluate_state)
+            state = unmeasured.state
+
+
+def write_round(
+    directory: RunDirectory, state: ServerState, report: RoundReport, rounds: int
+) -> None:
+    """Put a round on disk; the record first: a resume drops records newer than its checkpoint."""
+    directory.append_round(report)
+    save_state(directory.state_folder, state)
+    directory.write_status({"state": "running", "round": state.round_index, "rounds": rounds})
+
+
+def packed_in(report: RoundReport) -> int:
+    """Clients of the largest pack of a round."""
+    return max(int(client["pack"]) for client in report.clients)
+
+
+def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
+    """What the user should read about a round."""
+    for refused in report.quarantined:
+        yield (
+            f"round {report.round}: the update of client {refused['client']} was left out: "
+            f"{refused['reason']}"
+        )
+    if packed_in(report) < largest_pack:
+        yield (
+            f"round {report.round}: {largest_pack} clients did not fit in memory together; "
+            f"going on with packs of {packed_in(report)}"
+        )
+
+
+def evaluator(
+    runtime: PieceMap,
+    federation: Federation,
+    settings: RoundSettings,
+    measures_clients: Callable[[int], bool] = lambda round_index: False,
+) -> Evaluate:
+    """A function that begins to measure a state on the test and the validation split.
+
+    Args:
+        runtime: measures the global model.
+        federation: splits and backbone.
+        settings: how clients select and classify, and what they receive.
+        measures_clients: says for a round whether each client's own model is measured as well.
+    """
+
+    def begin(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
+        splits = federation.setup.splits
+        waiting = evaluate(runtime, state, settings.recipe, splits)
+
+        def wait() -> tuple[Evaluation, Evaluation]:
+            figures = waiting()
+            if measures_clients(state.round_index):
+                own = [measure_clients(state, federation, settings, held) for held in splits]
+                figures = [
+                    dataclasses.replace(found, clients=clients)
+                    for found, clients in zip(figures, own, strict=True)
+                ]
+            test, validation = figures
+            return test, validation
+
+        return wait
+
+    return begin
+
+
+def measure_clients(
+    state: ServerState, federation: Federation, settings: RoundSettings, held: FeatureTable
+) -> ClientFigures:
+    """Every client's own model on its own share of a held-out split."""
+    data, table = federation.data, federation.data.table
+    queries = table.queries(settings.recipe.prompts.query_kind)
+
+    def received(state: ServerState, client_id: int) -> Broadcast:
+        return make_job(state, settings, client_id, state.broadcast()).broadcast
+
+    return evaluate_clients(
+        state,
+        settings.recipe,
+        federation.backbone,
+        held,
+        mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups),
+        [torch.from_numpy(queries[part]).mean(dim=0) for part in data.parts],
+        data.class_mask,
+        torch.device(federation.setup.device),
+        received,
+    )
+
+
+def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:
+    """What a run directory holds before the first round."""
+    task, parts = federation.task, list(federation.data.parts)
+    directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml()}")
+    about = {**manifest(), "backbone_sha256": federation.backbone.checksum()}
+    if federation.frozen_head is not None:
+        conditions = federation.frozen_head.conditions
+        about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
+    directory.write_manifest(about)
+    options = dataclasses.asdict(config.partition.options)
+    directory.write_partition(
+        parts,
+        class_counts(parts, task.train.labels, task.num_classes),
+        task.class_names,
+        make_recipe(config.partition.name, options, config.seed, parts, task.train.labels),
+    )
+
+
+def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
+    """Refuse to continue a run on other weights or another partition than it began with.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    expected = directory.read_manifest().get("backbone_sha256")
+    if expected != federation.backbone.checksum():
+        raise CheckpointError(
+            f"{directory.path}: the backbone's weights differ from those the run began with "
+            f"(expected sha256 {str(expected)[:12]}, got {federation.backbone.checksum()[:12]}); "
+            "put the old file back or start a new run"
+        )
+    before, now = directory.read_indices(), federation.data.parts
+    if len(before) != len(now) or not all(map(np.array_equal, before, now)):
+        raise CheckpointError(
+            f"{directory.path}: data or partition differ from those the run began with; "
+            "use the version of manifest.json or start a new run"
+        )
+
+
+def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> None:
+    """Write the summary of a run whose rounds are all done, and have it drawn."""
+    state = load_latest(directory.state_folder).state
+    own, *others = comparison_table([directory.path])
+    directory.write_summary(
+        {
+            **own,
+            "state": "finished",
+            "name": config.name,
+            "method": config.label,
+            "seed": config.seed,
+            "rounds": state.round_index,
+            "state_sha256": state.sha256(),
+            "comparison": others,
+        }
+    )
+    directory.write_status(
+        {"state": "finished", "round": state.round_index, "rounds": config.rounds}
+    )
+    draw(directory.path)
+
+
+def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) -> ClientUpdate:
+    """One client's work of the round after the last checkpoint, in this process."""
+    federation = prepare(config)
+    state, _ = latest_state(config, federation, directory)
+    settings = settings_of(config, federation)
+    job = make_job(state, settings, client_id, broadcast_of(state, settings))
+    return ClientWorker(federation.setup).train(settings.recipe, [job])[0]

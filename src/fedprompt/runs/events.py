@@ -1,0 +1,57 @@
+"""What a driver is told and what it tells: the plan of a run, and the events that it yields."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedprompt.config import ExperimentConfig
+from fedprompt.core.types import RoundReport
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Event: data, partition and backbone are ready; the workers are about to start."""
+
+    text: str
+    """One line about the federation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseStarted:
+    """Event: a method's rounds begin."""
+
+    name: str
+    rounds: int
+    finished: int
+    """Rounds that an earlier process had done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundFinished:
+    """Event: a round is done and on disk."""
+
+    report: RoundReport
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """Event: something that the user should read."""
+
+    text: str
+
+
+Event = Prepared | PhaseStarted | RoundFinished | Note
+"""What a driver yields."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `drive` is to do."""
+
+    config: ExperimentConfig
+    run_dir: str
+    resume: bool = False
+    overwrite: bool = False
+    verbose: bool = False
+    """Let Ray speak."""

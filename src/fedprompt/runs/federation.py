@@ -1,0 +1,178 @@
+"""What all methods of an experiment share, and the state that each starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedprompt.client.worker import ClientData, WorkerSetup
+from fedprompt.config import ExperimentConfig
+from fedprompt.core.errors import ConfigError
+from fedprompt.core.seeding import torch_generator
+from fedprompt.core.types import ServerState
+from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
+from fedprompt.data.prefix.cache import PrefixCache
+from fedprompt.data.prefix.tables import FeatureTable
+from fedprompt.data.prefix.whitening import add_whitened
+from fedprompt.data.task import Split, Task, datasets
+from fedprompt.models.backbone import Backbone, load_backbone
+from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
+from fedprompt.models.head import build_head
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """What all methods of an experiment share: task, backbone, features and partition."""
+
+    task: Task
+    backbone: Backbone
+    setup: WorkerSetup
+    frozen_head: FrozenHead | None = None
+    """With `head.mode=frozen`."""
+    notes: tuple[str, ...] = ()
+    """What the user should read about the data and the cache."""
+
+    @property
+    def data(self) -> ClientData:
+        """The clients' data."""
+        return self.setup.data
+
+
+def prepare(config: ExperimentConfig) -> Federation:
+    """Read the data, compute the frozen prefix once, and partition.
+
+    Raises:
+        ConfigError: the data cannot be read or partitioned as asked.
+    """
+    partition = partitioners.create(
+        config.partition.name, **dataclasses.asdict(config.partition.options)
+    )
+    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    device = torch.device(config.runtime.torch_device)
+    parts = split_task(partition, task, config.clients.count, config.seed)
+    check_none_empty(parts)
+    backbone = load_backbone(config.model).to(device)
+    cache = PrefixCache(backbone, device, config.cache)
+    tables = list(map(cache.table, (task.train, task.validation, task.test)))
+    train, validation, test = with_whitened_queries(config, task, cache, tables)
+    data = ClientData(train, tuple(parts), task.class_mask)
+    runtime = config.runtime
+    setup = WorkerSetup(
+        config.model, data, (test, validation), device.type, runtime.threads, runtime.precision
+    )
+    frozen_head = None
+    if config.head.mode == "frozen":
+        if task.public is None:
+            raise ConfigError(
+                f"head.mode=frozen: expected a data set with public images to fit the head on, "
+                f"got data={task.name}, which has none; use head.mode=shared"
+            )
+        frozen_head = fit_or_find_head(config, backbone, cache, task.public, task.num_classes)
+    notes = (*task.notes, *cache.notes)
+    backbone.precision = config.runtime.precision  # from here on; what is cached is exact
+    return Federation(task, backbone, setup, frozen_head, notes)
+
+
+def with_whitened_queries(
+    config: ExperimentConfig, task: Task, cache: PrefixCache, tables: Sequence[FeatureTable]
+) -> Sequence[FeatureTable]:
+    """The tables with the whitened queries that the method or one it is compared with selects by.
+
+    Raises:
+        ConfigError: one is to select by them, and there are no public images.
+    """
+    variants = [config, *map(config.with_method, config.compare)]
+    options = [each.prompts for each in variants if each.prompts.selects_by_whitened]
+    if not options:
+        return tables
+    if task.public is None:
+        raise ConfigError(
+            f"prompts.whiten=true: expected a data set with public images to whiten queries by, "
+            f"got data={task.name}, which has none; set prompts.whiten=false"
+        )
+    kinds = {each.query_kind: each.query for each in options}
+    return add_whitened(tables, cache.table(task.public), kinds)
+
+
+def fit_or_find_head(
+    config: ExperimentConfig,
+    backbone: Backbone,
+    cache: PrefixCache,
+    public: Split,
+    num_classes: int,
+) -> FrozenHead:
+    """The frozen head of a backbone, from public images or from the cache's folder."""
+
+    def fit() -> FrozenHead:
+        table = cache.table(public)
+        return fit_frozen_head(backbone, table, num_classes, cache.device, config.head.fit)
+
+    if not config.cache.enabled:
+        return fit()
+    recipe = {**cache.recipe(public), "classes": num_classes, "fit": config.head.fit}
+    head, note = kept_head(cache.folder, recipe, fit)
+    cache.notes += [note] if note else []
+    return head
+
+
+def initial_state(config: ExperimentConfig, federation: Federation) -> ServerState:
+    """The state before the first round: drawn prompts, drawn unit keys, an untrained head or the
+    frozen one, the untouched backbone.
+
+    The head is drawn before and apart from the prompts, so that all methods of a seed start from
+    the same one. What is personal stands among the fixed tensors: clients begin with it, and the
+    server never changes it.
+    """
+    prompts, backbone = config.prompts, federation.backbone
+    width = prompts.width(backbone.embed_dim, backbone.depth)
+    recipe = config.recipe(federation.task.num_classes)
+    generator = torch_generator(config.seed, "initial head")
+    head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
+    tensors = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
+    shared: dict[str, Tensor] = {}
+    fixed: dict[str, Tensor] = {}
+    if federation.frozen_head is not None and recipe.head.mode == "frozen":
+        fixed.update(federation.frozen_head.tensors)
+    else:
+        (fixed if recipe.head.mode == "personal" else shared).update(tensors)
+    query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
+    if prompts.selection == "l2p" and prompts.count:
+        shared["query_projection"] = torch.eye(backbone.embed_dim, query_dim)
+    generator = torch_generator(config.seed, "initial prompts")
+    values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
+    keys = F.normalize(torch.randn(prompts.pool_size, query_dim, generator=generator), dim=1)
+    if not prompts.sends_keys:
+        keys = keys[:, :0]
+    if prompts.mode == "personal":
+        fixed["prompts"], values, keys = values, values[:0], keys[:0]
+    tuning = recipe.build_tuning()
+    shared.update(tuning.initial(backbone, torch_generator(config.seed, "initial tuning")))
+    trainable = {**({"prompts": values} if config.keeps_rows and len(values) else {}), **shared}
+    objective = recipe.build_objective()
+    shared.update(objective.begin(trainable))
+    fixed.update(objective.remembered({**shared, "prompts": values}))
+    memory: dict[str, Tensor] = {}
+    maker = config.build_generator()
+    if maker is not None:
+        draws = torch_generator(config.seed, "initial generator")
+        memory = maker.begin(values, config.clients.count, draws)
+        values = maker.consensus(memory)
+    return ServerState(0, values, keys, shared, aggregator=memory, fixed=fixed)
+
+
+def describe(federation: Federation, config: ExperimentConfig) -> str:
+    """One line about data and clients."""
+    sizes = np.array([len(part) for part in federation.data.parts])
+    task = federation.task
+    return (
+        f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
+        f"{len(task.test)} test images of {task.num_classes} classes; "
+        f"{len(sizes)} clients ({config.partition.name}) with "
+        f"{sizes.min()}-{sizes.max()} images, {config.clients.cohort_size} a round; "
+        f"frozen backbone {config.model.backbone}"
+    )

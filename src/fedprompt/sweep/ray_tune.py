@@ -1,0 +1,315 @@
+"""Have Ray Tune run the trials of a sweep: each in its placement group, as many as fit.
+
+A trial's process is the driver of its experiment, and its client actors take the other bundles of
+the group. What trials leave behind are run directories; Tune's own files are temporary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedprompt.config import ExperimentConfig
+from fedprompt.core.errors import ConfigError, FedpromptError
+from fedprompt.core.machine import available_cpus
+from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_run
+from fedprompt.runs.events import Plan, RoundFinished
+from fedprompt.runtime.base import RuntimeOptions
+from fedprompt.runtime.placement import Node, plan_actors
+from fedprompt.runtime.ray.local import FOLDER, import_ray, short_folder, start_ray, stop_ray
+from fedprompt.runtime.ray.nodes import available_nodes
+from fedprompt.sweep.directory import SweepDirectory
+from fedprompt.sweep.space import Sweep, Trial, describe
+
+logger = logging.getLogger(__name__)
+
+Bundle = dict[str, float]
+ENVIRONMENT = {
+    # The command line handles signals.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A run directory holds what its loggers would write.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Its own display of progress, which prints boxes even when told to be silent.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Relative paths of a config mean what they mean without a sweep.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialEnded:
+    """Event: a trial is finished, was stopped by the rule, or failed."""
+
+    trial: Trial
+    state: str
+    """finished, stopped or failed"""
+    accuracy: float | None
+    """Of the last round that was evaluated."""
+    message: str | None
+    seconds: float
+    done: int
+    """Trials of the sweep that are over, earlier ones included."""
+    total: int
+
+
+def local_nodes(options: RuntimeOptions) -> list[Node]:
+    """What a local Ray would offer, without starting one."""
+    import torch
+
+    return [Node(options.cpus or available_cpus(), torch.cuda.device_count())]
+
+
+def bundles(options: RuntimeOptions, nodes: Sequence[Node]) -> list[Bundle]:
+    """The placement group of a trial: its driver, then each client actor.
+
+    Raises:
+        ConfigError: the nodes cannot hold them.
+    """
+    if options.name == "serial":
+        return [{"CPU": float(options.threads)}]
+    plan = plan_actors(options, nodes)
+    actor = {"CPU": plan.cpus, "GPU": plan.gpus}
+    driver = {"GPU": min(1.0, plan.gpus)} if options.torch_device == "cuda" else {}
+    kept = {name: amount for name, amount in actor.items() if amount}
+    return [driver, *(dict(kept) for _ in range(plan.count))]
+
+
+def check_resources(trials: Sequence[Trial], nodes: Sequence[Node]) -> None:
+    """Refuse a sweep of which a trial could never be placed.
+
+    Raises:
+        ConfigError: names the trial and the numbers.
+    """
+    seen: set[RuntimeOptions] = set()
+    for trial in trials:
+        options = trial.config.runtime
+        if options in seen:
+            continue
+        seen.add(options)
+        cell = f"sweep cell {describe(trial.cell)}"
+        try:
+            wanted = bundles(options, nodes)
+        except ConfigError as error:
+            raise ConfigError(f"{cell}: {error}") from error
+        for name, offered in (
+            ("CPU", sum(node.cpus for node in nodes)),
+            ("GPU", sum(node.gpus for node in nodes)),
+        ):
+            total = sum(bundle.get(name, 0.0) for bundle in wanted)
+            if total > offered + 1e-6:
+                raise ConfigError(
+                    f"{cell}: a trial needs {total:g} {name}s, but there are {offered:g}; lower "
+                    "runtime.actors, runtime.threads or runtime.gpus_per_actor"
+                )
+
+
+def run_sweep(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    directory: SweepDirectory,
+    on_event: Callable[[TrialEnded], None] | None = None,
+    verbose: bool = False,
+) -> list[str]:
+    """Do the trials that are not done yet, and write the table.
+
+    Args:
+        sweep: the sweep.
+        trials: all its trials, from `Sweep.trials`.
+        directory: where they are.
+        on_event: called as trials end.
+        verbose: let Ray speak.
+
+    Returns:
+        One line for each trial that failed.
+
+    Raises:
+        ConfigError: the cluster cannot hold a trial.
+        WorkerError: the cluster cannot be reached.
+    """
+    todo = directory.unfinished(trials)
+    progress = Progress(todo, len(trials), directory, on_event)
+    if todo:
+        plans = [trial_plan(trial, directory) for trial in todo]
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        own = not import_ray().is_initialized()
+        begun = False
+        try:
+            if own:
+                start_ray(max(trial.config.runtime.num_cpus for trial in todo), verbose)
+            check_resources(todo, available_nodes())
+            begun = True
+            prefix = f"{FOLDER}{os.getpid()}-tune-"
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=short_folder()) as folder:
+                tune_trials(sweep, todo, plans, progress, folder)
+        except BaseException:
+            for plan in plans if begun else ():
+                if Path(plan.run_dir).is_dir():
+                    mark_interrupted(plan)
+            raise
+        finally:
+            if own:
+                stop_ray()
+    directory.write_table(sweep, trials)
+    return progress.failures
+
+
+class Progress:
+    """Notes how trials end; the methods are those of Tune's `Callback`."""
+
+    def __init__(
+        self,
+        todo: Sequence[Trial],
+        total: int,
+        directory: SweepDirectory,
+        on_event: Callable[[TrialEnded], None] | None,
+    ) -> None:
+        self.todo = todo
+        self.total = total
+        self.done = total - len(todo)
+        self.directory = directory
+        self.on_event = on_event
+        self.started: dict[str, float] = {}
+        self.failures: list[str] = []
+        """One line for each trial that failed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves its callbacks, which it can continue from; a sweep continues from its folders.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """A trial has its resources."""
+        self.started.setdefault(trial.trial_id, time.monotonic())
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """A trial came to its end, or the rule stopped it."""
+        ours, last = self.todo[trial.config["index"]], trial.last_result or {}
+        state = "finished"
+        if not self.directory.run(ours).is_finished():
+            state = "stopped"
+            self.directory.add_stopped(ours, int(last.get("round", 0)))
+        self.tell(trial, ours, state, last.get("accuracy"), None)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """A trial raised, or its process died."""
+        ours = self.todo[trial.config["index"]]
+        status = self.directory.run(ours).read_status()
+        told = (trial.last_result or {}).get("message")
+        message = status.get("message") if status.get("state") == "failed" else told
+        message = str(message or "its process died (killed, or out of memory?)")
+        self.failures.append(f"{describe(ours.cell)} seed={ours.seed}: {message}")
+        self.tell(trial, ours, "failed", None, message)
+
+    def tell(
+        self, trial: Any, ours: Trial, state: str, accuracy: float | None, message: str | None
+    ) -> None:
+        """Pass it on."""
+        self.done += 1
+        seconds = time.monotonic() - self.started.get(trial.trial_id, time.monotonic())
+        if self.on_event is not None:
+            self.on_event(
+                TrialEnded(ours, state, accuracy, message, seconds, self.done, self.total)
+            )
+
+
+def tune_trials(
+    sweep: Sweep, todo: Sequence[Trial], plans: Sequence[Plan], progress: Progress, folder: str
+) -> None:
+    """Give the trials to Tune and wait for them; its own files go into `folder`."""
+    from ray import tune
+
+    nodes = available_nodes()
+    scheduler = None
+    if sweep.stop is not None:
+        from ray.tune.schedulers import AsyncHyperBandScheduler
+
+        scheduler = AsyncHyperBandScheduler(
+            time_attr="round",
+            metric="validation_accuracy",
+            mode="max",
+            grace_period=sweep.stop.grace,
+            reduction_factor=sweep.stop.reduction,
+            max_t=max(trial.config.rounds for trial in todo),
+        )
+
+    def resources(config: dict[str, Any]) -> Any:
+        return tune.PlacementGroupFactory(bundles(todo[config["index"]].config.runtime, nodes))
+
+    callback = type("TuneProgress", (Progress, tune.Callback), {})(
+        todo, progress.total, progress.directory, progress.on_event
+    )
+    callback.failures = progress.failures
+    with quiet_tune():
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(run_trial, plans=list(plans)), resources),
+            param_space={"index": tune.grid_search(list(range(len(todo))))},
+            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        ).fit()
+
+
+def trial_plan(trial: Trial, directory: SweepDirectory) -> Plan:
+    """Start a trial, or continue it from its last checkpoint."""
+    run = directory.run(trial)
+    if run.is_run() and run.has_header() and run.last_round() is not None:
+        return plan_resume(run.path)
+    config: ExperimentConfig = dataclasses.replace(trial.config, run_dir=os.fspath(run.path))
+    return plan_run(config, overwrite=True)
+
+
+def run_trial(config: dict[str, Any], plans: Sequence[Plan]) -> None:
+    """What Tune calls in the process of a trial."""
+    from ray import tune
+
+    plan = plans[config["index"]]
+    last: dict[str, Any] = {}
+
+    def report(event: Any) -> None:
+        if isinstance(event, RoundFinished):
+            values = dataclasses.asdict(event.report)
+            if math.isnan(values["validation_accuracy"]):  # not evaluated in this round
+                return
+            names = ("round", "accuracy", "validation_accuracy")
+            last.update({name: values[name] for name in names})
+            if event.report.round < plan.config.rounds:
+                tune.report(dict(last))
+
+    try:
+        execute(plan, report)
+    except FedpromptError as error:
+        # Round 0 is before any rung of a stopping rule: it only carries the message.
+        tune.report(
+            {"round": 0, "accuracy": 0.0, "validation_accuracy": 0.0, "message": str(error)}
+        )
+        raise
+    if last:
+        # The rule may stop a trial at any report; after its last round that must not cost its end.
+        tune.report(last)
+
+
+@contextlib.contextmanager
+def quiet_tune() -> Iterator[None]:
+    """Silence what Tune says beside its results."""
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.air", "ray.train")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

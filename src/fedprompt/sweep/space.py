@@ -1,0 +1,375 @@
+"""Sweeps: a search space over config keys, with seeds as repetitions.
+
+This file turns a YAML file of `conf/sweep/` into a fixed list of trials, each a whole experiment
+with a run directory of its own, and the finished run directories into one table. Random draws are
+made here, from the sweep's own seed, so that the list is the same whenever it is made: a sweep that
+was killed goes on from the folders that are there. `ray_tune.py` has Ray Tune run the list.
+
+SWEEP_DIR/
+  sweep.yaml     the sweep, complete; `fedprompt sweep --resume SWEEP_DIR` reads it
+  trials/NAME/   one run directory each
+  stopped.json   trials that the stopping rule ended, with the round they reached
+  table.csv      one row a cell: mean and 95 % interval over its seeds
+  table.json     the same, and each trial with its run directory
+  figures/       heat map and lines
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
+from fedprompt.core.checks import check_integer, is_integer
+from fedprompt.core.errors import ConfigError, suggest
+
+MAX_TRIALS = 10_000
+
+
+Value = Any
+"""What a config key may be set to, as YAML has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """The values that one config key takes.
+
+    `grid` and `choice` list values: the grid is walked through, of a choice one is drawn.
+    `uniform` and `loguniform` have a lower and an upper bound, `randint` integer ones, the upper
+    one left out.
+    """
+
+    key: str
+    kind: str
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"space.{self.key}: expected one of {', '.join(KINDS)}, got '{self.kind}'"
+                f"{suggest(self.kind, KINDS)}"
+            )
+        if not self.values:
+            raise ConfigError(f"space.{self.key}: expected at least one value, got none")
+        if self.kind == "grid" and len(set(map(repr, self.values))) < len(self.values):
+            raise ConfigError(
+                f"space.{self.key}: expected each value once, got {list(self.values)}; "
+                "seeds say how often a cell is repeated"
+            )
+        if self.kind in ("grid", "choice"):
+            return
+        numbers = [each for each in self.values if isinstance(each, (int, float))]
+        whole = self.kind != "randint" or all(isinstance(each, int) for each in numbers)
+        ordered = len(numbers) == len(self.values) == 2 and numbers[0] < numbers[1] and whole
+        if not ordered or (self.kind == "loguniform" and numbers[0] <= 0):
+            above = " above 0" if self.kind == "loguniform" else ""
+            raise ConfigError(
+                f"space.{self.key}: {self.kind} expects [lower, upper], two "
+                f"{'integers' if self.kind == 'randint' else 'numbers'}{above} in order, got "
+                f"{list(self.values)}"
+            )
+
+    def draw(self, generator: np.random.Generator) -> Value:
+        """One value of a random axis, as a plain Python value."""
+        if self.kind == "choice":
+            return self.values[int(generator.integers(len(self.values)))]
+        low, high = self.values
+        if self.kind == "randint":
+            return int(generator.integers(low, high))
+        if self.kind == "loguniform":
+            low, high = math.log(low), math.log(high)
+        drawn = float(generator.uniform(low, high))
+        # Six digits: what the table shows is what the config gets.
+        return float(f"{math.exp(drawn) if self.kind == 'loguniform' else drawn:.6g}")
+
+
+KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRule:
+    """When Tune ends a trial early (ASHA): judged by validation accuracy at certain rounds."""
+
+    grace: int = 2
+    """Rounds that every trial may do."""
+    reduction: int = 3
+    """Of the trials that come to a rung, one of so many goes on."""
+
+    def __post_init__(self) -> None:
+        check_integer("stop.grace", self.grace, 1)
+        check_integer("stop.reduction", self.reduction, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One experiment of a sweep."""
+
+    cell: tuple[tuple[str, Value], ...]
+    """Key and value of each axis."""
+    seed: int
+    folder: str
+    """Of its run directory, under `trials/`."""
+    config: ExperimentConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A checked sweep."""
+
+    name: str
+    experiment: str | Tree
+    set: Tree
+    """Values that all trials share, over those of the experiment."""
+    space: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    samples: int
+    """Draws of the random axes for each cell of the grid."""
+    sampling_seed: int
+    stop: StopRule | None
+    note: str | None
+
+    def tree(self) -> Tree:
+        """As plain mappings; `build_sweep` of it gives an equal sweep."""
+        return {
+            "name": self.name,
+            "experiment": self.experiment,
+            "set": dict(self.set),
+            "space": {axis.key: {axis.kind: list(axis.values)} for axis in self.space},
+            "seeds": list(self.seeds),
+            "samples": self.samples,
+            "sampling_seed": self.sampling_seed,
+            "stop": None if self.stop is None else dataclasses.asdict(self.stop),
+            "note": self.note,
+        }
+
+    def cells(self) -> list[tuple[tuple[str, Value], ...]]:
+        """All combinations of the grid, each with its draws of the random axes; equal draws are one
+        cell.
+        """
+        grid = [axis for axis in self.space if axis.kind == "grid"]
+        drawn = [axis for axis in self.space if axis.kind != "grid"]
+        generator = np.random.default_rng(self.sampling_seed)
+        cells = {}
+        for values in itertools.product(*(axis.values for axis in grid)):
+            for _ in range(self.samples if drawn else 1):
+                chosen = dict(zip([axis.key for axis in grid], values, strict=True))
+                chosen.update({axis.key: axis.draw(generator) for axis in drawn})
+                cell = tuple((axis.key, chosen[axis.key]) for axis in self.space)
+                cells[repr(cell)] = cell
+        return list(cells.values())
+
+    def trials(self) -> list[Trial]:
+        """The experiments, cell by cell and seed by seed; each is composed and checked.
+
+        Raises:
+            ConfigError: an experiment is wrong; the message names its cell.
+        """
+        cells = self.cells()
+        if len(cells) * len(self.seeds) > MAX_TRIALS:
+            raise ConfigError(
+                f"the sweep has {len(cells)} cells x {len(self.seeds)} seeds; expected at most "
+                f"{MAX_TRIALS} trials"
+            )
+        trials = []
+        for number, cell in enumerate(cells):
+            short = ",".join(f"{key.split('.')[-1]}={plain_text(value)}" for key, value in cell)
+            label = re.sub(r"[^\w.,=+-]", "_", short)[:80]
+            overrides = [
+                *(f"{key}={_yaml_line(value)}" for key, value in self.set.items()),
+                *(f"{key}={_yaml_line(value)}" for key, value in cell),
+            ]
+            try:
+                config = compose(self.experiment, overrides)
+            except ConfigError as error:
+                raise ConfigError(f"sweep cell {describe(cell)}: {error}") from error
+            for seed in self.seeds:
+                folder = f"{number:03d}-{label},seed={seed}"
+                # Composing takes longer than all else here, and the seed changes nothing else.
+                trials.append(Trial(cell, seed, folder, dataclasses.replace(config, seed=seed)))
+        return trials
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep and apply what the command line says.
+
+    Args:
+        name: of a file in `conf/sweep/`, or path of a YAML file.
+        overrides: `sweep.key=value` sets a value of the sweep, as `sweep.seeds=5`; `key=value` sets
+            one of the experiments; a key of the space takes other values, as
+            `partition.alpha=[0.1,1]`, or a single one.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is wrong.
+    """
+    tree = read_sweep(name)
+    tree.setdefault("name", Path(name).stem)
+    for key in ("set", "space", "stop"):
+        if tree.get(key) is None:
+            continue
+        if not isinstance(tree[key], Mapping):
+            raise ConfigError(f"{key}: expected 'key: value' lines, got {tree[key]!r}")
+        tree[key] = dict(tree[key])
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}': expected key=value, for example rounds=3")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override '{override}': the value is no valid YAML") from error
+        if key.startswith("sweep."):
+            tree[key.removeprefix("sweep.")] = value
+        elif key == "seed":
+            raise ConfigError(
+                f"seed={text}: a sweep repeats each cell over its seeds; use sweep.seeds=[{text}]"
+            )
+        elif key in (tree.get("space") or {}):
+            tree["space"][key] = {"grid": value if isinstance(value, list) else [value]}
+        else:
+            tree["set"] = {**(tree.get("set") or {}), key: value}
+    return build_sweep(tree)
+
+
+def build_sweep(tree: Tree) -> Sweep:
+    """Check a tree and turn it into dataclasses.
+
+    Raises:
+        ConfigError: unknown key or wrong value.
+    """
+    known = [field.name for field in dataclasses.fields(Sweep)]
+    for key in tree:
+        if key not in known:
+            raise ConfigError(
+                f"unknown sweep key '{key}': expected one of {', '.join(known)}"
+                f"{suggest(key, known)}"
+            )
+    space = tree.get("space")
+    if not isinstance(space, Mapping) or not space:
+        raise ConfigError(
+            "space: expected at least one config key with its values, for example "
+            "'partition.alpha: {grid: [0.1, 0.5]}', got none"
+        )
+    shared = dict(tree.get("set") or {})
+    for key in ("seed", "run_dir"):
+        if key in space or key in shared:
+            raise ConfigError(
+                f"{key}: a sweep sets it for each trial; "
+                + ("use seeds" if key == "seed" else "choose the folder with sweep --dir")
+            )
+    for key in sorted(set(space) & set(shared)):
+        raise ConfigError(f"{key}: it is in the space and in set; remove one")
+    return Sweep(
+        name=str(tree.get("name", "sweep")),
+        experiment=_experiment(tree.get("experiment")),
+        set=shared,
+        space=tuple(_axis(str(key), value) for key, value in space.items()),
+        seeds=_seeds(tree.get("seeds", 1)),
+        samples=_integer(tree.get("samples", 1), "samples", 1),
+        sampling_seed=_integer(tree.get("sampling_seed", 0), "sampling_seed", 0),
+        stop=_stop(tree.get("stop")),
+        note=None if tree.get("note") is None else str(tree["note"]),
+    )
+
+
+def _experiment(value: Value) -> str | Tree:
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, str) and value:
+        # Another folder may be the current one when the sweep is resumed.
+        return os.fspath(Path(value).resolve()) if Path(value).is_file() else value
+    raise ConfigError(
+        f"experiment: expected the name or file of an experiment, or a mapping, got {value!r}"
+    )
+
+
+def _axis(key: str, value: Value) -> Axis:
+    if isinstance(value, list):
+        return Axis(key, "grid", tuple(value))
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ConfigError(
+            f"space.{key}: expected one of {', '.join(KINDS)} with its values, for example "
+            f"'grid: [1, 2]', got {value!r}"
+        )
+    ((kind, values),) = value.items()
+    if not isinstance(values, list):
+        raise ConfigError(f"space.{key}: {kind} expects a list, got {values!r}")
+    return Axis(key, str(kind), tuple(values))
+
+
+def _seeds(value: Value) -> tuple[int, ...]:
+    if is_integer(value) and value >= 1:
+        return tuple(range(value))
+    whole = isinstance(value, list) and value and all(is_integer(s) and s >= 0 for s in value)
+    if whole and len(set(value)) == len(value):
+        return tuple(value)
+    raise ConfigError(
+        f"seeds: expected a number of seeds, or a list of different integers >= 0, got {value!r}"
+    )
+
+
+def _stop(value: Value) -> StopRule | None:
+    if value is None:
+        return None
+    known = [field.name for field in dataclasses.fields(StopRule)]
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"stop: expected null or {', '.join(known)}, got {value!r}")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"unknown sweep key 'stop.{key}': expected {', '.join(known)}")
+    return StopRule(**{key: _integer(item, f"stop.{key}", 0) for key, item in value.items()})
+
+
+def _integer(value: Value, key: str, least: int) -> int:
+    check_integer(key, value, least)
+    return int(value)
+
+
+def read_sweep(name: str) -> Tree:
+    """The content of a sweep file, by its name in `conf/sweep` or its path."""
+    named = conf_root() / "sweep" / f"{name}.yaml"
+    path = named if FILE_NAME.fullmatch(name) and named.is_file() else Path(name)
+    if not path.is_file():
+        names = sorted(file.stem for file in (conf_root() / "sweep").glob("*.yaml"))
+        raise ConfigError(
+            f"no sweep '{name}': expected the path of a YAML file, or one of {', '.join(names)}"
+            f"{suggest(name, names)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: no YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, got a {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def plain_text(value: Value) -> str:
+    """A value of the space as tables and names of folders show it."""
+    return format(value, ".6g") if isinstance(value, float) else str(value)
+
+
+def _yaml_line(value: Value) -> str:
+    """A value as the right side of an override."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def describe(cell: Sequence[tuple[str, Value]]) -> str:
+    """A cell in one line.
+
+    >>> describe([("partition.alpha", 0.1), ("prompts.count", 5)])
+    'partition.alpha=0.1 prompts.count=5'
+    """
+    return " ".join(f"{key}={plain_text(value)}" for key, value in cell)

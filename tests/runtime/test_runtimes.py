@@ -1,0 +1,567 @@
+"""One contract, two executions, the same bits; also after kills, restarts and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fedprompt
+from fedprompt.client.recipe import LocalRecipe
+from fedprompt.config import compose
+from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
+from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
+from fedprompt.report.page import make_html
+from fedprompt.runs import driver
+from fedprompt.runs.checkpoint import load_latest
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.events import Note, Plan, RoundFinished
+from fedprompt.runs.federation import initial_state, prepare
+from fedprompt.runtime import RuntimeOptions
+from fedprompt.runtime.ray import pool as ray_runtime
+from fedprompt.runtime.serial import SerialRuntime
+from fedprompt.server.evaluate import Piece, Tally
+
+Overrides = Callable[..., list[str]]
+
+
+EVALUATED = ("accuracy", "loss", "validation_accuracy")
+FIGURES: list[dict[str, float]] = []
+"""What `straight` measured in its last round."""
+
+
+@pytest.fixture(scope="module")
+def straight(random_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """State hash of the tiny experiment, run serially without interruption."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    result = fedprompt.run("quickstart", experiment_of(random_backbone, folder))
+    FIGURES.append({key: result.reports[-1][key] for key in EVALUATED})
+    return str(result.summary["state_sha256"])
+
+
+def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
+    return [
+        "rounds=3",
+        "eval_every=3",
+        "compare=[]",
+        "clients.count=6",
+        "clients.per_round=4",
+        "clients.epochs=1",
+        "prompts.count=2",
+        "prompts.pool=null",
+        "prompts.selection=keyed",
+        "runtime=serial",
+        f"model.backbone={backbone}",
+        f"run_dir={folder}",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(("actors", "killed"), [(1, False), (2, True), (3, False)])
+def test_ray_gives_the_bits_of_serial(
+    local_ray: None,
+    straight: str,
+    random_backbone: str,
+    tmp_path: Path,
+    actors: int,
+    killed: bool,
+) -> None:
+    """For any number of actors; and when the process of one is killed in the middle of the run."""
+    victims: list[int] = []
+
+    def kill_one(event: object) -> None:
+        if killed and isinstance(event, RoundFinished) and event.report.round == 1:
+            victims.append(actor_process("ClientActor"))
+            os.kill(victims[0], signal.SIGKILL)
+
+    overrides = experiment_of(
+        random_backbone, tmp_path / "run", "runtime=ray", f"runtime.actors={actors}"
+    )
+    result = fedprompt.run("quickstart", overrides, on_event=kill_one)
+    assert len(victims) == killed
+    assert result.summary["state_sha256"] == straight
+    assert result.state.sha256() == straight
+    assert [report["round"] for report in result.reports] == [1, 2, 3]
+    assert {key: result.reports[-1][key] for key in EVALUATED} == FIGURES[0]
+
+
+class Watched(SerialRuntime):
+    """Notes what is begun and what is waited for."""
+
+    def __init__(self, options: RuntimeOptions, failing: int | None = None) -> None:
+        super().__init__(options)
+        self.log: list[str] = []
+        self.failing = failing
+
+    def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+        number = jobs[0].round_index
+        self.log.append(f"train {number}")
+
+        def wait() -> Iterator[ClientUpdate]:
+            self.log.append(f"trained {number}")
+            if number == self.failing:
+                raise ClientError(jobs[0].client_id, number, "fit", "out of order")
+            yield from super(Watched, self).map(recipe, jobs)
+
+        return wait()
+
+    def measure(
+        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
+    ) -> Callable[[], list[Tally]]:
+        self.log.append("measure")
+        tallies = super().measure(recipe, model, pieces)
+
+        def wait() -> list[Tally]:
+            self.log.append("measured")
+            return tallies()
+
+        return wait
+
+
+def watched(
+    backbone: str, folder: Path, failing: int | None = None
+) -> tuple[Iterator[object], Watched, RunDirectory]:
+    """A run of three rounds, each evaluated, in this process."""
+    config = compose("quickstart", experiment_of(backbone, folder, "eval_every=1"))
+    runtime = Watched(config.runtime, failing)
+    return (
+        driver.drive(runtime, Plan(config, str(folder)), make_html),
+        runtime,
+        RunDirectory(folder),
+    )
+
+
+def test_clients_begin_while_the_round_before_is_measured(
+    random_backbone: str, tmp_path: Path
+) -> None:
+    """The last round has no next one; a round is on disk before its event comes."""
+    events, runtime, directory = watched(random_backbone, tmp_path / "run")
+    for event in events:
+        if isinstance(event, RoundFinished):
+            assert directory.last_round() == event.report.round
+            assert directory.read_rounds()[-1]["round"] == event.report.round
+    assert " ".join(runtime.log) == (
+        "train 1 trained 1 measure "
+        "train 2 measured trained 2 measure "
+        "train 3 measured trained 3 measure measured"
+    )
+
+
+def test_a_failing_round_leaves_the_one_before_on_disk(
+    random_backbone: str, tmp_path: Path
+) -> None:
+    """Although its clients had begun before that one was measured."""
+    events, _, directory = watched(random_backbone, tmp_path / "run", failing=2)
+    with pytest.raises(ClientError, match="round 2"):
+        list(events)
+    assert directory.last_round() == 1
+    assert [report["round"] for report in directory.read_rounds()] == [1]
+
+
+class InstantRay:
+    """Stands for Ray: each call is done as soon as somebody waits, the oldest first."""
+
+    exceptions = pytest.importorskip("ray").exceptions
+
+    @staticmethod
+    def wait(
+        refs: list[Any], num_returns: int, timeout: float | None
+    ) -> tuple[list[Any], list[Any]]:
+        return refs[:1], refs[1:]
+
+    @staticmethod
+    def get(ref: Any) -> Any:
+        return ref
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_tasks_are_given_out_in_their_order_and_the_last_to_the_idle(
+    monkeypatch: pytest.MonkeyPatch, actors: int
+) -> None:
+    """Pieces of an evaluation come before the jobs that were begun after them."""
+    monkeypatch.setattr(ray_runtime, "import_ray", InstantRay)
+    runtime = ray_runtime.RayRuntime(RuntimeOptions())
+    runtime._held = dict.fromkeys(map(str, range(actors)), 0)
+    log: list[str] = []
+    most: list[int] = []
+
+    def submit(actor: str, task: str) -> tuple[str, str]:
+        log.append(task)
+        most.append(runtime._held[actor])
+        return actor, task
+
+    pieces, jobs = [f"piece {i}" for i in range(4)], [f"job {i}" for i in range(10)]
+    evaluation, training = runtime._begin(submit, pieces), runtime._begin(submit, jobs)
+    assert [task for _, (_, task) in runtime._results(evaluation)] == pieces
+    assert len(log) <= len(pieces) + 2 * actors
+    assert [task for _, (_, task) in runtime._results(training)] == jobs
+    assert log == [*pieces, *jobs]
+    assert max(most) == 2
+    assert most[-actors:] == [1] * actors
+    assert runtime._begun == []
+    assert set(runtime._held.values()) == {0}
+
+
+def test_packs_do_not_depend_on_runtime_or_actors(
+    local_ray: None, random_backbone: str, tmp_path: Path
+) -> None:
+    """Four clients a round in packs of three: one whole pack and a rest."""
+    hashes = {
+        runtime: fedprompt.run(
+            "quickstart",
+            experiment_of(
+                random_backbone,
+                tmp_path / runtime,
+                *("rounds=1", f"runtime={runtime}", "runtime.actors=2", "runtime.pack=3"),
+            ),
+        ).summary["state_sha256"]
+        for runtime in ("serial", "ray")
+    }
+    assert hashes["serial"] == hashes["ray"]
+
+
+def actor_process(name: str, session: int = 0) -> int:
+    """Process id of an actor of one session (0: this process's), by the title Ray gives it."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for process in session_members(session or os.getsid(0)):
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{process}/cmdline").read_bytes()
+                if title.startswith(b"ray::" + name.encode()):
+                    return process
+        time.sleep(0.05)
+    raise AssertionError(f"no {name} is running")
+
+
+class Stop(BaseException):
+    """Ends a run from outside."""
+
+
+def stop_after(rounds: int) -> Callable[[object], None]:
+    """An `on_event` that ends the run after some rounds of all methods."""
+    seen: list[object] = []
+
+    def stop(event: object) -> None:
+        seen.append(event)
+        if sum(isinstance(each, RoundFinished) for each in seen) == rounds:
+            raise Stop
+
+    return stop
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_resume_equals_straight(
+    straight: str, random_backbone: str, tmp_path: Path, after: int
+) -> None:
+    with pytest.raises(Stop):
+        fedprompt.run(
+            "quickstart",
+            experiment_of(random_backbone, tmp_path / "run"),
+            on_event=stop_after(after),
+        )
+    assert load_latest(tmp_path / "run" / "state").state.round_index == after
+    result = fedprompt.resume(tmp_path / "run")
+    assert result.summary["state_sha256"] == straight
+    assert [report["round"] for report in result.reports] == [1, 2, 3]
+
+
+def test_resume_goes_on_with_unfinished_comparisons(random_backbone: str, tmp_path: Path) -> None:
+    more = ["rounds=1", "compare=[head_only, fedavg_pt]"]
+    whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *more))
+    with pytest.raises(Stop):
+        fedprompt.run(
+            "quickstart",
+            experiment_of(random_backbone, tmp_path / "cut", *more),
+            on_event=stop_after(2),
+        )
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    resumed = fedprompt.resume(tmp_path / "cut")
+
+    def hashes(summary: dict) -> list[str]:
+        return [summary["state_sha256"], *(row["state_sha256"] for row in summary["comparison"])]
+
+    assert hashes(resumed.summary) == hashes(whole.summary)
+    assert len(set(hashes(whole.summary))) == 3
+
+
+def test_a_comparison_that_was_cut_before_its_header_is_begun_again(
+    random_backbone: str, tmp_path: Path
+) -> None:
+    overrides = experiment_of(random_backbone, tmp_path / "run", "rounds=1", "compare=[head_only]")
+    with pytest.raises(Stop):
+        fedprompt.run("quickstart", overrides, on_event=stop_after(1))
+    RunDirectory.create(tmp_path / "run" / "compare" / "head_only")
+    fedprompt.resume(tmp_path / "run")
+    assert RunDirectory(tmp_path / "run" / "compare" / "head_only").has_header()
+
+
+def test_a_run_that_was_cut_before_its_header_says_so(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"stopped before it began.*--overwrite"):
+        fedprompt.resume(tmp_path / "run")
+
+
+def test_resume_refuses_another_backbone_or_partition(random_backbone: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = tmp_path / "mine.safetensors"
+    tensors = load_file(random_backbone)
+    save_file(tensors, weights)
+    run_dir = tmp_path / "run"
+    with pytest.raises(Stop):
+        fedprompt.run("quickstart", experiment_of(str(weights), run_dir), on_event=stop_after(1))
+    name = "vit.blocks.0.attn.qkv.weight"
+    save_file({**tensors, name: tensors[name] * 1.5}, weights)
+    with pytest.raises(CheckpointError, match="the backbone's weights differ"):
+        fedprompt.resume(run_dir)
+    save_file(tensors, weights)
+    directory = RunDirectory(run_dir)
+    parts = directory.read_indices()
+    counts = np.zeros((len(parts), 10), dtype=np.int64)
+    directory.write_partition(parts[::-1], counts, [str(digit) for digit in range(10)])
+    with pytest.raises(CheckpointError, match="data or partition differ"):
+        fedprompt.resume(run_dir)
+    directory.write_partition(parts, counts, [str(digit) for digit in range(10)])
+    assert fedprompt.resume(run_dir).state.round_index == 3
+
+
+def test_a_finished_run_without_its_report_gets_one(random_backbone: str, tmp_path: Path) -> None:
+    fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "run", "rounds=1"))
+    (tmp_path / "run" / "report.html").unlink()
+    fedprompt.resume(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+
+
+def test_a_full_disk_is_one_line_and_a_failed_status(
+    random_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "rounds.jsonl")
+
+    monkeypatch.setattr(RunDirectory, "append_round", full)
+    with pytest.raises(WorkerError, match=r"^No space left on device \(rounds.jsonl\)$"):
+        fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "run"))
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert status["state"] == "failed"
+    assert "No space left" in status["message"]
+
+
+def test_every_method_starts_from_the_same_head(random_backbone: str, tmp_path: Path) -> None:
+    config = compose("quickstart", experiment_of(random_backbone, tmp_path / "run"))
+    federation = prepare(config)
+    states = [
+        initial_state(each, federation)
+        for each in (config, config.with_method("fedavg_pt"), config.with_method("head_only"))
+    ]
+    head = states[0].shared["head.0.weight"]
+    assert all(head.equal(state.shared["head.0.weight"]) for state in states)
+    assert states[0].prompts.equal(states[1].prompts)
+
+
+def raising(runtime: SerialRuntime, plan: Plan) -> Iterator[object]:
+    """Stands in for `drive` inside the driver actor: the second client raises."""
+    yield Note("before")
+    raise ClientError(7, 3, "fit", "RuntimeError: burst")
+
+
+def test_errors_come_out_of_ray_as_they_are(local_ray: None) -> None:
+    import ray.cloudpickle
+
+    from fedprompt.runtime.ray.pool import RayRuntime
+
+    # The workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    events = RayRuntime(RuntimeOptions("ray", actors=1)).launch(raising, None)
+    assert next(events) == Note("before")
+    with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
+        next(events)
+    assert (caught.value.client_id, caught.value.stage) == (7, "fit")
+
+
+def test_a_failing_client_says_on_which_node_it_was(local_ray: None, tmp_path: Path) -> None:
+    """From the actor to `status.json`."""
+    from fedprompt.experiment import mark_failed
+    from fedprompt.runtime.ray.actors import ClientActor
+    from fedprompt.runtime.ray.nodes import node_name
+
+    class Failing:
+        def train(self, recipe: object, jobs: object) -> None:
+            raise ClientError(7, 3, "fit", "RuntimeError: burst")
+
+    actor = ClientActor(threads=1)
+    actor._worker = Failing()  # type: ignore[assignment]
+    job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0), {}), {})
+    with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
+        actor.train([], None, [job], job.broadcast)  # type: ignore[arg-type]
+    assert caught.value.node == node_name()
+    directory = RunDirectory.create(tmp_path / "run")
+    mark_failed(directory, pickle.loads(pickle.dumps(caught.value)))
+    status = directory.read_status()
+    found = [status[key] for key in ("state", "client", "failed_round", "stage", "cause", "node")]
+    assert found == ["failed", 7, 3, "fit", "RuntimeError: burst", node_name()]
+
+
+def test_a_wrong_request_writes_nothing_under_ray(
+    local_ray: None, random_backbone: str, tmp_path: Path
+) -> None:
+    overrides = experiment_of(
+        random_backbone, tmp_path / "run", "runtime=ray", "clients.count=5000"
+    )
+    with pytest.raises(ConfigError, match="5000 clients"):
+        fedprompt.run("quickstart", overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+def cli(arguments: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
+    # Its own process group, so that what it leaves behind can be found.
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedprompt", "run", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+    )
+
+
+def wait_for_rounds(folder: Path, rounds: int, process: subprocess.Popen[str]) -> None:
+    """Wait for a checkpoint: a round's line in `rounds.jsonl` comes before it."""
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        if (RunDirectory(folder).last_round() or 0) >= rounds:
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no {rounds} rounds; {process.communicate()}")
+
+
+def session_members(session: int) -> list[int]:
+    """Live processes of a session."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if folder.name.isdigit() and os.getsid(int(folder.name)) == session:
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if state != "Z":
+                    found.append(int(folder.name))
+    return found
+
+
+def assert_all_gone(session: int) -> None:
+    deadline = time.monotonic() + 30
+    while session_members(session) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert session_members(session) == []
+
+
+@pytest.mark.parametrize("runtime", ["ray", "serial"])
+def test_a_stopped_run_keeps_its_rounds_and_leaves_no_process(
+    random_backbone: str, tmp_path: Path, runtime: str
+) -> None:
+    """SIGINT and SIGTERM, each to a program of its own; both programs run at the same time."""
+    programs = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        run_dir = tmp_path / number.name
+        more = [f"runtime={runtime}", "runtime.actors=1", "rounds=2000"]
+        overrides = experiment_of(random_backbone, run_dir, *more)
+        programs[number] = run_dir, cli(["quickstart", *overrides], tmp_path)
+    for number, (run_dir, process) in programs.items():
+        wait_for_rounds(run_dir, 2, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, errors
+        assert_all_gone(process.pid)
+        lines = [line for line in errors.splitlines() if line.strip()]
+        assert len(lines) == 1
+        assert f"fedprompt run --resume {run_dir}" in lines[0]
+        status = json.loads((run_dir / "status.json").read_text())
+        assert (status["state"], status["message"]) == ("interrupted", "stopped by a signal")
+        state = load_latest(run_dir / "state").state
+        assert state.round_index >= 2
+        assert f"stopped; {state.round_index} finished rounds are on disk" in lines[0]
+        assert len((run_dir / "rounds.jsonl").read_text().splitlines()) >= state.round_index
+
+
+def test_a_killed_driver_resumes_to_the_same_bits(random_backbone: str, tmp_path: Path) -> None:
+    """SIGKILL to the driver actor, then to the whole program, both in the middle of a run."""
+    long = ["rounds=16", "clients.per_round=2", "eval_every=16"]
+    whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *long))
+    run_dir = tmp_path / "run"
+    process = cli(
+        [
+            "quickstart",
+            *experiment_of(random_backbone, run_dir, "runtime=ray", "runtime.actors=1", *long),
+        ],
+        tmp_path,
+    )
+    wait_for_rounds(run_dir, 1, process)
+    os.kill(actor_process("DriverActor", process.pid), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the driver process died" in errors
+    assert f"continue with: fedprompt run --resume {run_dir}" in errors
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "failed"
+
+    done = load_latest(run_dir / "state").state.round_index
+    # Two threads in the environment: `runtime.threads` must still hold.
+    process = cli(["--resume", str(run_dir)], tmp_path, OMP_NUM_THREADS="2")
+    wait_for_rounds(run_dir, done + 2, process)
+    process.kill()
+    process.communicate(timeout=30)
+    # Ray's agents notice only after a minute or two that their raylet is gone.
+    for member in session_members(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    assert not (run_dir / "summary.json").exists()
+
+    result = fedprompt.resume(run_dir, ["runtime=serial"])
+    assert result.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert [report["round"] for report in result.reports] == list(range(1, 17))
+
+
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from fedprompt.runtime.ray import local
+
+    def late(**options: object) -> None:
+        assert Path(str(options["_temp_dir"])).is_dir()
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(local, "short_folder", lambda: str(tmp_path))
+    with pytest.raises(WorkerError, match=r"did not start .*More of it\.; .*runtime=serial"):
+        local.start_ray(1, verbose=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_are_limited_and_restored() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    seen: list[int] = []
+
+    def look(runtime: SerialRuntime) -> Iterator[int]:
+        seen.append(torch.get_num_threads())
+        yield 1
+
+    list(SerialRuntime(RuntimeOptions("serial", threads=1)).launch(look))
+    assert seen == [1]
+    assert torch.get_num_threads() == 2

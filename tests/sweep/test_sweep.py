@@ -1,0 +1,299 @@
+"""Sweeps: the list of trials, what is refused, the table; without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import fedprompt
+from fedprompt.cli.main import main
+from fedprompt.config import compose
+from fedprompt.core.errors import ConfigError
+from fedprompt.runtime import RuntimeOptions
+from fedprompt.runtime.placement import Node
+from fedprompt.sweep.directory import SweepDirectory, make_table
+from fedprompt.sweep.figures import heat_map, line_plot, write_figures
+from fedprompt.sweep.ray_tune import bundles, check_resources
+from fedprompt.sweep.space import Trial, build_sweep, load_sweep
+from fedprompt.sweep.table import interval, table_csv
+
+TREE = {
+    "experiment": "quickstart",
+    "set": {"compare": [], "prompts.pool": None},
+    "space": {"partition.alpha": {"grid": [0.1, 1.0]}, "prompts.count": {"grid": [2, 5]}},
+    "seeds": [3, 7],
+}
+
+
+def test_cells_and_seeds_in_order() -> None:
+    trials = build_sweep(TREE).trials()
+    found = [(dict(each.cell), each.seed) for each in trials]
+    assert found[:3] == [
+        ({"partition.alpha": 0.1, "prompts.count": 2}, 3),
+        ({"partition.alpha": 0.1, "prompts.count": 2}, 7),
+        ({"partition.alpha": 0.1, "prompts.count": 5}, 3),
+    ]
+    assert len(trials) == 8
+    last = trials[-1].config
+    assert (last.partition.options.alpha, last.prompts.count, last.seed) == (1.0, 5, 7)
+    assert len({each.folder for each in trials}) == 8
+    whole = ["compare=[]", "prompts.pool=null", "partition.alpha=1.0", "prompts.count=5", "seed=7"]
+    assert last == compose("quickstart", whole)
+    assert trials[0].folder == "000-alpha=0.1,count=2,seed=3"
+
+
+def test_the_list_of_trials_is_the_same_whenever_it_is_made() -> None:
+    tree = {
+        **TREE,
+        "space": {
+            "partition.alpha": {"loguniform": [0.01, 10.0]},
+            "clients.epochs": {"randint": [1, 4]},
+            "prompts.lr": {"uniform": [0.001, 0.1]},
+            "method": {"choice": ["pfpt", "fedavg_pt_plus"]},
+            "prompts.count": [2, 5],
+        },
+        "samples": 4,
+    }
+    sweep = build_sweep(tree)
+    again = build_sweep(yaml.safe_load(yaml.safe_dump(sweep.tree(), sort_keys=False)))
+    assert again == sweep
+    assert again.trials() == sweep.trials()
+    cells = [dict(cell) for cell in sweep.cells()]
+    assert len(cells) == 2 * 4
+    assert len({cell["partition.alpha"] for cell in cells}) == 8
+    assert all(0.01 <= cell["partition.alpha"] <= 10 for cell in cells)
+    assert {cell["clients.epochs"] for cell in cells} <= {1, 2, 3}
+    other = build_sweep({**tree, "sampling_seed": 1}).cells()
+    assert other != sweep.cells()
+
+
+def test_equal_draws_are_one_cell() -> None:
+    tree = {**TREE, "space": {"prompts.count": {"choice": [2, 5]}}, "samples": 20}
+    sweep = build_sweep(tree)
+    assert sorted(dict(cell)["prompts.count"] for cell in sweep.cells()) == [2, 5]
+    assert len({(each.cell, each.seed) for each in sweep.trials()}) == len(sweep.trials()) == 4
+
+
+def test_the_command_line_changes_a_sweep() -> None:
+    sweep = load_sweep(
+        "alpha_prompts", ["partition.alpha=[0.3]", "prompts.count=4", "rounds=2", "sweep.seeds=[5]"]
+    )
+    (trial,) = sweep.trials()
+    config = trial.config
+    assert (config.partition.options.alpha, config.prompts.count, config.rounds) == (0.3, 4, 2)
+    assert (config.seed, config.runtime.actors) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"space": {}}, "space: expected at least one config key"),
+        ({"space": {"partition.alpha": 0.1}}, r"space.partition.alpha: expected one of grid"),
+        ({"space": {"partition.alpha": {"grd": [1]}}}, "got 'grd'; did you mean 'grid'"),
+        ({"space": {"partition.alpha": {"grid": []}}}, "at least one value"),
+        ({"space": {"prompts.count": {"grid": [2, 2]}}}, r"each value once, got \[2, 2\]"),
+        ({"space": {"prompts.lr": {"loguniform": [0, 1]}}}, "two numbers above 0 in order"),
+        ({"space": {"prompts.lr": {"uniform": [2, 1]}}}, r"in order, got \[2, 1\]"),
+        ({"space": {"clients.epochs": {"randint": [1, 2.5]}}}, "two integers in order"),
+        ({"space": {"seed": {"grid": [1]}}}, "seed: a sweep sets it .* use seeds"),
+        ({"seeds": 0}, "seeds: expected a number of seeds"),
+        ({"seeds": [1, 1]}, "different integers"),
+        ({"samples": 0}, "samples: expected an integer >= 1"),
+        ({"stop": {"grace": 0}}, "stop.grace: expected an integer >= 1"),
+        ({"stop": {"gracee": 2}}, "unknown sweep key 'stop.gracee'"),
+        ({"sede": 3}, "unknown sweep key 'sede'.*did you mean 'seeds'"),
+        ({"experiment": 3}, "experiment: expected the name or file"),
+        ({"set": {"partition.alpha": 1}}, "it is in the space and in set"),
+    ],
+)
+def test_a_wrong_sweep_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_sweep({**TREE, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"set": {"prompts.pool": 4}},
+            r"sweep cell partition.alpha=0.1 prompts.count=5: prompts.count: 5 .* pool of 4",
+        ),
+        ({"space": {"partition.alfa": [1]}}, "'partition.alfa'.*did you mean 'partition.alpha'"),
+        ({"space": {"partition.alpha": [-1.0]}}, "sweep cell partition.alpha=-1: partition.alpha"),
+        ({"seeds": 9000}, "4 cells x 9000 seeds; expected at most 10000"),
+    ],
+)
+def test_every_cell_is_composed_before_anything_starts(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_sweep({**TREE, **change}).trials()
+
+
+def test_what_a_trial_reserves() -> None:
+    assert bundles(RuntimeOptions(actors=1), [Node(2)]) == [{}, {"CPU": 1.0}]
+    assert bundles(RuntimeOptions(actors=4), [Node(2)]) == [{}, *[{"CPU": 0.5}] * 4]
+    assert bundles(RuntimeOptions("serial", threads=1), [Node(2)]) == [{"CPU": 1.0}]
+
+
+def test_resources_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # on a machine with a GPU, say
+    tree = {**TREE, "set": {**TREE["set"], "runtime.actors": 1, "runtime.gpus_per_actor": 2}}
+    trials = build_sweep(tree).trials()
+    with pytest.raises(ConfigError, match=r"sweep cell .*1 actors of 2 GPU .* in the 1 GPUs"):
+        check_resources(trials, [Node(4, gpus=1)])
+    check_resources(trials, [Node(4, gpus=2)])
+
+
+def test_intervals_by_hand() -> None:
+    # Mean 2, standard error 1 / sqrt(3); t(0.975, 2) = 4.302653.
+    assert interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "half_width": round(4.302653 / 3**0.5, 6)}
+    assert interval([4.0]) == {"mean": 4.0, "half_width": None}
+
+
+@pytest.fixture
+def done(tiny: Callable[..., list[str]], tmp_path: Path) -> tuple[SweepDirectory, list[Trial]]:
+    """A sweep of two cells with two seeds each; the last trial was not done."""
+    shared = dict(each.split("=", 1) for each in tiny("rounds=1") if "run_dir" not in each)
+    shared = {key: yaml.safe_load(value) for key, value in shared.items()}
+    del shared["prompts.count"]
+    sweep = build_sweep(
+        {**TREE, "set": shared, "space": {"prompts.count": [2, 3]}, "seeds": [0, 1]}
+    )
+    directory = SweepDirectory.create(tmp_path / "sweep", sweep)
+    trials = sweep.trials()
+    for trial in trials[:-1]:
+        tree = {**trial.config.tree(), "run_dir": str(directory.run(trial).path)}
+        fedprompt.run(tree)
+    return directory, trials
+
+
+def test_the_table_of_runs(done: tuple[SweepDirectory, list[Trial]]) -> None:
+    directory, trials = done
+    _, sweep = SweepDirectory.open(directory.path)
+    assert directory.unfinished(trials) == trials[-1:]
+    table = make_table(directory, sweep, trials)
+    first, second = table["cells"]
+    accuracies = [
+        json.loads((directory.run(trial).path / "summary.json").read_text())["accuracy"]
+        for trial in trials[:-1]
+    ]
+    assert first["accuracy"]["mean"] == pytest.approx(sum(accuracies[:2]) / 2, abs=1e-6)
+    # t(0.975, 1) = 12.7062; the standard error of two is half their distance.
+    half = 12.7062 * abs(accuracies[0] - accuracies[1]) / 2
+    assert first["accuracy"]["half_width"] == pytest.approx(half, rel=1e-4, abs=1e-5)
+    assert (second["seeds"], second["missing"]) == ([0], 1)
+    assert second["accuracy"]["mean"] == pytest.approx(accuracies[2], abs=1e-6)
+    lines = table_csv(table).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("prompts.count,seeds,stopped,missing,accuracy_mean")
+    assert all((directory.path / row["run_dir"]).is_dir() for row in table["trials"][:-1])
+    # Nothing of the clock is in it: it is the same whenever it is made.
+    assert json.dumps(table) == json.dumps(make_table(directory, sweep, trials))
+    directory.add_stopped(trials[-1], 2)
+    assert directory.unfinished(trials) == []
+    assert make_table(directory, sweep, trials)["cells"][1]["stopped"] == 1
+    assert [path.name for path in write_figures(table, directory.figures_folder)] == ["lines.png"]
+
+
+def table_of(keys: list[str], cells: list[tuple[dict, float]]) -> dict:
+    return {
+        "name": "t",
+        "keys": keys,
+        "cells": [
+            {"values": values, "seeds": [0, 1], "accuracy": {"mean": mean, "half_width": 0.01}}
+            for values, mean in cells
+        ],
+    }
+
+
+def test_pictures_say_what_the_table_says() -> None:
+    grid = [({"a": a, "b": b}, 0.5 + 0.1 * a + 0.01 * b) for a in (2, 1) for b in (3, 4)]
+    figure = heat_map(table_of(["a", "b"], grid))
+    assert figure is not None
+    (axes,) = figure.axes
+    texts = {each.get_text() for each in axes.texts}
+    assert {"63.0 %\n± 1.0", "74.0 %\n± 1.0"} <= texts
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["1", "2"]
+    lines = line_plot(table_of(["a", "b"], grid))
+    assert lines is not None
+    assert len(lines.axes[0].containers) == 2
+    three = [({"a": 1, "b": 1, "c": 1}, 0.5)]
+    assert heat_map(table_of(["a", "b", "c"], three)) is None
+    assert line_plot(table_of(["a", "b", "c"], three)) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "no sweep 'nothing'"),
+        (["alpha_prompts", "seed=3"], "use sweep.seeds=[3]"),
+        (["alpha_prompts", "runtime.actors=4000"], "runtime.actors: 4000 actors"),
+        (["--resume", "nowhere"], "expected the folder of a sweep"),
+        (["--resume", "x", "alpha_prompts"], "--resume takes the sweep's folder alone"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_starts_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["sweep", *arguments])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_folder_is_not_overwritten(tmp_path: Path) -> None:
+    sweep = build_sweep(TREE)
+    SweepDirectory.create(tmp_path / "sweep", sweep)
+    with pytest.raises(ConfigError, match="--resume"):
+        SweepDirectory.create(tmp_path / "sweep", sweep)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match="expected a new or empty folder"):
+        SweepDirectory.create(tmp_path / "other", sweep)
+
+
+def test_refusing_does_not_import_ray() -> None:
+    code = (
+        "import sys; from fedprompt.sweep import load_sweep; load_sweep('alpha_prompts').trials();"
+        "from fedprompt import tuning; print('ray' in sys.modules, 'timm' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["False", "False"]
+
+
+def test_what_killed_programs_left_is_removed_an_hour_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedprompt.runtime.ray import local
+
+    monkeypatch.setattr(local, "short_folder", lambda: str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    hour_ago = time.time() - 3700
+    kept = [
+        f"{local.FOLDER}{os.getpid()}-a",  # its program runs
+        f"{local.FOLDER}{gone.pid}-new",
+        f"something-else-{gone.pid}-a",
+    ]
+    for name in (*kept, f"{local.FOLDER}{gone.pid}-old"):
+        (tmp_path / name).mkdir()
+        if not name.endswith("-new"):
+            os.utime(tmp_path / name, (hour_ago, hour_ago))
+    local.remove_stale_folders()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
