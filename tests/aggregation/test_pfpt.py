@@ -709,13 +709,11 @@ def test_patience_counts_rounds_without_use(patience: int) -> None:
     assert unused_rounds(patience) == patience
 
 
-@pytest.mark.parametrize("parameterisation", ["empirical", "neural"])
-def test_a_round_without_prompts_changes_nothing(parameterisation: str) -> None:
+def test_a_round_without_prompts_changes_nothing() -> None:
     sets, keys, origins, start = keyed_clients()
-    aggregator = aggregation.create("pfpt", parameterisation=parameterisation, net_hidden=4)
-    first = aggregator.aggregate(sets, origins=origins, previous=start, keys=keys)
+    first = PFPT.aggregate(sets, origins=origins, previous=start, keys=keys)
     with torch.inference_mode():
-        empty = aggregator.aggregate(
+        empty = PFPT.aggregate(
             [torch.empty(0, 32).double()] * 2, previous=first.prompts, state=first.state
         )
     assert torch.equal(empty.prompts, first.prompts)
@@ -796,11 +794,17 @@ def test_the_state_stands_in_for_previous() -> None:
         ({"loops": 0}, "aggregator.loops: expected an integer >= 1, got 0"),
         ({"memory": "x"}, "aggregator.memory: expected a finite number >= 0, got 'x'"),
         ({"shrink": 1}, "aggregator.shrink: expected true or false, got 1"),
+        (
+            {"parameterisation": "neural"},
+            "aggregator.parameterisation: expected empirical with variant=map, got neural; the "
+            "paper's networks are in aggregator.variant=paper",
+        ),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         aggregation.create("pfpt", **options)
+    aggregation.create("pfpt", variant="paper", parameterisation="neural")
 
 
 def test_the_weight_of_keys_depends_on_neither_dimension() -> None:

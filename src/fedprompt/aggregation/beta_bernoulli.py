@@ -363,10 +363,7 @@ class BetaBernoulliModel:
         _, repeats = np.unique(columns.signatures[columns.born()], return_counts=True)
         value -= float(gammaln(repeats + 1).sum())
         value += self.log_faithful * columns.faithful()
-        return value + self._log_rest()
-
-    def _log_rest(self) -> float:
-        return self.inclusion.log_rest(self.num_clients)
+        return value + self.inclusion.log_rest(self.num_clients)
 
     def merge_gains(self, columns: Columns, sources: Indices, targets: Indices) -> Array:
         """(S, T) gain of evidence and prior if a source column is poured into a target."""

@@ -44,8 +44,6 @@ from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Incl
 from fedprompt.aggregation.cohort import Cohort, previous_of
 from fedprompt.aggregation.inputs import AggregationInput, check_state
 from fedprompt.aggregation.matching import Columns, Search, join_gains, pour, search
-from fedprompt.aggregation.nets import PromptNets, state_shapes
-from fedprompt.aggregation.neural import refine
 from fedprompt.aggregation.scales import (
     KeyScales,
     Scales,
@@ -54,7 +52,7 @@ from fedprompt.aggregation.scales import (
     prompt_scales,
 )
 from fedprompt.core.checks import check_choice, check_flag, check_integer, check_number
-from fedprompt.core.errors import InputError
+from fedprompt.core.errors import ConfigError, InputError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -70,7 +68,8 @@ class PfptOptions:
     """`map`: the well-posed model; `paper`, `released`: for comparison. Only `loops`, `net_lr`,
     `net_hidden` and (`paper`) `variance_floor` concern the latter two."""
     parameterisation: str = "empirical"
-    """`map`'s noise and inclusion: `empirical`, fitted numbers, or `neural`, the paper's nets."""
+    """Of noise and inclusion. `map` has fitted numbers, `empirical`. The paper's networks,
+    `neural`, go with `paper` and `released`, which have nothing else."""
     gamma: float = 1.0
     """Mass of the Beta process: log(gamma / m) is the first price of a new summarizing prompt."""
     key_weight: float = 8.0
@@ -106,6 +105,11 @@ class PfptOptions:
     def __post_init__(self) -> None:
         check_choice("aggregator.variant", self.variant, VARIANTS)
         check_choice("aggregator.parameterisation", self.parameterisation, PARAMETERISATIONS)
+        if (self.variant, self.parameterisation) == ("map", "neural"):
+            raise ConfigError(
+                "aggregator.parameterisation: expected empirical with variant=map, got neural; the "
+                "paper's networks are in aggregator.variant=paper"
+            )
         for name in ("gamma", "origin_odds"):
             check_number(f"aggregator.{name}", getattr(self, name), 0, above=True)
         for name in ("key_weight", "memory"):
@@ -150,28 +154,9 @@ class Pfpt(Aggregator):
         scales = all_scales(cohort, memory, options)
         models = generative_models(cohort, memory, scales, options)  # Section 3.1
         found = match(cohort, memory, scales, models, options)  # Section 3.2, Algorithm 2
-        with literal.gradients():
-            nets = _networks(cohort, given, options)
-            if nets is not None:  # alpha(phi; gamma) and g(phi; w)
-                found = refine(found, nets, options.loops, options.net_lr, options.max_sweeps)
         found = merge_closest(found, options)
         labels = _label(found.columns, cohort, memory.strength)
-        result = summarize(cohort, memory, scales, found, labels, options)  # Algorithm 1
-        if nets is not None:
-            result.state.update(nets.to_state())
-        return result
-
-
-def _networks(cohort: Cohort, given: AggregationInput, options: PfptOptions) -> PromptNets | None:
-    """The networks of `parameterisation=neural`, as the last round left them or new."""
-    if options.parameterisation == "empirical":
-        return None
-    d = cohort.prompts.shape[1]
-    if "variance_net.0.weight" in given.state:
-        check_state(given.state, state_shapes(d, options.net_hidden))
-        return PromptNets.from_state(given.state, dtype=torch.float64)
-    generator = given.generator or torch.Generator().manual_seed(0)
-    return PromptNets(d, options.net_hidden, generator, torch.float64)
+        return summarize(cohort, memory, scales, found, labels, options)  # Algorithm 1
 
 
 def _completed(given: AggregationInput) -> AggregationInput:
