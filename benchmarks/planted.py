@@ -566,8 +566,8 @@ def measure_released(problem: Problem) -> dict[str, Any]:
     except NotApplicableError as error:
         result["vectorised"] = {"skipped": str(error)}
     try:
-        from fedprompt.aggregation.literal import released_matching
-        from fedprompt.aggregation.nets import PromptNets
+        from fedprompt.aggregation.pfpt.nets import PromptNets
+        from fedprompt.aggregation.pfpt.released import released_matching
         from released_loop import released_per_candidate
     except ImportError as error:
         result["per_candidate"] = {"skipped": str(error)}

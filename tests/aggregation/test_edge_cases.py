@@ -15,8 +15,11 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
-from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Inclusion
-from fedprompt.aggregation.matching import Columns, match_client
+from fedprompt.aggregation.pfpt.map.blocks import Block
+from fedprompt.aggregation.pfpt.map.columns import Columns
+from fedprompt.aggregation.pfpt.map.inclusion import Inclusion
+from fedprompt.aggregation.pfpt.map.matching import match_client
+from fedprompt.aggregation.pfpt.map.model import BetaBernoulliModel
 from fedprompt.core.errors import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
