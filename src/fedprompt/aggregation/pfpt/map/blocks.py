@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -76,9 +77,9 @@ class Block:
 
     def new_scores(self, columns: Columns, rows: slice) -> Array:
         """(k, 1) log N(omega_tk | mu0, noise + base)."""
-        mean = np.zeros((1, self.part.stop - self.part.start))
+        points = columns.points[rows, self.part]  # centred, so mu0 is zero
         variance = np.array([self.noise + self.base])
-        return self.power * log_normal(columns.points[rows, self.part], mean, variance)
+        return self.power * _log_density(squares_of(points)[:, None], variance, points.shape[1])
 
     def evidence(self, columns: Columns, which: Indices) -> Array:
         """(L,) log density of the members of each column, up to a term of the points alone."""
@@ -179,12 +180,17 @@ class KeyBlock:
     remembered: Array
     """(n, q) key of each remembered column."""
 
+    @functools.cached_property
+    def _squared_centres(self) -> Array:
+        """(K,) squared norms, asked for by every match."""
+        return squares_of(self.centres)
+
     def keys(self, columns: Columns, which: Indices) -> Array:
         """(L, q) key that each column stands for."""
         return self._keys(columns, which, columns.sums[which, self.part], columns.counts[which])
 
     def _keys(self, columns: Columns, which: Indices, sums: Array, counts: Array) -> Array:
-        fit = 2 * sums @ self.centres.T - counts[:, None] * squares_of(self.centres)
+        fit = 2 * sums @ self.centres.T - counts[:, None] * self._squared_centres
         result: Array = self.centres[fit.argmax(axis=1)]
         old = which < columns.num_remembered
         result[old] = self.remembered[which[old]]
@@ -198,16 +204,18 @@ class KeyBlock:
             rows: k rows of one client.
             live: (L,) columns.
         """
-        return self._density(columns.points[rows, self.part], self.keys(columns, live))
+        keys = self.keys(columns, live)
+        return self._density(columns.points[rows, self.part], keys, squares_of(keys))
 
     def new_scores(self, columns: Columns, rows: slice) -> Array:
         """(k, 1) the same under the most likely group, and log 1/K for the choice of it."""
-        density = self._density(columns.points[rows, self.part], self.centres)
+        own = columns.points[rows, self.part]
+        density = self._density(own, self.centres, self._squared_centres)
         result: Array = density.max(axis=1, keepdims=True) - math.log(len(self.centres))
         return result
 
-    def _density(self, points: Array, keys: Array) -> Array:
-        squares = squares_of(points)[:, None] + squares_of(keys) - 2 * points @ keys.T
+    def _density(self, points: Array, keys: Array, squared_keys: Array) -> Array:
+        squares = squares_of(points)[:, None] + squared_keys - 2 * points @ keys.T
         result: Array = -0.5 * self.power * np.maximum(squares, 0.0)
         return result
 
@@ -259,10 +267,12 @@ def log_normal(points: Array, means: Array, variances: Array) -> Array:
     array([[-1.8379]])
     """
     squares = squares_of(points)[:, None] + squares_of(means) - 2 * points @ means.T
-    dimension = points.shape[1]
-    result: Array = -0.5 * (
-        dimension * (LOG_2PI + np.log(variances)) + np.maximum(squares, 0) / variances
-    )
+    return _log_density(np.maximum(squares, 0), variances, points.shape[1])
+
+
+def _log_density(squares: Array, variances: Array, dimension: int) -> Array:
+    """Of points at (k, L) squared distances from the means of L isotropic Gaussians."""
+    result: Array = -0.5 * (dimension * (LOG_2PI + np.log(variances)) + squares / variances)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -74,19 +75,26 @@ def fit_inclusion(
         most: clients that the memory stands for.
         gamma: see `Inclusion`.
     """
-    mean = expit(np.linspace(-4, 4.5, 18))
-    mean, size = (axis.reshape(-1, 1) for axis in np.meshgrid(mean, 2.0 ** np.arange(6)))
-    a, b = mean * size, (1 - mean) * size
+    a, b, log_beta = _grid()
     values, times = np.unique(born, return_counts=True)
     expected = len(born) + gamma  # the most likely one
-    unused = np.exp(betaln(a, clients + b) - betaln(a, b))
-    log_price = np.log(expected / (1 - unused)) - betaln(a, b)
+    unused = np.exp(betaln(a, clients + b) - log_beta)
+    log_price = np.log(expected / (1 - unused)) - log_beta
     grid = Inclusion(a, b, log_price, gamma)
     value = (times * grid.log_born(values, clients)).sum(axis=1)
     value += grid.log_grown(users, clients, before, most).sum(axis=1)
     value += np.asarray(_log_hyper(a + b))[:, 0]
     best = int(np.argmax(value))
     return Inclusion(float(a[best, 0]), float(b[best, 0]), float(log_price[best, 0]), gamma)
+
+
+@functools.cache
+def _grid() -> tuple[Array, Array, Array]:
+    """(108, 1) a, b and log B(a, b) of the priors that are compared."""
+    mean = expit(np.linspace(-4, 4.5, 18))
+    mean, size = (axis.reshape(-1, 1) for axis in np.meshgrid(mean, 2.0 ** np.arange(6)))
+    a, b = mean * size, (1 - mean) * size
+    return a, b, betaln(a, b)
 
 
 def _log_hyper(size: float | Array) -> float | Array:

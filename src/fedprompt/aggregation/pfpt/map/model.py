@@ -13,6 +13,7 @@ the rate are then fitted to the columns, as are noise and base. A point may have
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.special import gammaln
@@ -82,8 +83,9 @@ class BetaBernoulliModel:
         """(k, k) log N(omega_tk | mu0, noise + base) + log prior of one user - log j."""
         number = rows.stop - rows.start
         density = sum(block.new_scores(columns, rows) for block in self.blocks)
-        return np.asarray(density + self.price() - np.log(np.arange(1, number + 1)))
+        return np.asarray(density + self.price - np.log(np.arange(1, number + 1)))
 
+    @functools.cached_property
     def price(self) -> float:
         """Log prior of a new column with one user."""
         return float(self.inclusion.log_born(np.ones(1), self.num_clients)[0])
