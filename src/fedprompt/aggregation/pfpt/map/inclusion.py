@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import cast
 
 import numpy as np
 from scipy.special import betaln, digamma, expit
@@ -80,7 +81,8 @@ def fit_inclusion(
     expected = len(born) + gamma  # the most likely one
     unused = np.exp(betaln(a, clients + b) - log_beta)
     log_price = np.log(expected / (1 - unused)) - log_beta
-    grid = Inclusion(a, b, log_price, gamma)
+    # All 108 at once: the formulas broadcast.
+    grid = Inclusion(cast(float, a), cast(float, b), log_price, gamma)
     value = (times * grid.log_born(values, clients)).sum(axis=1)
     value += grid.log_grown(users, clients, before, most).sum(axis=1)
     value += np.asarray(_log_hyper(a + b))[:, 0]
