@@ -294,5 +294,7 @@ def test_registered_twice_in_one_file_is_refused() -> None:
         return 1
 
     registry.register("x", object)(one)
-    with pytest.raises(ConfigError, match="thing 'x' is registered twice: in .* and in .*; choose"):
+    with pytest.raises(
+        ConfigError, match=r"thing 'x' is registered twice: in .* and in .*; choose"
+    ):
         registry.register("x", object)(one)

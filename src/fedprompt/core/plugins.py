@@ -296,7 +296,7 @@ def _hash(path: Path) -> str:
 
 
 def _import_error(spec: str, error: Exception, file: str | None = None) -> ConfigError:
-    """What an import raised, in one line, with the place: in `file`, if the error went through it."""
+    """What an import raised, in one line, with the place, in `file` if that is given."""
     text = " ".join(str(error).split())
     if isinstance(error, FedpromptError):
         return ConfigError(f"plug-in '{spec}': {text}")
