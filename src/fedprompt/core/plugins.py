@@ -66,6 +66,11 @@ class Plugin:
         """The file's name without its ending, or the dotted name."""
         return Path(self.path).stem if self.files else self.module
 
+    @property
+    def key(self) -> str:
+        """What a composed config calls it: a file by its full path, a module by its name."""
+        return self.path if self.files else self.module
+
     def record(self) -> dict[str, str]:
         """What a manifest keeps of it."""
         return {"name": self.name, "path": self.path, "sha256": self.sha256}
@@ -91,7 +96,21 @@ def load_plugins(specs: Sequence[str], base: Path | None = None) -> tuple[Plugin
     """
     if isinstance(specs, str):
         raise ConfigError(f"plugins: expected a list such as [{specs}], got the text '{specs}'")
-    return tuple(_load(spec, base or Path()) for spec in specs)
+    found = tuple(_load(spec, base or Path()) for spec in specs)
+    names: dict[str, Plugin] = {}
+    for plugin in found:
+        before = names.setdefault(plugin.name, plugin)
+        if before.sha256 != plugin.sha256:
+            raise ConfigError(
+                f"plug-ins '{before.spec}' and '{plugin.spec}': expected different names, because "
+                f"a run keeps both in one folder, got {plugin.name} twice; rename one"
+            )
+    return found
+
+
+def find(specs: Sequence[str]) -> tuple[Plugin, ...]:
+    """Plug-ins that are loaded, by path or dotted name; no file is read."""
+    return tuple(_plugins[spec] for spec in specs)
 
 
 def loaded() -> tuple[Plugin, ...]:
@@ -131,9 +150,19 @@ class Parcel(Generic[T]):
         return cls(loaded(), pickle.dumps(value))
 
     def open(self) -> T:
-        """The value; its plug-ins are installed first."""
+        """The value; its plug-ins are installed first.
+
+        Raises:
+            ConfigError: a plug-in is missing here, or a class of the value.
+        """
         install(self.plugins)
-        value: T = pickle.loads(self.content)
+        try:
+            value: T = pickle.loads(self.content)
+        except (AttributeError, ImportError) as error:
+            raise ConfigError(
+                "the experiment uses a class that only the process knows which started it "
+                f"({error}); name the file that defines it: plugins: [FILE.py]"
+            ) from error
         return value
 
 
