@@ -108,6 +108,19 @@ def load_plugins(specs: Sequence[str], base: Path | None = None) -> tuple[Plugin
     return found
 
 
+def absolute(specs: Sequence[str], base: Path) -> list[str]:
+    """The specs with full paths in the place of relative ones; names of modules stay.
+
+    >>> absolute(["../rule.py", "my_package.rules"], Path("/lab/runs"))
+    ['/lab/rule.py', 'my_package.rules']
+    """
+    return [os.fspath(_full_path(spec, base)) if spec.endswith(".py") else spec for spec in specs]
+
+
+def _full_path(spec: str, base: Path) -> Path:
+    return (base / Path(spec).expanduser()).resolve()
+
+
 def find(specs: Sequence[str]) -> tuple[Plugin, ...]:
     """Plug-ins that are loaded, by path or dotted name; no file is read."""
     return tuple(_plugins[spec] for spec in specs)
@@ -235,7 +248,7 @@ def _load(spec: str, base: Path) -> Plugin:
 
 def _load_file(spec: str, base: Path) -> Plugin:
     """Read a file and import what was read."""
-    path = (base / Path(spec).expanduser()).resolve()
+    path = _full_path(spec, base)
     if not path.is_file() and os.fspath(path) in _plugins:
         return _plugins[os.fspath(path)]  # another machine sent it
     try:

@@ -244,7 +244,7 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
     """What a run directory holds before the first round."""
     task, parts = federation.task, list(federation.data.parts)
     used = find(config.plugins)
-    keep(directory, used)
+    keep(directory.path, used)
     directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml(map(copy_of, used))}")
     about = {**manifest(), **records(used), "backbone_sha256": federation.backbone.checksum()}
     if federation.frozen_head is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from fedprompt.core import plugins
 from fedprompt.core.errors import CheckpointError
@@ -26,14 +27,17 @@ def copy_of(plugin: Plugin) -> str:
     return f"{PLUGINS}/{plugin.name}.py" if plugin.files else plugin.spec
 
 
-def keep(directory: RunDirectory, used: Iterable[Plugin]) -> None:
-    """Write the plug-ins' files into the run directory; of two YAML files of a name the first."""
+def keep(folder: Path, used: Iterable[Plugin]) -> None:
+    """Write the plug-ins' files into the folder of a run or a sweep.
+
+    Of two YAML files of the same name the first is kept, which is the one that was read.
+    """
     contents: dict[str, bytes] = {}
     for plugin in used:
         for name, content in plugin.files:
             contents.setdefault(name, content)
     for name, content in contents.items():
-        path = directory.plugins_folder / name
+        path = folder / PLUGINS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
 
