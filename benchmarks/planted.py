@@ -76,7 +76,6 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedprompt import aggregation
-from fedprompt.aggregation.base import check_inputs
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.core.intervals import t_interval
 from fedprompt.core.seeding import numpy_generator, torch_generator
@@ -599,7 +598,7 @@ def measure_released(problem: Problem) -> dict[str, Any]:
 
 def _released_start(problem: Problem, nets: Callable[..., Any]) -> tuple[Any, Any, Any]:
     """Prompt sets, first assignment and networks, as the variant `released` makes them."""
-    cohort = check_inputs(problem.prompt_sets)
+    cohort = aggregation.Cohort.of(aggregation.AggregationInput(problem.prompt_sets))
     prompts = torch.from_numpy(cohort.prompts).float()
     sets = [prompts[span] for span in cohort.spans()]
     generator = torch_generator(0, "benchmark/planted/released")

@@ -25,7 +25,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ from runner import choose, experiment_of, overrides_of
 from summary import interval
 from torch import Tensor
 
-from fedprompt.aggregation import Aggregation
+from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator
 from fedprompt.aggregation import create as create_aggregator
 from fedprompt.config import ExperimentConfig, compose
+from fedprompt.core.errors import InputError
 from fedprompt.core.files import atomic_write, json_ready
 from fedprompt.core.types import ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
@@ -55,31 +56,25 @@ OUTPUT = Path(__file__).parents[1] / "results" / "methods_bounds.json"
 MEMORY = 10.0
 
 
-class RowMean:
+class RowMean(Aggregator):
     """Row-wise mean with a memory; keys are left as they are."""
 
     keeps_rows = True
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        *,
-        origins: Sequence[Tensor],
-        previous: Tensor,
-        previous_keys: Tensor,
-        state: Mapping[str, Tensor],
-        **unused: Any,
-    ) -> Aggregation:
-        """See `Aggregator.aggregate`."""
-        strength = state.get("strength", torch.zeros(len(previous)))
+    def merge(self, given: AggregationInput) -> Aggregation:
+        """See `Aggregator.merge`; origins, broadcast prompts and their keys must be given."""
+        previous, origins, keys = given.previous, given.origins, given.previous_keys
+        if previous is None or origins is None or keys is None:
+            raise InputError("expected origins, previous and previous_keys; pass all of them")
+        strength = given.state.get("strength", torch.zeros(len(previous)))
         total, mass = strength[:, None] * previous, strength.clone()
-        for prompts, rows in zip(prompt_sets, origins, strict=True):
+        for prompts, rows in zip(given.prompt_sets, origins, strict=True):
             total[rows] += prompts
             mass[rows] += 1
         used = torch.isin(torch.arange(len(previous)), torch.cat(list(origins)))
         return Aggregation(
             prompts=torch.where(used[:, None], total / mass.clamp_min(1)[:, None], previous),
-            keys=previous_keys.clone(),
+            keys=keys.clone(),
             assignment=[rows.clone() for rows in origins],
             state={"strength": mass.clamp_max(MEMORY)},
             diagnostics={"num_prompts": float(len(previous))},
@@ -87,7 +82,7 @@ class RowMean:
 
 
 def federate(
-    config: ExperimentConfig, federation: Federation, state: ServerState, aggregator: Any
+    config: ExperimentConfig, federation: Federation, state: ServerState, aggregator: Aggregator
 ) -> tuple[ServerState, dict[str, float]]:
     """All rounds; the last state and its accuracy."""
     runtime = SerialRuntime(config.runtime)

@@ -17,7 +17,7 @@ from scipy import stats
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from fedprompt.aggregation.base import Aggregation, check_inputs
+from fedprompt.aggregation import Aggregation, AggregationInput
 from fedprompt.aggregation.literal import (
     Fit,
     LiteralOptions,
@@ -47,11 +47,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def run(variant: Variant, prompt_sets: list[Tensor], **changes: Any) -> Aggregation:
-    """With the options and random numbers of the tests; the rest goes to the cohort."""
+    """With the options and random numbers of the tests; the rest goes to the input."""
     options = changes.pop("options", FAST)
-    state = changes.pop("state", None)
-    source = changes.pop("generator", generator())
-    return variant(check_inputs(prompt_sets, **changes), options, state, source)
+    return variant(AggregationInput(prompt_sets, **{"generator": generator(), **changes}), options)
 
 
 def random_case(

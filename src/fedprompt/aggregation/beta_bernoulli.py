@@ -19,7 +19,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import betaln, digamma, expit, gammaln
 
-from fedprompt.aggregation.matching import Array, Columns, Indices
+from fedprompt.aggregation.arrays import Array, Indices
+from fedprompt.aggregation.matching import Columns
 
 LOG_2PI = math.log(2 * math.pi)
 LEAST_BASE = 1e-4

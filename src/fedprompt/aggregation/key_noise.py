@@ -35,12 +35,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from scipy.special import gammaln, logsumexp
 
-Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
+from fedprompt.aggregation.arrays import Array, Indices
 
 RATIOS: Array = 10.0 ** (np.arange(17) / 4)
 """Grid of sigma^2 / tau^2. From 1, because groups nearer to each other than their own members are

@@ -34,16 +34,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from fedprompt.aggregation.base import (
-    DEFAULT_SEED,
-    Aggregation,
-    Array,
-    Cohort,
-    Indices,
-    check_state,
-    member_means,
-    previous_of,
-)
+from fedprompt.aggregation.arrays import Array, Indices, member_means
+from fedprompt.aggregation.base import Aggregation
+from fedprompt.aggregation.cohort import Cohort, previous_of
+from fedprompt.aggregation.inputs import DEFAULT_SEED, AggregationInput, check_state
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.scales import standard_units
 from fedprompt.core.checks import check_integer, check_number
@@ -308,29 +302,23 @@ def _not_finite(what: str) -> InputError:
 
 
 @gradients()
-def aggregate_released(
-    cohort: Cohort,
-    options: LiteralOptions,
-    state: Mapping[str, Tensor] | None,
-    generator: torch.Generator | None,
-) -> Aggregation:
+def aggregate_released(given: AggregationInput, options: LiteralOptions) -> Aggregation:
     """The released code's aggregation: float32, in the prompts' own units.
 
     Clients and rows are taken in canonical order; the first assignment of each client is drawn
     without replacement. A key is the mean of the keys of the local prompts assigned to its prompt.
 
     Args:
-        cohort: checked inputs.
+        given: its state holds the networks of the round before, fresh ones are made if it is
+            empty; its generator draws fresh networks and the first assignment.
         options: `variance_floor` is not used.
-        state: the networks of the round before, as in `Aggregation.state`; fresh ones if None.
-        generator: draws fresh networks and the first assignment; one of fixed seed if None.
 
     Raises:
         InputError: nothing was returned and nothing broadcast, the state has other shapes, or
             the prompts are too large for float32 arithmetic.
     """
-    generator = generator or torch.Generator().manual_seed(DEFAULT_SEED)
-    nets = _nets(cohort, options, state, generator, torch.float32)
+    generator = given.generator or torch.Generator().manual_seed(DEFAULT_SEED)
+    nets, cohort = _nets(options, given, generator, torch.float32), Cohort.of(given)
     if len(cohort.prompts) == 0:
         return _nothing_returned(cohort, nets)
     prompts = torch.from_numpy(cohort.prompts).to(torch.float32)
@@ -343,12 +331,7 @@ def aggregate_released(
 
 
 @gradients()
-def aggregate_paper(
-    cohort: Cohort,
-    options: LiteralOptions,
-    state: Mapping[str, Tensor] | None,
-    generator: torch.Generator | None,
-) -> Aggregation:
+def aggregate_paper(given: AggregationInput, options: LiteralOptions) -> Aggregation:
     """The paper's aggregation: Eq. 4-11 with Algorithms 1 and 2, float64.
 
     A variance between 0 and 1 means something in some unit only, so the work is done on prompts
@@ -357,17 +340,16 @@ def aggregate_paper(
     prompts. A key is the mean of the keys of the local prompts assigned to its prompt.
 
     Args:
-        cohort: checked inputs.
+        given: its state holds the networks of the round before, fresh ones are made if it is
+            empty; its generator draws them.
         options: all are used.
-        state: the networks of the round before, as in `Aggregation.state`; fresh ones if None.
-        generator: draws fresh networks; one of fixed seed if None.
 
     Raises:
         InputError: nothing was returned and nothing broadcast, the state has other shapes, or
             the result does not fit the prompts' dtype.
     """
-    generator = generator or torch.Generator().manual_seed(DEFAULT_SEED)
-    nets = _nets(cohort, options, state, generator, torch.float64)
+    generator = given.generator or torch.Generator().manual_seed(DEFAULT_SEED)
+    nets, cohort = _nets(options, given, generator, torch.float64), Cohort.of(given)
     if len(cohort.prompts) == 0:
         return _nothing_returned(cohort, nets)
     centre, unit = standard_units(cohort.prompts)
@@ -380,14 +362,10 @@ def aggregate_paper(
 
 
 def _nets(
-    cohort: Cohort,
-    options: LiteralOptions,
-    state: Mapping[str, Tensor] | None,
-    generator: torch.Generator,
-    dtype: torch.dtype,
+    options: LiteralOptions, given: AggregationInput, generator: torch.Generator, dtype: torch.dtype
 ) -> PromptNets:
     """From the state, else fresh."""
-    d = cohort.prompts.shape[1]
+    state, d = given.state, given.prompt_sets[0].shape[1]
     if not state:
         return PromptNets(d, options.net_hidden, generator, dtype)
     check_state(state, state_shapes(d, options.net_hidden))

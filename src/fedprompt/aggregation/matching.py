@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
+from fedprompt.aggregation.arrays import Array, Indices
 
 NOWHERE = -1
 """Column of a point that is not placed yet."""

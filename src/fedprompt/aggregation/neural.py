@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from scipy.special import logit
 
+from fedprompt.aggregation.arrays import Array, Indices
 from fedprompt.aggregation.beta_bernoulli import (
     LOG_2PI,
     BetaBernoulliModel,
     Block,
 )
-from fedprompt.aggregation.matching import Array, Columns, Indices, Search, ascend, continued, rises
+from fedprompt.aggregation.matching import Columns, Search, ascend, continued, rises
 from fedprompt.aggregation.nets import PromptNets
 
 RANGE = 4.0

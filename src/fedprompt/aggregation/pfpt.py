@@ -38,18 +38,11 @@ from scipy.special import entr
 from torch import Tensor
 
 from fedprompt.aggregation import literal
-from fedprompt.aggregation.base import (
-    Aggregation,
-    Array,
-    Cohort,
-    Indices,
-    aggregators,
-    check_inputs,
-    check_state,
-    lexicographic,
-    previous_of,
-)
+from fedprompt.aggregation.arrays import Array, Indices, lexicographic
+from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
 from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Inclusion, KeyBlock
+from fedprompt.aggregation.cohort import Cohort, previous_of
+from fedprompt.aggregation.inputs import AggregationInput, check_state
 from fedprompt.aggregation.matching import Columns, Search, join_gains, pour, search
 from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.aggregation.neural import refine
@@ -131,8 +124,8 @@ class PfptOptions:
 
 
 @aggregators.register("pfpt", PfptOptions)
-class Pfpt:
-    """Probabilistic matching of prompt sets. See `Aggregator.aggregate`.
+class Pfpt(Aggregator):
+    """Probabilistic matching of prompt sets. See `Aggregator.merge`.
 
     State of `map`: see `Memory`, and `prompts` (n, d) and, with keys, `keys` (n, q), which stand in
     for `previous` and `previous_keys`. State of the other variants: their networks.
@@ -141,34 +134,24 @@ class Pfpt:
     def __init__(self, options: PfptOptions) -> None:
         self.options = options
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
+    def merge(self, given: AggregationInput) -> Aggregation:
         """Match local and remembered prompts; average what belongs together."""
-        previous, previous_keys = _from_state(previous, previous_keys, state)
-        cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
+        given = _completed(given)
         options = self.options
         if options.variant == "paper":
-            return literal.aggregate_paper(cohort, options.literal, state, generator)
+            return literal.aggregate_paper(given, options.literal)
         if options.variant == "released":
-            return literal.aggregate_released(cohort, options.literal, state, generator)
+            return literal.aggregate_released(given, options.literal)
+        cohort = Cohort.of(given)
         _check_bound(cohort, options)
-        memory = recall(cohort, state or {}, options)
+        memory = recall(cohort, given.state, options)
         if len(cohort.prompts) == 0:
-            return _nothing_returned(cohort, memory, state or {})
+            return _nothing_returned(cohort, memory, given.state)
         scales = all_scales(cohort, memory, options)
         models = generative_models(cohort, memory, scales, options)  # Section 3.1
         found = match(cohort, memory, scales, models, options)  # Section 3.2, Algorithm 2
         with literal.gradients():
-            nets = _networks(cohort, state or {}, options, generator)
+            nets = _networks(cohort, given, options)
             if nets is not None:  # alpha(phi; gamma) and g(phi; w)
                 found = refine(found, nets, options.loops, options.net_lr, options.max_sweeps)
         found = merge_closest(found, options)
@@ -179,35 +162,30 @@ class Pfpt:
         return result
 
 
-def _networks(
-    cohort: Cohort,
-    state: Mapping[str, Tensor],
-    options: PfptOptions,
-    generator: torch.Generator | None,
-) -> PromptNets | None:
+def _networks(cohort: Cohort, given: AggregationInput, options: PfptOptions) -> PromptNets | None:
     """The networks of `parameterisation=neural`, as the last round left them or new."""
     if options.parameterisation == "empirical":
         return None
     d = cohort.prompts.shape[1]
-    if "variance_net.0.weight" in state:
-        check_state(state, state_shapes(d, options.net_hidden))
-        return PromptNets.from_state(state, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    if "variance_net.0.weight" in given.state:
+        check_state(given.state, state_shapes(d, options.net_hidden))
+        return PromptNets.from_state(given.state, dtype=torch.float64)
+    generator = given.generator or torch.Generator().manual_seed(0)
     return PromptNets(d, options.net_hidden, generator, torch.float64)
 
 
-def _from_state(
-    previous: Tensor | None, previous_keys: Tensor | None, state: Mapping[str, Tensor] | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The broadcast prompts and keys; those of the state where none are passed."""
-    state = state or {}
+def _completed(given: AggregationInput) -> AggregationInput:
+    """With the broadcast prompts and keys of the state where none are passed."""
+    previous, previous_keys = given.previous, given.previous_keys
     if previous is None:
-        previous = state.get("prompts")
+        previous = given.state.get("prompts")
     if previous_keys is None and previous is not None:
-        remembered = state.get("keys")
+        remembered = given.state.get("keys")
         if remembered is not None and len(remembered) == len(previous):
             previous_keys = remembered
-    return previous, previous_keys
+    if previous is given.previous and previous_keys is given.previous_keys:
+        return given
+    return dataclasses.replace(given, previous=previous, previous_keys=previous_keys)
 
 
 def _check_bound(cohort: Cohort, options: PfptOptions) -> None:

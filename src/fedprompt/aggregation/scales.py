@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
-from fedprompt.aggregation.base import Array, Cohort, Indices
+from fedprompt.aggregation.arrays import Array, Indices
 from fedprompt.aggregation.beta_bernoulli import NOISE_FLOOR
+from fedprompt.aggregation.cohort import Cohort
 from fedprompt.aggregation.key_noise import infer_key_noise, settled_keys, unbiased_dimension
 from fedprompt.aggregation.matching import Columns, peer_distance
 

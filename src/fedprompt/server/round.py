@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation import Aggregation, Aggregator, SharedRule
+from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator, SharedRule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import RoundError
 from fedprompt.core.seeding import derive_seed, torch_generator
@@ -352,15 +352,17 @@ def aggregate_prompts(
     options = settings.recipe.prompts
     if options.count == 0 or options.mode == "personal":
         return None
-    return aggregator.aggregate(
-        [update.prompts for update in updates],
-        weights=torch.tensor(weights),
-        origins=[update.origins for update in updates],
-        previous=state.prompts,
-        keys=[update.keys for update in updates] if options.sends_keys else None,
-        previous_keys=state.keys if options.sends_keys else None,
-        state=state.aggregator,
-        generator=torch_generator(settings.seed, "aggregate", round_index),
+    return aggregator.merge(
+        AggregationInput(
+            [update.prompts for update in updates],
+            weights=torch.tensor(weights),
+            origins=[update.origins for update in updates],
+            previous=state.prompts,
+            keys=[update.keys for update in updates] if options.sends_keys else None,
+            state=state.aggregator,
+            generator=torch_generator(settings.seed, "aggregate", round_index),
+            previous_keys=state.keys if options.sends_keys else None,
+        )
     )
 
 
