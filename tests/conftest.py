@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,17 @@ ONE_PIXEL = base64.b64decode(
 )
 """A whole PNG file."""
 LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--plugin FILE`: the tests that run on all registered entries run on a plug-in's, too."""
+    parser.addoption("--plugin", action="append", default=[], help="a plug-in to test (repeatable)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from fedprompt.core.plugins import load_plugins
+
+    load_plugins(config.getoption("--plugin"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,6 +73,28 @@ def digits_may_have_domains() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DigitsOptions, "several_domains", True, raising=False)
         yield
+
+
+@pytest.fixture
+def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test loads as plug-ins is unknown to the next; no installed package offers any."""
+    from fedprompt.config import REGISTRIES
+    from fedprompt.core import plugins
+
+    modules = set(sys.modules)
+    for group, registry in REGISTRIES.items():
+        if group != "runtime":  # would import Ray, and no test adds one
+            registry._scan()
+            monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for name in ("_plugins", "_copies"):
+        monkeypatch.setattr(plugins, name, {})
+    monkeypatch.setattr(plugins, "_installed", None)
+    monkeypatch.setattr(plugins, "_failures", [])
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: ())
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith((plugins.FILE_MODULE, "outside_")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import hashlib
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,23 +32,7 @@ class Rule(Mean):
 YAML = "name: own\nstrength: 0.25\n"
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test loads is unknown to the next."""
-    from fedprompt.aggregation import aggregators
-
-    modules = set(sys.modules)
-    aggregators._scan()
-    monkeypatch.setattr(aggregators, "_entries", dict(aggregators._entries))
-    for name in ("_plugins", "_copies"):
-        monkeypatch.setattr(plugins, name, {})
-    monkeypatch.setattr(plugins, "_installed", None)
-    monkeypatch.setattr(plugins, "_failures", [])
-    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: ())
-    yield
-    for name in set(sys.modules) - modules:
-        if name.startswith((plugins.FILE_MODULE, "outside_")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("forgotten_plugins")
 
 
 def write(path: Path, text: str) -> Path:
