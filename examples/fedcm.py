@@ -20,11 +20,8 @@ import torch
 from torch import Tensor
 
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.types import ClientUpdate, Tensors
-from fedprompt.objectives.base import LocalResult, Objective, objectives
-
-PREFIX = "momentum."
-"""Of Delta's part for each trained tensor, among the shared tensors."""
+from fedprompt.core.types import ClientUpdate, Parts, Tensors
+from fedprompt.objectives.base import Finished, LocalResult, Objective, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,55 +40,49 @@ class FedCmOptions:
 
 @objectives.register("fedcm", FedCmOptions)
 class FedCm(Objective):
-    """Every local step is pulled towards the average step of the last round."""
+    """Every local step is pulled towards the average step of the last round.
+
+    Delta has a tensor for each trained one, under its path (`prompts`, `head.weight`, ...).
+    """
 
     needs_sgd = True
     options: FedCmOptions
 
-    def begin(self, trainable: Tensors) -> dict[str, Tensor]:
-        """Zero: the first round is FedAvg."""
-        return {PREFIX + name: torch.zeros_like(value) for name, value in trainable.items()}
-
     # The client's half.
 
     def correction(self, received: Tensors, own: Tensors) -> dict[str, Tensor]:
-        """(1 - alpha) / alpha Delta for every tensor that has a part of it."""
+        """(1 - alpha) / alpha Delta."""
         factor = (1 - self.options.alpha) / self.options.alpha
-        return {
-            name.removeprefix(PREFIX): factor * delta
-            for name, delta in received.items()
-            if name.startswith(PREFIX)
-        }
+        return {path: factor * delta for path, delta in received.items()}
 
-    def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def finish(self, result: LocalResult) -> Finished:
         """The average step v of each tensor goes to the server; nothing is kept."""
+        start, end = result.start.tensors(), result.end.tensors()
         sent = {}
-        for key, delta in result.received.items():
-            if key.startswith(PREFIX):
-                name = key.removeprefix(PREFIX)
-                length = result.steps * result.rates[name]
-                moved = self.options.alpha * (result.start[name] - result.end[name])
-                sent[key] = moved / length if length else delta
-        return sent, {}
+        for path, delta in result.received.objective.items():
+            length = result.steps * result.rates[path]
+            moved = self.options.alpha * (start[path] - end[path])
+            # Nothing moved at rate 0, so nothing was learnt about the gradient.
+            sent[path] = moved / length if length else delta.clone()
+        return Finished(sent)
 
     # The server's half.
 
-    def is_mean(self, name: str) -> bool:
-        """Delta is computed here: an optimiser of the server leaves it alone."""
-        return not name.startswith(PREFIX)
+    def begin(self, trainable: Parts) -> Tensors:
+        """Zero: the first round is FedAvg."""
+        return {path: torch.zeros_like(value) for path, value in trainable.tensors().items()}
 
     def combine(
         self,
-        before: Tensors,
-        mean: Tensors,
+        before: Parts,
+        mean: Parts,
         updates: Sequence[ClientUpdate],
         num_clients: int,
         memory: Tensors,
-    ) -> tuple[Tensors, Tensors]:
+    ) -> tuple[Parts, Tensors]:
         """Delta is the plain mean over the clients, however many images each has."""
-        shared = dict(mean)
-        for name in before:
-            if name.startswith(PREFIX):
-                steps = torch.stack([update.shared[name] for update in updates])
-                shared[name] = steps.mean(dim=0)
-        return shared, memory
+        delta = {
+            path: torch.stack([update.shared.objective[path] for update in updates]).mean(dim=0)
+            for path in before.objective
+        }
+        return dataclasses.replace(mean, objective=delta), memory

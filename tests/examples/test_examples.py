@@ -19,6 +19,7 @@ import yaml
 from fedprompt.config import REGISTRIES, compose
 from fedprompt.core.errors import CheckpointError, InputError
 from fedprompt.core.plugins import load_plugins
+from fedprompt.core.types import Parts
 from fedprompt.data.sets.digits import enlarge, source_digits
 from fedprompt.experiment import execute, plan_resume, plan_run
 from fedprompt.objectives.base import LocalResult
@@ -73,7 +74,8 @@ def test_all_three_run_under_ray_as_in_one_process_and_are_kept(
     shutil.rmtree(lab)
     serial, ray = map(execute, plans)
     assert ray.state.sha256() == serial.state.sha256()
-    assert any(name.startswith("momentum.") for name in ray.state.shared)
+    assert {"prompts"} < set(ray.state.shared.objective)
+    assert all(delta.count_nonzero() for delta in ray.state.shared.objective.values())
 
     kept = {path.name for path in (ray.run_dir / "plugins").glob("*.py")}
     assert kept == {"medmnist.py", "fedcm.py", "trimmed_mean.py"}
@@ -137,31 +139,30 @@ def test_fedcm_follows_its_paper() -> None:
     module = example("fedcm")
     alpha, rate, delta, steps = 0.25, 0.1, torch.tensor([2.0]), 3
     objective = module.FedCm(module.FedCmOptions(alpha=alpha))
-    received = {"momentum.w": delta}
     expected = torch.tensor([1.0])
     for _ in range(steps):
         expected = expected - rate * (alpha * expected + (1 - alpha) * delta)
     moved = torch.tensor([1.0])
-    [(name, shift)] = objective.correction(received, {}).items()
+    [(path, shift)] = objective.correction({"head.w": delta}, {}).items()
     for _ in range(steps):
         moved = moved - alpha * rate * (moved + shift)
-    assert name == "w"
+    assert path == "head.w"
     torch.testing.assert_close(moved, expected)
 
     work = LocalResult(
-        start={"w": torch.tensor([1.0])},
-        end={"w": moved},
-        received=received,
+        start=Parts(head={"w": torch.tensor([1.0])}),
+        end=Parts(head={"w": moved}),
+        received=Parts(objective={"head.w": delta}),
         own={},
         steps=steps,
-        rates={"w": alpha * rate},
+        rates={"head.w": alpha * rate},
         features=torch.empty(0),
         labels=torch.empty(0),
         num_classes=1,
     )
-    sent, kept = objective.finish(work)
-    assert kept == {}
-    torch.testing.assert_close(sent["momentum.w"], (1.0 - expected) / (rate * steps))
+    done = objective.finish(work)
+    assert done.kept == {}
+    torch.testing.assert_close(done.sent["head.w"], (1.0 - expected) / (rate * steps))
 
 
 @pytest.mark.parametrize(

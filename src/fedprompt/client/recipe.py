@@ -6,6 +6,7 @@ import dataclasses
 
 from fedprompt.core.checks import check_choice, check_integer, check_number
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.types import Part
 from fedprompt.models.adaptation import Tuning, tunings
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.selection import PromptOptions
@@ -100,12 +101,16 @@ class LocalRecipe:
             return self.training.optimizer
         return "sgd" if self.build_objective().needs_sgd else "adam"
 
-    def rate(self, name: str) -> float:
-        """The learning rate of a trainable tensor by its name."""
+    @property
+    def personal(self) -> frozenset[Part]:
+        """The parts that stay with their client."""
+        modes: dict[Part, str] = {"prompts": self.prompts.mode, "head": self.head.mode}
+        return frozenset(part for part, mode in modes.items() if mode == "personal")
+
+    def rate(self, part: Part) -> float:
+        """The learning rate of a part's tensors."""
         if self.training.lr is not None:
             return self.training.lr
-        if name.startswith("head."):
+        if part == "head":
             return self.head.lr
-        if name in ("prompts", "query_projection"):
-            return self.prompts.lr
-        return self.build_tuning().lr
+        return self.build_tuning().lr if part == "adaptation" else self.prompts.lr

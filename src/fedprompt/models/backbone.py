@@ -7,7 +7,7 @@ the blocks above. Only this package touches timm's private parts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,15 @@ class Backbone(nn.Module):
         tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
         return tokens
 
+    def embedding_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that `embed` uses, which the prefix cache stands on."""
+        vit = self.vit
+        yield from (*vit.patch_embed.parameters(), *vit.norm_pre.parameters())
+        for name in ("pos_embed", "cls_token", "reg_token", "dist_token"):
+            value = getattr(vit, name, None)
+            if isinstance(value, nn.Parameter):
+                yield value
+
     def encode(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """The blocks above the prompts, and the read-out.
 
@@ -157,7 +166,7 @@ class Backbone(nn.Module):
 
     def reads_prefix_only(self, block: nn.Module) -> bool:
         """Whether the last block needs to be computed for the prefix alone: the pool reads nothing
-        else, the block is timm's plain one, and nobody listens to what its layers give.
+        else, the block is timm's plain one, and no one listens to what its layers give.
         """
         return (
             self.vit.global_pool == "token"

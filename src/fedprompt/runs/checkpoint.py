@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: a tensor's path says its part (`shared/adaptation.NAME`); a prompt generator's memory has a
+field of its own."""
 KEPT_CHECKPOINTS = 2
 CHECKPOINT_FILES = re.compile(r"round_(\d{5,})\.(safetensors|json)")
 
@@ -177,7 +179,8 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name} is damaged: expected a JSON object")
     if card.get("format") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path.name}: expected format {FORMAT_VERSION}, got {card.get('format')}"
+            f"{path.name}: expected format {FORMAT_VERSION}, got {card.get('format')}; another "
+            "version of fedprompt wrote it (manifest.json names it): go on with that one"
         )
     if card.get("card_sha256") != _card_digest(card):
         raise CheckpointError(f"{path.name} is damaged: its checksum does not hold")

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedprompt.client.recipe import has_global_model
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import CheckpointError
 from fedprompt.core.plugins import find
-from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
+from fedprompt.core.types import ClientUpdate, RoundReport, ServerState
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
-from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
@@ -32,9 +32,8 @@ from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runtime import Runtime
-from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
-from fedprompt.server.evaluate_clients import evaluate_clients
-from fedprompt.server.personalised import ClientFigures
+from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
+from fedprompt.server.figures import Evaluation
 from fedprompt.server.round import (
     DoneRound,
     Evaluate,
@@ -191,25 +190,23 @@ def evaluator(
     """A function that begins to measure a state on the test and the validation split.
 
     Args:
-        runtime: measures the global model.
-        federation: splits and backbone.
+        runtime: its workers measure.
+        federation: splits and partition.
         settings: how clients select and classify, and what they receive.
         measures_clients: says for a round whether each client's own model is measured as well.
     """
+    recipe, splits = settings.recipe, federation.setup.splits
 
     def begin(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
-        splits = federation.setup.splits
-        waiting = evaluate(runtime, state, settings.recipe, splits)
+        subjects: list[Subject] = []
+        if has_global_model(recipe.prompts, recipe.head):
+            subjects += global_subjects(state.broadcast(), splits)
+        if measures_clients(state.round_index):
+            subjects += client_subjects(state, federation, settings)
+        waiting = evaluate(runtime, recipe, splits, subjects)
 
         def wait() -> tuple[Evaluation, Evaluation]:
-            figures = waiting()
-            if measures_clients(state.round_index):
-                own = [measure_clients(state, federation, settings, held) for held in splits]
-                figures = [
-                    dataclasses.replace(found, clients=clients)
-                    for found, clients in zip(figures, own, strict=True)
-                ]
-            test, validation = figures
+            test, validation = waiting()
             return test, validation
 
         return wait
@@ -217,27 +214,31 @@ def evaluator(
     return begin
 
 
-def measure_clients(
-    state: ServerState, federation: Federation, settings: RoundSettings, held: FeatureTable
-) -> ClientFigures:
-    """Every client's own model on its own share of a held-out split."""
-    data, table = federation.data, federation.data.table
-    queries = table.queries(settings.recipe.prompts.query_kind)
+def client_subjects(
+    state: ServerState, federation: Federation, settings: RoundSettings
+) -> list[Subject]:
+    """Every client's own model on its own share of each held-out split, if it has one.
 
-    def received(state: ServerState, client_id: int) -> Broadcast:
-        return make_job(state, settings, client_id, state.broadcast()).broadcast
-
-    return evaluate_clients(
-        state,
-        settings.recipe,
-        federation.backbone,
-        held,
-        mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups),
-        [torch.from_numpy(queries[part]).mean(dim=0) for part in data.parts],
-        data.class_mask,
-        torch.device(federation.setup.device),
-        received,
-    )
+    Args:
+        state: the server's.
+        federation: splits and partition.
+        settings: how clients select, and what they receive.
+    """
+    data, options = federation.data, settings.recipe.prompts
+    table, broadcast = data.table, state.broadcast()
+    queries = table.queries(options.query_kind)
+    by_client = options.sends_keys and options.choose_by == "client"
+    subjects = []
+    for split, held in enumerate(federation.setup.splits):
+        shares = mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups)
+        for client, share in enumerate(shares):
+            if not len(share):
+                continue
+            job = make_job(state, settings, client, broadcast)
+            own = torch.from_numpy(queries[data.parts[client]]).mean(dim=0) if by_client else None
+            model = Model(job.broadcast, job.state.kept.trained())
+            subjects.append(Subject(model, split, share, client, own))
+    return subjects
 
 
 def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:

@@ -17,7 +17,7 @@ from fedprompt.core.checks import check_choice, check_integer
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.machine import available_cpus
 from fedprompt.core.registry import Registry
-from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
+from fedprompt.core.types import ClientJob, ClientUpdate
 from fedprompt.models.options import PRECISIONS
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -185,12 +185,14 @@ class Runtime(Protocol):
         """Begin the jobs; the iterator waits for their updates and yields them as they come."""
         ...
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
-        """Begin to measure the global model on pieces of the setup's splits.
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
+        """Start to measure models on pieces of the setup's splits.
 
-        Jobs that are begun later come after the pieces, on the workers that are free.
+        Jobs that are started later come after the pieces, on the workers that are free.
+
+        Args:
+            recipe: how the models are built.
+            pieces: each with its model.
 
         Returns:
             A function that waits for the tallies, which are in the order of the pieces.

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,14 +33,18 @@ from fedprompt.core.seeding import derive_seed, torch_generator
 from fedprompt.core.types import (
     Broadcast,
     ClientJob,
+    ClientState,
     ClientUpdate,
+    Parts,
     RoundReport,
     ServerState,
     Tensors,
+    fresh,
 )
 from fedprompt.objectives import Objective
 from fedprompt.prompt_generators import PromptGenerator
-from fedprompt.server.evaluate import Evaluation
+from fedprompt.server.figures import Evaluation
+from fedprompt.server.quarantine import Refusal, expected_of, quarantine
 from fedprompt.server.sampling import sample_cohort
 
 logger = logging.getLogger(__name__)
@@ -161,11 +166,12 @@ def end_round(
     updates = sorted(begun.updates, key=lambda update: update.client_id)
     trained = time.perf_counter()
 
-    good, refused = quarantine(updates, begun.jobs, objective.reply(state.shared))
+    expected = [expected_of(job, objective, settings.recipe, state) for job in begun.jobs]
+    good, refused = quarantine(updates, expected)
     if not good:
         raise RoundError(
             f"round {round_index}: all {len(updates)} updates were refused "
-            f"(client {refused[0]['client']}: {refused[0]['reason']}); "
+            f"(client {refused[0].client}: {refused[0].reason}); "
             "lower the learning rates or check the data"
         )
     weights = objective.weights([update.num_examples for update in good])
@@ -177,11 +183,13 @@ def end_round(
         state.objective,
     )
     shared, moments = step_shared(aggregator, objective, shared, state)
+    made: Tensors = {}
     if settings.generator is None:
         merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
     else:
-        merged = teach_generator(settings.generator, good, weights, begun.jobs, state)
-    state = next_state(state, merged, shared, good, round_index, moments, memory)
+        merged, made = teach_generator(settings.generator, good, weights, begun.jobs, state)
+    memories = {"aggregator": moments, "generator": made, "objective": memory}
+    state = next_state(state, merged, shared, good, memories)
     state = note_starts(state, objective, good)
     aggregated = time.perf_counter()
 
@@ -219,99 +227,57 @@ def make_job(
     """What one client gets for the round after `state`; a generator makes its prompts."""
     round_index = state.round_index + 1
     if settings.generator is not None:
-        prompts = settings.generator.prompts_for(client_id, state.aggregator)
+        prompts = settings.generator.prompts_for(client_id, state.generator)
         broadcast = dataclasses.replace(broadcast, prompts=prompts)
     return ClientJob(
         client_id=client_id,
         round_index=round_index,
         seed=derive_seed(settings.seed, "client", round_index, client_id),
         broadcast=broadcast,
-        state=state.clients.get(client_id, {}),
+        state=state.clients.get(client_id, ClientState()),
     )
 
 
-def quarantine(
-    updates: Sequence[ClientUpdate], jobs: Sequence[ClientJob], reply: Tensors
-) -> tuple[list[ClientUpdate], list[dict[str, Any]]]:
-    """Part the updates into usable ones and refused ones (client and reason)."""
-    broadcasts = {job.client_id: job.broadcast for job in jobs}
-    good: list[ClientUpdate] = []
-    refused: list[dict[str, Any]] = []
-    for update in updates:
-        reason = fault(update, broadcasts[update.client_id], reply)
-        if reason is None:
-            good.append(update)
-        else:
-            logger.warning("update of client %d is left out: %s", update.client_id, reason)
-            refused.append({"client": update.client_id, "reason": reason})
-    return good, refused
-
-
-def fault(update: ClientUpdate, broadcast: Broadcast, reply: Tensors) -> str | None:
-    """Why an update must not reach an aggregator, or None if nothing is wrong with it.
+def merge_shared(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Parts:
+    """Weighted mean of the shared tensors (FedAvg: by sample counts), accumulated in float64.
 
     Args:
-        update: what a client returned.
-        broadcast: what it had received.
-        reply: a tensor like each shared one that it must return.
+        updates: with the same shared tensors.
+        weights: of each update, > 0.
     """
-    if update.num_examples < 1:
-        return f"expected num_examples >= 1, got {update.num_examples}"
-    if "loss" not in update.metrics:
-        return f"expected the metric 'loss', got {sorted(update.metrics)}"
-    rows = len(update.prompts)
-    expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
-        ("prompts", update.prompts, (rows, broadcast.prompts.shape[1]), broadcast.prompts.dtype),
-        ("keys", update.keys, (rows, broadcast.keys.shape[1]), broadcast.keys.dtype),
-        ("origins", update.origins, (rows,), torch.int64),
-        ("use_counts", update.use_counts, (rows,), torch.int64),
-    ]
-    if set(update.shared) != set(reply):
-        return f"expected shared tensors {sorted(reply)}, got {sorted(update.shared)}"
-    expected += [
-        (name, update.shared[name], tuple(tensor.shape), tensor.dtype)
-        for name, tensor in reply.items()
-    ]
-    for name, tensor, shape, dtype in expected:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            return f"{name}: expected {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}"
-        if not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            return f"{name}: {bad} of {tensor.numel()} values are not finite"
-    if rows and not (
-        int(update.origins.min()) >= 0 and int(update.origins.max()) < len(broadcast.prompts)
-    ):
-        return f"origins: expected rows 0..{len(broadcast.prompts) - 1}"
-    return None
-
-
-def merge_shared(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Weighted mean of the shared tensors (FedAvg: by sample counts), accumulated in float64."""
     total = sum(weights)
+    sent = [update.shared.tensors() for update in updates]
     merged: dict[str, Tensor] = {}
-    for name, like in updates[0].shared.items():
+    for path, like in sent[0].items():
         weighted = torch.zeros_like(like, dtype=torch.float64)
-        for update, weight in zip(updates, weights, strict=True):
-            weighted += update.shared[name].to(torch.float64) * (weight / total)
-        merged[name] = weighted.to(like.dtype)
-    return merged
+        for tensors, weight in zip(sent, weights, strict=True):
+            weighted += tensors[path].to(torch.float64) * (weight / total)
+        merged[path] = weighted.to(like.dtype)
+    return Parts.from_tensors(merged)
 
 
 def step_shared(
-    aggregator: Aggregator, objective: Objective, shared: Tensors, state: ServerState
-) -> tuple[Tensors, Tensors]:
+    aggregator: Aggregator, objective: Objective, shared: Parts, state: ServerState
+) -> tuple[Parts, Tensors]:
     """Let an aggregator with a rule for shared tensors go on from their mean; others keep it.
 
-    What is no mean, such as control variates, stays what the objective made of it.
+    What is no mean stays what the objective made of it: its own tensors, such as control variates,
+    and all of them if it does not average.
+
+    Args:
+        aggregator: may have the rule.
+        objective: says whether it averages.
+        shared: what the objective made of the clients' shared tensors.
+        state: before the round.
 
     Returns:
         The shared tensors, and what the aggregator remembers of them.
     """
-    if not isinstance(aggregator, SharedRule):
+    if not isinstance(aggregator, SharedRule) or not objective.averages:
         return shared, {}
-    means = {name: value for name, value in shared.items() if objective.is_mean(name)}
-    stepped, moments = aggregator.merge_shared(means, state.shared, state.aggregator)
-    return {**shared, **stepped}, moments
+    means, before = shared.trained().tensors(), state.shared.trained().tensors()
+    stepped, moments = aggregator.merge_shared(means, before, state.aggregator)
+    return shared.updated(Parts.from_tensors(stepped)), moments
 
 
 def teach_generator(
@@ -320,24 +286,36 @@ def teach_generator(
     weights: Sequence[float],
     jobs: Sequence[ClientJob],
     state: ServerState,
-) -> Aggregation:
-    """A generator's step from what clients made of their prompts; unused ones are unchanged."""
+) -> tuple[Aggregation, Tensors]:
+    """A generator's step from what clients made of their prompts; unused ones are unchanged.
+
+    Args:
+        generator: makes every client's prompts.
+        updates: the round's good ones.
+        weights: of each update.
+        jobs: what the clients were sent.
+        state: before the round.
+
+    Returns:
+        The prompts for images that belong to no client, and the generator's memory.
+    """
     returned = {job.client_id: job.broadcast.prompts.clone() for job in jobs}
     for update in updates:
         returned[update.client_id][update.origins] = update.prompts
     memory, figures = generator.learn(
-        state.aggregator,
+        state.generator,
         {update.client_id: returned[update.client_id] for update in updates},
         {update.client_id: weight for update, weight in zip(updates, weights, strict=True)},
     )
     prompts = generator.consensus(memory)
-    return Aggregation(
+    merged = Aggregation(
         prompts=prompts,
         keys=None,
         assignment=[update.origins for update in updates],
-        state=memory,
+        state={},
         diagnostics={"num_prompts": float(len(prompts)), **figures},
     )
+    return merged, memory
 
 
 def aggregate_prompts(
@@ -369,29 +347,36 @@ def aggregate_prompts(
 def next_state(
     state: ServerState,
     merged: Aggregation | None,
-    shared: Tensors,
+    shared: Parts,
     updates: Sequence[ClientUpdate],
-    round_index: int,
-    moments: Tensors,
-    memory: Tensors,
+    memories: Mapping[str, Tensors],
 ) -> ServerState:
-    """The state after the round; every tensor is a fresh copy that nobody else holds."""
+    """The state after the round; every tensor is a fresh copy that no one else holds.
+
+    Args:
+        state: before the round.
+        merged: the new prompts; None when no prompts travel.
+        shared: the new shared tensors.
+        updates: the round's good ones; a client without one keeps its old state.
+        memories: of the aggregator beside what `merged` has, the generator and the objective, by
+            field of the state.
+    """
     keys = state.keys
     if merged is not None:
         absent = state.keys.new_zeros(len(merged.prompts), state.keys.shape[1])
         keys = absent if merged.keys is None else merged.keys
-    own = {update.client_id: update.state for update in updates if update.state}
+    own = {update.client_id: update.state for update in updates if update.state.tensors()}
+    aggregator = {**({} if merged is None else merged.state), **memories["aggregator"]}
     return ServerState(
-        round_index=round_index,
-        prompts=(state.prompts if merged is None else merged.prompts).clone(),
-        keys=keys.clone(),
-        shared=_clone(shared),
-        aggregator=_clone({**({} if merged is None else merged.state), **moments}),
-        clients={
-            client_id: _clone(tensors) for client_id, tensors in {**state.clients, **own}.items()
-        },
-        fixed=_clone(state.fixed),
-        objective=_clone(memory),
+        round_index=state.round_index + 1,
+        prompts=fresh(state.prompts if merged is None else merged.prompts),
+        keys=fresh(keys),
+        shared=shared.cloned(),
+        aggregator=_clone(aggregator),
+        generator=_clone(memories["generator"]),
+        objective=_clone(memories["objective"]),
+        clients={client: kept.cloned() for client, kept in {**state.clients, **own}.items()},
+        fixed=state.fixed.cloned(),
     )
 
 
@@ -399,13 +384,13 @@ def note_starts(
     state: ServerState, objective: Objective, updates: Sequence[ClientUpdate]
 ) -> ServerState:
     """Add what participants start from the next time to their own states, if an objective asks."""
-    starts = objective.remembered({**state.shared, "prompts": state.prompts})
-    if not starts:
+    starts = objective.remembered(state.received())
+    if not starts.tensors():
         return state
-    noted = {
-        update.client_id: {**state.clients.get(update.client_id, {}), **_clone(starts)}
-        for update in updates
-    }
+    noted = {}
+    for update in updates:
+        own = state.clients.get(update.client_id, ClientState())
+        noted[update.client_id] = ClientState(own.kept, starts.cloned())
     return dataclasses.replace(state, clients={**state.clients, **noted})
 
 
@@ -413,13 +398,14 @@ def report(
     state: ServerState,
     updates: Sequence[ClientUpdate],
     good: Sequence[ClientUpdate],
-    refused: Sequence[dict[str, Any]],
+    refused: Sequence[Refusal],
     merged: Aggregation | None,
     traffic: tuple[int, int],
     seconds: dict[str, float],
 ) -> RoundReport:
     """What the round tells but for its evaluation; see `RoundReport`."""
     total = sum(update.num_examples for update in good)
+    losses = [update.metrics.get("loss", math.nan) * update.num_examples for update in good]
     clients = tuple(
         {
             "client": update.client_id,
@@ -434,13 +420,13 @@ def report(
         accuracy=float("nan"),
         loss=float("nan"),
         validation_accuracy=float("nan"),
-        train_loss=sum(update.metrics["loss"] * update.num_examples for update in good) / total,
+        train_loss=sum(losses) / total,
         num_prompts=len(state.prompts),
         bytes_up=traffic[0],
         bytes_down=traffic[1],
         seconds=seconds,
         clients=clients,
-        quarantined=tuple(refused),
+        quarantined=tuple(dataclasses.asdict(each) for each in refused),
         diagnostics={} if merged is None else merged.diagnostics,
     )
 
@@ -465,13 +451,13 @@ def upload_bytes(update: ClientUpdate, selects: bool = True) -> int:
     sets = [update.prompts, update.keys]
     if selects:
         sets += [update.origins, update.use_counts]
-    return _bytes(sets + list(update.shared.values()))
+    return _bytes(sets + list(update.shared.tensors().values()))
 
 
 def download_bytes(job: ClientJob) -> int:
     """Bytes of the tensors that one client receives."""
     broadcast = job.broadcast
-    return _bytes([broadcast.prompts, broadcast.keys, *broadcast.shared.values()])
+    return _bytes([broadcast.prompts, broadcast.keys, *broadcast.shared.tensors().values()])
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
@@ -479,4 +465,4 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _clone(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return {name: fresh(tensor) for name, tensor in tensors.items()}

@@ -99,9 +99,17 @@ class ClientActor:
             raise ClientError(*where) from error
 
     def measure(
-        self, setup: list[Any], recipe: LocalRecipe, model: Broadcast, piece: Piece
+        self, setup: list[Any], recipe: LocalRecipe, piece: Piece, broadcast: Broadcast
     ) -> Tally:
-        """One piece of a split."""
+        """One piece of a split.
+
+        Args:
+            setup: as for `_load`.
+            recipe: how the model is built.
+            piece: without its broadcast.
+            broadcast: of the piece.
+        """
         from fedprompt.server.evaluate import measure_piece
 
-        return measure_piece(self._load(setup), recipe, model, piece)
+        whole = dataclasses.replace(piece, broadcast=broadcast)
+        return measure_piece(self._load(setup), recipe, whole)

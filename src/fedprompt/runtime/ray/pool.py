@@ -56,7 +56,15 @@ PATIENCE = 120.0
 START_PATIENCE = 600.0
 """Seconds that all client actors have to come up: a large backbone may have to be read."""
 
-_NOTHING = Broadcast(torch.empty(0, 0), torch.empty(0, 0), {})
+_NOTHING = Broadcast(torch.empty(0, 0), torch.empty(0, 0))
+
+
+def stored_broadcasts(tasks: Sequence[ClientJob | Piece]) -> dict[int, Any]:
+    """References of the tasks' broadcasts by their `id`: each is stored once, as most tasks share
+    one, and does not travel with the tasks.
+    """
+    broadcasts = {id(task.broadcast): task.broadcast for task in tasks}
+    return {key: import_ray().put(value) for key, value in broadcasts.items()}
 
 
 class DriverActor:
@@ -242,11 +250,8 @@ class RayRuntime:
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         """Each free actor gets the next pack of jobs; what a dead actor had goes to another."""
-        ray = import_ray()
         recipe_ref = self._recipe_ref(recipe)
-        # The jobs of a round share one broadcast: stored once, it does not travel with the jobs.
-        broadcasts = {id(job.broadcast): job.broadcast for job in jobs}
-        refs = {key: ray.put(value) for key, value in broadcasts.items()}
+        refs = stored_broadcasts(jobs)
 
         def submit(actor: Any, pack: list[ClientJob]) -> Any:
             light = [dataclasses.replace(job, broadcast=_NOTHING) for job in pack]
@@ -256,14 +261,13 @@ class RayRuntime:
         begun = self._begin(submit, packs)
         return (update for _, updates in self._results(begun) for update in updates)
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
         """Each free actor gets the next piece; what a dead actor had goes to another."""
-        recipe_ref, model_ref = self._recipe_ref(recipe), import_ray().put(model)
+        recipe_ref, refs = self._recipe_ref(recipe), stored_broadcasts(pieces)
 
         def submit(actor: Any, piece: Piece) -> Any:
-            return actor.measure.remote(self._setup, recipe_ref, model_ref, piece)
+            light = dataclasses.replace(piece, broadcast=_NOTHING)
+            return actor.measure.remote(self._setup, recipe_ref, light, refs[id(piece.broadcast)])
 
         begun = self._begin(submit, pieces)
         return lambda: [
