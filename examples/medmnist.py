@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,11 +63,11 @@ def read_split(path: Path, name: str) -> Labelled:
     return Labelled.of(ArrayImages(images, word), labels[:, 0])
 
 
-def read_array(path: Path, name: str) -> NDArray[np.generic]:
+def read_array(path: Path, name: str) -> NDArray[Any]:
     """One array of an `.npz` file; pickled objects are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            array: NDArray[np.generic] = file[name]
+            array: NDArray[Any] = file[name]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: expected a file of MedMNIST with an array '{name}', got {error}; get the "

@@ -87,4 +87,5 @@ def trimmed_mean(values: Array, trim: float) -> Array:
     array([4.])
     """
     left_out = int(trim * len(values))
-    return np.sort(values, axis=0)[left_out : len(values) - left_out].mean(axis=0)
+    kept: Array = np.sort(values, axis=0)[left_out : len(values) - left_out]
+    return np.asarray(kept.mean(axis=0))

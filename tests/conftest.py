@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,21 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     save_file({f"vit.{key}": value.half() for key, value in vit.state_dict().items()}, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a file in the layout of MedMNIST, which holds digits: for `examples/medmnist.py`."""
+    from fedprompt.data.sets.digits import enlarge, source_digits
+
+    grey, labels = source_digits()
+    images, folder = enlarge(grey[:300], 28), tmp_path_factory.mktemp("medmnist")
+    arrays = {}
+    for name, rows in (("train", slice(200)), ("val", slice(200, 240)), ("test", slice(240, 300))):
+        arrays[f"{name}_images"] = images[rows]
+        arrays[f"{name}_labels"] = labels[:300][rows, None].astype(np.uint8)
+    np.savez(folder / "pneumoniamnist.npz", **arrays)
+    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +20,6 @@ from fedprompt.config import REGISTRIES, compose
 from fedprompt.core.errors import CheckpointError, InputError
 from fedprompt.core.plugins import load_plugins
 from fedprompt.core.types import Parts
-from fedprompt.data.sets.digits import enlarge, source_digits
 from fedprompt.experiment import execute, plan_resume, plan_run
 from fedprompt.objectives.base import LocalResult
 
@@ -35,28 +34,15 @@ def example(name: str) -> ModuleType:
     return sys.modules[plugin.module]
 
 
-def write_medmnist(folder: Path) -> Path:
-    """Digits in the layout of a MedMNIST file."""
-    grey, labels = source_digits()
-    images = enlarge(grey[:300], 28)
-    arrays = {}
-    for name, rows in (("train", slice(200)), ("val", slice(200, 240)), ("test", slice(240, 300))):
-        arrays[f"{name}_images"] = images[rows]
-        arrays[f"{name}_labels"] = labels[:300][rows, None].astype(np.uint8)
-    np.savez(folder / "pneumoniamnist.npz", **arrays)
-    return folder
-
-
 @pytest.fixture
-def small(random_backbone: str, tmp_path: Path) -> Callable[..., list[str]]:
+def small(random_backbone: str, medmnist: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides that make the example's experiment tiny."""
-    write_medmnist(tmp_path)
 
     def overrides(run_dir: str, *more: str) -> list[str]:
         return [
             *("rounds=2", "eval_every=2", "clients.count=4", "clients.per_round=2"),
             *("clients.epochs=1", "prompts.count=2", f"model.backbone={random_backbone}"),
-            *(f"data.root={tmp_path}", f"run_dir={tmp_path / run_dir}", *more),
+            *(f"data.root={medmnist}", f"run_dir={tmp_path / run_dir}", *more),
         ]
 
     return overrides
@@ -164,6 +150,16 @@ def test_fedcm_follows_its_paper() -> None:
     assert done.kept == {}
     torch.testing.assert_close(done.sent["head.w"], (1.0 - expected) / (rate * steps))
 
+    # The server: clients count alike, whatever they have.
+    own = [Parts(objective={"head.w": torch.tensor([value])}) for value in (1.0, 4.0)]
+    updates = [
+        SimpleNamespace(shared=parts, num_examples=n) for parts, n in zip(own, (1, 9), strict=True)
+    ]
+    mean = Parts(head={"w": moved}, objective={"head.w": torch.tensor([3.7])})
+    shared, memory = objective.combine(own[0], mean, updates, 2, {})
+    assert shared.tensors() == {"head.w": moved, "objective.head.w": torch.tensor([2.5])}
+    assert memory == {}
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -174,11 +170,13 @@ def test_fedcm_follows_its_paper() -> None:
     ],
 )
 def test_other_files_of_medmnist_are_refused(
-    change: dict[str, np.ndarray | None], message: str, tmp_path: Path
+    change: dict[str, np.ndarray | None], message: str, medmnist: Path, tmp_path: Path
 ) -> None:
-    path = write_medmnist(tmp_path) / "pneumoniamnist.npz"
-    arrays = {**np.load(path), **change}
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    arrays = {**np.load(medmnist / "pneumoniamnist.npz"), **change}
+    np.savez(
+        tmp_path / "pneumoniamnist.npz",
+        **{name: array for name, array in arrays.items() if array is not None},
+    )
     module = example("medmnist")
     with pytest.raises(InputError, match=message):
         module.medmnist(module.MedMnistOptions(root=str(tmp_path)))
