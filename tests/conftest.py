@@ -125,7 +125,7 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a file in the layout of MedMNIST, which holds digits: for `examples/medmnist.py`."""
+    """Folder of a file that is laid out as those of MedMNIST, and holds digits."""
     from fedprompt.data.sets.digits import enlarge, source_digits
 
     grey, labels = source_digits()

@@ -114,7 +114,7 @@ def test_the_wheel_has_the_command_and_the_licence(copy: Path, wheel: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         entry_points = archive.read(f"{information}/entry_points.txt").decode()
         licences = [name for name in archive.namelist() if Path(name).name == "LICENSE"]
-    assert "fedprompt = fedprompt.cli:main" in entry_points
+    assert "fedprompt = fedprompt.cli.main:main" in entry_points
     assert len(licences) == (copy / "LICENSE").is_file()
 
 

@@ -194,7 +194,9 @@ def test_an_installed_module_must_be_the_same_everywhere(
     file = write(tmp_path / "outside_same.py", "")
     monkeypatch.syspath_prepend(tmp_path)
     sent = load_plugins(["outside_same"])
+    plugins._plugins.clear()
     install(sent)
+    assert plugins.loaded() == plugins.find(["outside_same"]) == sent
     file.write_text("# another version\n")
     with pytest.raises(ConfigError, match=f"expected sha256 {sent[0].sha256[:12]}, .*same version"):
         install(sent)
@@ -230,6 +232,7 @@ def test_entry_points_are_imported_when_a_name_is_unknown(
     with pytest.raises(ConfigError, match=r"'zz': .*'outside_broken': .*ZeroDivisionError"):
         aggregators.entry("zz")
     assert [plugin.name for plugin in plugins.load_installed()] == ["outside_good"]
+    assert plugins.imported_installed() == plugins.load_installed()
     assert plugins.loaded() == ()
 
 

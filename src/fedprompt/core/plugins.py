@@ -148,6 +148,7 @@ def install(plugins: Sequence[Plugin]) -> None:
                 f"was started, got {here.sha256[:12]} ({here.path}); install the same version on "
                 "every machine"
             )
+        _plugins[plugin.key] = here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +189,15 @@ def load_installed() -> tuple[Plugin, ...]:
             try:
                 _installed[entry.name] = _load_module(entry.module)
             except ConfigError as error:
-                logger.warning("%s", error)
+                logger.info("%s", error)  # whoever asks for an unknown name reads it
                 _failures.append(str(error))
     return tuple(_installed.values())
+
+
+def imported_installed() -> tuple[Plugin, ...]:
+    """Of what installed packages offer, that which this process has imported."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return tuple(_load_module(entry.module) for entry in entries if entry.module in sys.modules)
 
 
 def failures() -> tuple[str, ...]:

@@ -43,10 +43,10 @@ def keep(folder: Path, used: Iterable[Plugin]) -> None:
 
 
 def records(used: Iterable[Plugin]) -> dict[str, list[dict[str, str]]]:
-    """What the manifest says of the run's plug-ins, and of those that installed packages offer."""
+    """What the manifest says of the run's plug-ins, and of installed ones that are in use."""
     return {
         "plugins": [{**plugin.record(), "copy": copy_of(plugin)} for plugin in used],
-        "installed_plugins": [plugin.record() for plugin in plugins.load_installed()],
+        "installed_plugins": [plugin.record() for plugin in plugins.imported_installed()],
     }
 
 
