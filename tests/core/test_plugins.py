@@ -120,6 +120,7 @@ def test_a_failed_import_can_be_mended(tmp_path: Path) -> None:
         ),
         ("outside_absent", None, "expected a module that can be imported, found none; install"),
         ("outside_beside", "", r"found none; .*; did you mean 'outside_beside.py'\?"),
+        ("sys", None, r"'sys': expected a module that has a file$"),
         ("some/folder", None, r"'some/folder': expected the dotted name of a module or the path"),
         ("bad.py", "x = 1\n\nx.y\n", r"AttributeError: 'int' object has.*bad\.py:3\)$"),
         ("bad.py", "import json\njson.loads('')", r"JSONDecodeError: .*bad\.py:2\)$"),
@@ -284,3 +285,10 @@ def test_registered_twice_in_one_file_is_refused() -> None:
         ConfigError, match=r"thing 'x' is registered twice: in .* and in .*; choose"
     ):
         registry.register("x", object)(one)
+
+
+def test_two_files_of_one_name_would_overwrite_each_other_in_a_run(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "rule.py", "A = 1\n")
+    write(tmp_path / "b" / "rule.py", "B = 1\n")
+    with pytest.raises(ConfigError, match=r"'a/rule.py' and 'b/rule.py': .*got rule twice; rename"):
+        load_plugins(["a/rule.py", "b/rule.py"], tmp_path)
