@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,17 @@ def test_two_files_of_one_name_would_overwrite_each_other_in_a_run(tmp_path: Pat
     write(tmp_path / "b" / "rule.py", "B = 1\n")
     with pytest.raises(ConfigError, match=r"'a/rule.py' and 'b/rule.py': .*got rule twice; rename"):
         load_plugins(["a/rule.py", "b/rule.py"], tmp_path)
+
+
+def test_a_class_of_a_script_is_refused_where_the_script_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = types.ModuleType("outside_script")
+    monkeypatch.setitem(sys.modules, script.__name__, script)
+    exec("class Options: pass", vars(script))
+    parcel = Parcel.pack(script.Options())
+    monkeypatch.delitem(sys.modules, script.__name__)
+    with pytest.raises(
+        ConfigError, match=r"outside_script.*name the file that defines it: plugins"
+    ):
+        parcel.open()
