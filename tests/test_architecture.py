@@ -97,3 +97,35 @@ def test_timm_is_used_by_models_alone() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "timm"
     }
     assert users == {"models"}
+
+
+NAMELESS = ["client", "server", "objectives", "prompt_generators", "models", "runtime", "runs"]
+"""Rooms through which tensors travel."""
+FOREIGN = {
+    "models/timm_vit.py": "files of timm",
+    "models/torchvision_weights.py": "files of torchvision",
+    "models/nano/network.py": "files of weights",
+    "models/nano/pretrain.py": "files of weights",
+    "runtime/ray/nodes.py": "names of nodes",
+    "runtime/ray/local.py": "names of folders",
+    "runs/directory.py": "names of files",
+}
+"""Files that may ask how a name begins, as it is no name of a tensor that travels."""
+
+
+def asks_how_a_name_begins(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("startswith", "removeprefix")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def test_no_code_asks_how_a_tensor_s_name_begins() -> None:
+    """What a tensor is says its field: the one mapping of fields to paths is `core.types`."""
+    asking = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in (*files(), PACKAGE / "core" / "types.py")
+        if room_of(path)[0] in NAMELESS or path.name == "types.py"
+        if asks_how_a_name_begins(path)
+    }
+    assert asking <= FOREIGN.keys()

@@ -152,7 +152,7 @@ def frozen_head() -> dict[str, dict[str, float]]:
     head = federation.frozen_head
     assert head is not None
     own = [tokens_of(federation.backbone, name) for name in head.conditions]
-    weight, bias = (head.tensors[f"head.0.{name}"].numpy() for name in ("weight", "bias"))
+    weight, bias = (head.tensors[f"0.{name}"].numpy() for name in ("weight", "bias"))
     result = {}
     for name, tokens in (("own tokens", own), ("no prompts", [None] * len(own))):
         scores = {}

@@ -99,7 +99,7 @@ def assert_same_training(models: list[NaiveModel], updates: list[ClientUpdate]) 
         assert torch.equal(model.used[update.origins], update.use_counts)
         theirs = {"prompts": model.prompts[update.origins], "query_projection": model.projection}
         theirs |= {f"head.{name}": value for name, value in model.head.named_parameters()}
-        for name, tensor in {"prompts": update.prompts, **update.shared}.items():
+        for name, tensor in {"prompts": update.prompts, **update.shared.tensors()}.items():
             worst = max(worst, float((theirs[name].detach() - tensor).norm() / tensor.norm()))
     assert worst < 1e-3, f"the two sides trained to different results ({worst:.1e})"
     return worst
@@ -595,8 +595,8 @@ def case_packs(repeats: int) -> dict[str, Any]:
         worst = 0.0
         for size in (2, 5, 10):
             for one, other in zip(run(size), alone, strict=True):
-                for key, tensor in {"prompts": other.prompts, **other.shared}.items():
-                    mine = one.prompts if key == "prompts" else one.shared[key]
+                for key, tensor in {"prompts": other.prompts, **other.shared.tensors()}.items():
+                    mine = one.prompts if key == "prompts" else one.shared.tensors()[key]
                     if tensor.numel():
                         difference = float((mine - tensor).abs().max() / tensor.abs().max())
                         worst = max(worst, difference)

@@ -71,9 +71,10 @@ def test_a_pack_gives_what_its_clients_give_alone(laid: Callable[..., Laid], met
         assert torch.equal(one.use_counts, other.use_counts)
         assert torch.equal(one.keys, other.keys)
         assert_alike(one.prompts, other.prompts) if len(one.prompts) else None
-        assert one.shared.keys() == other.shared.keys()
-        for name in one.shared:
-            assert_alike(one.shared[name], other.shared[name])
+        shared, alike = one.shared.tensors(), other.shared.tensors()
+        assert shared.keys() == alike.keys()
+        for path, value in shared.items():
+            assert_alike(value, alike[path])
         for metric in ("loss", "accuracy", "steps"):
             assert one.metrics[metric] == pytest.approx(other.metrics[metric], rel=1e-5)
 
@@ -96,7 +97,7 @@ def test_whole_rounds_are_the_same_in_packs(tiny: Overrides, method: tuple[str, 
     )
     packed, alone = three.tensors(), one.tensors()
     assert packed.keys() == alone.keys()
-    for name in (*("prompts", "keys"), *(f"shared/{name}" for name in one.shared)):
+    for name in (*("prompts", "keys"), *(f"shared/{path}" for path in one.shared.tensors())):
         if alone[name].numel():
             assert_alike(packed[name], alone[name])
 

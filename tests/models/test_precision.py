@@ -55,7 +55,7 @@ def test_a_run_in_mixed_precision_is_as_reproducible(random_backbone: str, tmp_p
     assert mixed.state.sha256() == again.state.sha256() != exact.state.sha256()
     before, after = exact.reports[-1]["loss"], mixed.reports[-1]["loss"]
     assert after == pytest.approx(before, rel=0.05)
-    assert all(value.dtype == torch.float32 for value in mixed.state.shared.values())
+    assert all(value.dtype == torch.float32 for value in mixed.state.shared.tensors().values())
 
 
 def test_an_unknown_precision_is_refused() -> None:

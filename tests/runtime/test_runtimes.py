@@ -117,11 +117,9 @@ class Watched(SerialRuntime):
 
         return wait()
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
         self.log.append("measure")
-        tallies = super().measure(recipe, model, pieces)
+        tallies = super().measure(recipe, pieces)
 
         def wait() -> list[Tally]:
             self.log.append("measured")
@@ -365,8 +363,8 @@ def test_every_method_starts_from_the_same_head(random_backbone: str, tmp_path: 
         initial_state(each, federation)
         for each in (config, config.with_method("fedavg_pt"), config.with_method("head_only"))
     ]
-    head = states[0].shared["head.0.weight"]
-    assert all(head.equal(state.shared["head.0.weight"]) for state in states)
+    head = states[0].shared.head["0.weight"]
+    assert all(head.equal(state.shared.head["0.weight"]) for state in states)
     assert states[0].prompts.equal(states[1].prompts)
 
 
@@ -402,7 +400,7 @@ def test_a_failing_client_says_on_which_node_it_was(local_ray: None, tmp_path: P
 
     actor = ClientActor(threads=1)
     actor._worker = Failing()  # type: ignore[assignment]
-    job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0), {}), {})
+    job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0)))
     with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
         actor.train([], None, [job], job.broadcast)  # type: ignore[arg-type]
     assert caught.value.node == node_name()

@@ -20,7 +20,7 @@ from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import CheckpointError
 from fedprompt.core.plugins import find
-from fedprompt.core.types import ClientUpdate, RoundReport, ServerState
+from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
@@ -163,8 +163,10 @@ def write_round(
 
 
 def packed_in(report: RoundReport) -> int:
-    """Clients of the largest pack of a round."""
-    return max(int(client["pack"]) for client in report.clients)
+    """Clients of the largest pack of a round, as those say whose updates were used."""
+    refused = {each["client"] for each in report.quarantined}
+    good = [client for client in report.clients if client["client"] not in refused]
+    return max(int(client["pack"]) for client in good)
 
 
 def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
@@ -199,10 +201,11 @@ def evaluator(
 
     def begin(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         subjects: list[Subject] = []
+        broadcast = state.broadcast()
         if has_global_model(recipe.prompts, recipe.head):
-            subjects += global_subjects(state.broadcast(), splits)
+            subjects += global_subjects(broadcast, splits)
         if measures_clients(state.round_index):
-            subjects += client_subjects(state, federation, settings)
+            subjects += client_subjects(state, broadcast, federation, settings)
         waiting = evaluate(runtime, recipe, splits, subjects)
 
         def wait() -> tuple[Evaluation, Evaluation]:
@@ -215,17 +218,18 @@ def evaluator(
 
 
 def client_subjects(
-    state: ServerState, federation: Federation, settings: RoundSettings
+    state: ServerState, broadcast: Broadcast, federation: Federation, settings: RoundSettings
 ) -> list[Subject]:
     """Every client's own model on its own share of each held-out split, if it has one.
 
     Args:
         state: the server's.
+        broadcast: of the state; a generator gives each client prompts of its own in it.
         federation: splits and partition.
         settings: how clients select, and what they receive.
     """
     data, options = federation.data, settings.recipe.prompts
-    table, broadcast = data.table, state.broadcast()
+    table = data.table
     queries = table.queries(options.query_kind)
     by_client = options.sends_keys and options.choose_by == "client"
     subjects = []

@@ -137,10 +137,9 @@ def quarantine(
 
 def fault(update: ClientUpdate, expected: Expected) -> str | None:
     """Why an update must not be used, or None if it is as expected."""
-    for field, kind in TYPES.items():
-        value = getattr(update, field)
-        if not isinstance(value, kind):
-            return f"{field}: expected a {kind.__name__}, got {type(value).__name__}"
+    unreadable = fault_of_types(update)
+    if unreadable is not None:
+        return unreadable
     if update.round_index != expected.round_index:
         return f"expected an update of round {expected.round_index}, got {update.round_index}"
     if not is_integer(update.num_examples) or update.num_examples < 1:
@@ -150,6 +149,15 @@ def fault(update: ClientUpdate, expected: Expected) -> str | None:
         or _fault_of_rows(update, expected.rows)
         or _fault_of_metrics(update.metrics, expected.metrics)
     )
+
+
+def fault_of_types(update: ClientUpdate) -> str | None:
+    """Why an update cannot even be read, or None."""
+    for field, kind in TYPES.items():
+        value = getattr(update, field)
+        if not isinstance(value, kind):
+            return f"{field}: expected a {kind.__name__}, got {type(value).__name__}"
+    return None
 
 
 def _fault_of_tensors(

@@ -44,7 +44,7 @@ from fedprompt.core.types import (
 from fedprompt.objectives import Objective
 from fedprompt.prompt_generators import PromptGenerator
 from fedprompt.server.figures import Evaluation
-from fedprompt.server.quarantine import Refusal, expected_of, quarantine
+from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
 from fedprompt.server.sampling import sample_cohort
 
 logger = logging.getLogger(__name__)
@@ -200,6 +200,7 @@ def end_round(
         "aggregate": aggregated - trained,
         "evaluate": 0.0,
     }
+    updates = [update for update in updates if fault_of_types(update) is None]
     traffic = count_bytes(settings.recipe, begun.jobs, updates)
     told = report(state, updates, good, refused, merged, traffic, seconds)
     return DoneRound(state, told, evaluation, aggregated)
