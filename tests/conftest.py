@@ -66,16 +66,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def digits_may_have_domains() -> Iterator[None]:
-    """So that PFPT selects by key in the tests' smallest experiments, too."""
-    from fedprompt.data.sets.digits import DigitsOptions
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DigitsOptions, "several_domains", True, raising=False)
-        yield
-
-
 @pytest.fixture
 def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test loads as plug-ins is unknown to the next; no installed package offers any."""

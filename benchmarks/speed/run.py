@@ -42,8 +42,8 @@ from timing import Laid, client_batches, in_turn, lay_open, load, nano_of_depth,
 import keyed
 import planted
 from fedprompt import aggregation, experiment
-from fedprompt.aggregation.literal import released_matching
-from fedprompt.aggregation.nets import PromptNets
+from fedprompt.aggregation.pfpt.nets import PromptNets
+from fedprompt.aggregation.pfpt.released import released_matching
 from fedprompt.cli import bench
 from fedprompt.client import worker as train
 from fedprompt.client.loop import fit

@@ -27,6 +27,8 @@ from fedprompt.server.round import RoundSettings, make_jobs
 Overrides = Callable[..., list[str]]
 Laid = tuple[ClientWorker, RoundSettings, ServerState]
 
+KEYED = "prompts.selection=keyed"
+"""Prompts with keys, where the data set alone asks for none."""
 METHODS = {
     "pfpt": ("prompts.pool=3",),
     "pfpt, l2p": ("prompts.pool=3", "prompts.selection=l2p"),
@@ -104,7 +106,7 @@ def test_whole_rounds_are_the_same_in_packs(tiny: Overrides, method: tuple[str, 
 
 def test_a_client_that_has_no_more_batches_is_left_alone(laid: Callable[..., Laid]) -> None:
     """Its last step is the first one; Adam's momentum would move it on if it took part later."""
-    worker, settings, state = laid("clients.batch_size=16")
+    worker, settings, state = laid(KEYED, "clients.batch_size=16")
     jobs = make_jobs(state, settings)
     short = min(jobs, key=lambda job: len(worker.data.parts[job.client_id]))
     long = max(jobs, key=lambda job: len(worker.data.parts[job.client_id]))
@@ -125,7 +127,7 @@ def test_a_client_that_has_no_more_batches_is_left_alone(laid: Callable[..., Lai
 
 
 def test_a_plain_trainer_fits_a_pack_to_the_same_bits(laid: Callable[..., Laid]) -> None:
-    worker, settings, state = laid("clients.batch_size=16")
+    worker, settings, state = laid(KEYED, "clients.batch_size=16")
     jobs = make_jobs(state, settings)
     ours = worker.train(settings.recipe, jobs)
     clients = [worker._module(settings.recipe, job) for job in jobs]
@@ -156,7 +158,7 @@ def test_clients_with_other_numbers_of_prompts_are_encoded_apart(
 
 
 def test_a_client_that_bursts_does_not_spoil_the_others(laid: Callable[..., Laid]) -> None:
-    worker, settings, state = laid()
+    worker, settings, state = laid(KEYED)
     jobs = make_jobs(state, settings)
     bad = dataclasses.replace(
         jobs[0].broadcast, prompts=torch.full_like(jobs[0].broadcast.prompts, torch.nan)
@@ -171,7 +173,7 @@ def test_a_client_that_bursts_does_not_spoil_the_others(laid: Callable[..., Laid
 def test_a_client_that_raises_in_a_pack_is_named(
     laid: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, settings, state = laid()
+    worker, settings, state = laid(KEYED)
     jobs = make_jobs(state, settings)
     real = ClientModule.step_loss
 
@@ -196,7 +198,7 @@ def test_packs_are_halved_when_memory_runs_out(
     laid: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """5 do not fit, 2 do: the pack is halved, the size is kept, the results are those of packs."""
-    worker, settings, state = laid("clients.per_round=5")
+    worker, settings, state = laid(KEYED, "clients.per_round=5")
     jobs = make_jobs(state, settings)
     expected = [
         update
@@ -236,7 +238,7 @@ def test_a_run_reports_that_packs_were_halved(
     notes: list[str] = []
     fedprompt.run(
         "quickstart",
-        tiny("runtime.pack=2"),
+        tiny(KEYED, "runtime.pack=2"),
         on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
     )
     assert notes == ["round 1: 2 clients did not fit in memory together; going on with packs of 1"]
@@ -245,7 +247,7 @@ def test_a_run_reports_that_packs_were_halved(
 def test_one_client_without_enough_memory_is_an_error(
     laid: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, settings, state = laid()
+    worker, settings, state = laid(KEYED)
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -256,7 +258,7 @@ def test_one_client_without_enough_memory_is_an_error(
 
 
 def test_jobs_are_packed_in_order_and_by_broadcast(laid: Callable[..., Laid]) -> None:
-    _, settings, state = laid("clients.per_round=5")
+    _, settings, state = laid(KEYED, "clients.per_round=5")
     jobs = make_jobs(state, settings)
     assert pack_jobs(jobs, 2) == [jobs[:2], jobs[2:4], jobs[4:]]
     other = dataclasses.replace(jobs[1], broadcast=state.broadcast())

@@ -44,7 +44,8 @@ class Seen(TorchDispatchMode):
 
 def first_step(tiny: Overrides, *overrides: str) -> tuple[Any, Any, Any]:
     """The module of a pack of one round's clients, its first batch, and the worker."""
-    config = compose("quickstart", tiny("clients.batch_size=8", *overrides))
+    keyed = tiny("clients.batch_size=8", "prompts.selection=keyed", *overrides)
+    config = compose("quickstart", keyed)
     federation = prepare(config)
     settings = settings_of(config, federation)
     worker = federation.setup.build()

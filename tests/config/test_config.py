@@ -51,13 +51,15 @@ def refusal(*overrides: str, config: Any = "quickstart") -> str:
 def test_an_empty_file_is_the_default(write: Callable[[str], str]) -> None:
     config = compose(write(""))
     assert (config.name, config.rounds, config.method) == ("experiment", 10, "pfpt")
-    assert (config.aggregator.name, config.prompts.selection) == ("pfpt", "keyed")
+    assert (config.aggregator.name, config.prompts.selection) == ("pfpt", "all")
     assert compose({}) == config
 
 
 @pytest.mark.parametrize(
     ("overrides", "selection"),
     [
+        (["data=digits"], "all"),
+        (["data=digits", "prompts.pool=20"], "keyed"),
         (["data=cifar100"], "all"),
         (["data=cifar100", "prompts.pool=20"], "keyed"),
         (["data=cifar100", "prompts.placement=pool"], "keyed"),

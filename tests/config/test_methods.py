@@ -275,7 +275,7 @@ def test_what_does_not_fit_together_is_refused(
         (["method=fedavg_pt_plus"], True),
         (["method=fedavg_pt_plus", "prompts.pool=3"], False),
         (["method=fedavg_pt"], False),
-        (["method=pfpt"], False),  # its pool grows
+        (["method=pfpt", "prompts.selection=keyed"], False),  # its pool grows
         (["method=pfpt_plus"], False),
         (["method=gmm_pt_plus"], True),  # as many components as were broadcast
         (["method=gmm_pt_plus", "aggregator.max_components=9"], False),

@@ -654,7 +654,12 @@ def test_cached_uncached_serial_and_ray_runs_have_the_same_bits(
     def state(name: str, *overrides: str) -> str:
         result = fedprompt.run(
             "quickstart",
-            tiny(f"cache.folder={folder}", *overrides, f"run_dir={tmp_path / name}"),
+            tiny(
+                "prompts.selection=keyed",  # queries are cached, too
+                f"cache.folder={folder}",
+                *overrides,
+                f"run_dir={tmp_path / name}",
+            ),
         )
         return str(result.summary["state_sha256"])
 

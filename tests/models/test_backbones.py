@@ -793,6 +793,7 @@ def test_a_run_with_drawn_weights_and_with_the_same_from_a_file(
                 f"model.backbone={SMALLEST}",
                 f"model.pretrained={pretrained}",
                 "model.image_size=32",
+                "prompts.selection=keyed",
                 "prompts.query=cls",
                 # Few samples to train on: what is slow is computing features, once.
                 *("clients.count=30", "clients.per_round=2"),

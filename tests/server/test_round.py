@@ -78,6 +78,10 @@ class Direct:
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 
 
+KEYED = "prompts.selection=keyed"
+"""Prompts with keys, where the data set alone asks for none."""
+
+
 @pytest.fixture
 def bench(tiny: Overrides) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
@@ -121,7 +125,7 @@ def storages(tensors: dict[str, torch.Tensor]) -> set[int]:
 def test_backbone_is_unchanged_and_nothing_shares_memory(
     bench: Callable[..., Bench], name: str
 ) -> None:
-    b = bench()
+    b = bench(KEYED)
     before = b.worker.backbone.checksum()
     old = {key: value.clone() for key, value in b.state.tensors().items()}
     runtime = Direct(b.worker)
@@ -206,7 +210,7 @@ def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Benc
 def test_keyed_selection_goes_by_the_client_or_by_the_batch(
     bench: Callable[..., Bench], chooser: str, alike: bool
 ) -> None:
-    b = bench(f"prompts.choose_by={chooser}", "prompts.selection=keyed")
+    b = bench(f"prompts.choose_by={chooser}", KEYED)
     batches = ClientBatches(
         b.federation.data, 0, 8, b.recipe.prompts, torch_generator(0, "batches")
     )
@@ -221,8 +225,8 @@ def test_keyed_selection_goes_by_the_client_or_by_the_batch(
 @pytest.mark.parametrize(
     ("overrides", "used", "unused"),
     [
-        (["prompts.selection=keyed"], "style", "cls"),
-        (["prompts.selection=keyed", "prompts.query=cls"], "cls", "style"),
+        ([KEYED], "style", "cls"),
+        ([KEYED, "prompts.query=cls"], "cls", "style"),
         (["prompts.selection=l2p"], "cls", "style"),
     ],
 )
@@ -246,7 +250,7 @@ def test_prompts_are_selected_by_the_queries_of_their_rule(
 
 
 def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
     job = make_jobs(b.state, b.settings)[0]
     update = b.worker.train(b.recipe, [job])[0]
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
@@ -266,7 +270,7 @@ def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[...,
 
 
 def test_a_job_depends_on_nothing_but_itself(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
     jobs = make_jobs(b.state, b.settings)
     first = b.worker.train(b.recipe, [jobs[0]])[0]
     torch.manual_seed(99)  # neither the global generator
@@ -279,7 +283,7 @@ def test_a_job_depends_on_nothing_but_itself(bench: Callable[..., Bench]) -> Non
 
 
 def test_global_generators_are_left_alone(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     play(b)
@@ -287,7 +291,7 @@ def test_global_generators_are_left_alone(bench: Callable[..., Bench]) -> None:
 
 
 def test_order_of_finishing_does_not_matter(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
 
     class InOrder(Direct):
         def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
@@ -316,7 +320,7 @@ def spoil(field: str, value: object, client: int) -> Callable[[ClientUpdate], Cl
 def test_a_bad_update_is_quarantined_and_named(
     bench: Callable[..., Bench], field: str, value: object, reason: str
 ) -> None:
-    b = bench()
+    b = bench(KEYED)
     cohort = [job.client_id for job in make_jobs(b.state, b.settings)]
     state, report = play(b, Direct(b.worker, spoil(field, value, cohort[1])))
     assert [refused["client"] for refused in report.quarantined] == [cohort[1]]
@@ -336,7 +340,7 @@ def test_a_bad_update_is_quarantined_and_named(
 
 
 def test_a_round_without_a_usable_update_ends_the_run(bench: Callable[..., Bench]) -> None:
-    b = bench("clients.lr=1e30")
+    b = bench(KEYED, "clients.lr=1e30")
     with pytest.raises(RoundError, match="all 3 updates were refused"):
         play(b)
 
@@ -400,7 +404,7 @@ def test_pooled_and_clients_own_models_are_measured_together_by_the_workers(
 def test_a_raising_client_is_named(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    b = bench()
+    b = bench(KEYED)
     job = make_jobs(b.state, b.settings)[0]
 
     def burst(*_: object) -> None:
@@ -416,7 +420,7 @@ def test_a_raising_client_is_named(
 
 
 def test_bytes_are_the_sum_of_tensor_sizes(bench: Callable[..., Bench]) -> None:
-    b = bench("head=linear")
+    b = bench(KEYED, "head=linear")
     job = make_jobs(b.state, b.settings)[0]
     update = b.worker.train(b.recipe, [job])[0]
     head = 4 * 128 * 10

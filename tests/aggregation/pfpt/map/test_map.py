@@ -20,23 +20,13 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation.base import Aggregation
-from fedprompt.aggregation.beta_bernoulli import (
-    BetaBernoulliModel,
-    Block,
-    Inclusion,
-    KeyBlock,
-    fit_inclusion,
-    fit_noise,
-)
-from fedprompt.aggregation.matching import (
-    Columns,
-    ascend,
-    climb,
-    hungarian,
-    in_order,
-    peer_distance,
-    search,
-)
+from fedprompt.aggregation.pfpt.map.blocks import Block, KeyBlock, fit_noise
+from fedprompt.aggregation.pfpt.map.columns import Columns
+from fedprompt.aggregation.pfpt.map.inclusion import Inclusion, fit_inclusion
+from fedprompt.aggregation.pfpt.map.matching import ascend, climb, hungarian
+from fedprompt.aggregation.pfpt.map.model import BetaBernoulliModel
+from fedprompt.aggregation.pfpt.map.scales import peer_distance
+from fedprompt.aggregation.pfpt.map.search import in_order, search
 from fedprompt.core.errors import ConfigError, InputError
 
 PFPT = aggregation.create("pfpt")
@@ -399,13 +389,13 @@ def test_hungarian_equals_brute_force(n: int) -> None:
     rng = np.random.default_rng(n)
     for _ in range(20):
         scores = rng.normal(size=(n, n + 1))
-        picked = hungarian(scores)
-        assert len(set(picked.tolist())) == n
+        chosen = hungarian(scores)
+        assert len(set(chosen.tolist())) == n
         best = max(
             sum(scores[k, i] for k, i in enumerate(pick))
             for pick in itertools.permutations(range(n + 1), n)
         )
-        assert scores[np.arange(n), picked].sum() == pytest.approx(best)
+        assert scores[np.arange(n), chosen].sum() == pytest.approx(best)
 
 
 def test_two_clients_of_two_prompts_find_the_best_of_all_assignments() -> None:
@@ -686,7 +676,7 @@ def test_the_pool_shrinks_to_what_is_needed_over_rounds() -> None:
 
 
 def unused_rounds(patience: int) -> int:
-    """After how many rounds a row that nobody uses disappears."""
+    """After how many rounds an unused row disappears."""
     aggregator = aggregation.create("pfpt", patience=patience)
     rng = np.random.default_rng(0)
     previous, state = torch.tensor(10 * rng.normal(size=(3, 8))), None
@@ -709,13 +699,11 @@ def test_patience_counts_rounds_without_use(patience: int) -> None:
     assert unused_rounds(patience) == patience
 
 
-@pytest.mark.parametrize("parameterisation", ["empirical", "neural"])
-def test_a_round_without_prompts_changes_nothing(parameterisation: str) -> None:
+def test_a_round_without_prompts_changes_nothing() -> None:
     sets, keys, origins, start = keyed_clients()
-    aggregator = aggregation.create("pfpt", parameterisation=parameterisation, net_hidden=4)
-    first = aggregator.aggregate(sets, origins=origins, previous=start, keys=keys)
+    first = PFPT.aggregate(sets, origins=origins, previous=start, keys=keys)
     with torch.inference_mode():
-        empty = aggregator.aggregate(
+        empty = PFPT.aggregate(
             [torch.empty(0, 32).double()] * 2, previous=first.prompts, state=first.state
         )
     assert torch.equal(empty.prompts, first.prompts)
@@ -796,11 +784,17 @@ def test_the_state_stands_in_for_previous() -> None:
         ({"loops": 0}, "aggregator.loops: expected an integer >= 1, got 0"),
         ({"memory": "x"}, "aggregator.memory: expected a finite number >= 0, got 'x'"),
         ({"shrink": 1}, "aggregator.shrink: expected true or false, got 1"),
+        (
+            {"parameterisation": "neural"},
+            "aggregator.parameterisation: expected empirical with variant=map, got neural; the "
+            "paper's networks are in aggregator.variant=paper",
+        ),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         aggregation.create("pfpt", **options)
+    aggregation.create("pfpt", variant="paper", parameterisation="neural")
 
 
 def test_the_weight_of_keys_depends_on_neither_dimension() -> None:

@@ -10,13 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from fedprompt.aggregation.key_noise import (
+from fedprompt.aggregation.pfpt.map.key_noise import (
     MEMORY_SIZE,
     KeyNoise,
-    _evened,
-    effective_dimension,
     infer_key_noise,
 )
+from fedprompt.aggregation.pfpt.map.partitions import _evened, effective_dimension
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
