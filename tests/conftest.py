@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +22,17 @@ ONE_PIXEL = base64.b64decode(
 )
 """A whole PNG file."""
 LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--plugin FILE`: the tests that run on all registered entries run on a plug-in's, too."""
+    parser.addoption("--plugin", action="append", default=[], help="a plug-in to test (repeatable)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from fedprompt.core.plugins import load_plugins
+
+    load_plugins(config.getoption("--plugin"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,6 +66,28 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test loads as plug-ins is unknown to the next; no installed package offers any."""
+    from fedprompt.config import REGISTRIES
+    from fedprompt.core import plugins
+
+    modules = set(sys.modules)
+    for group, registry in REGISTRIES.items():
+        if group != "runtime":  # would import Ray, and no test adds one
+            registry._scan()
+            monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for name in ("_plugins", "_copies"):
+        monkeypatch.setattr(plugins, name, {})
+    monkeypatch.setattr(plugins, "_installed", None)
+    monkeypatch.setattr(plugins, "_failures", [])
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: ())
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith((plugins.FILE_MODULE, "outside_")):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One Ray for the tests of a file that can share it."""
@@ -76,6 +111,21 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     save_file({f"vit.{key}": value.half() for key, value in vit.state_dict().items()}, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a file that is laid out as those of MedMNIST, and holds digits."""
+    from fedprompt.data.sets.digits import enlarge, source_digits
+
+    grey, labels = source_digits()
+    images, folder = enlarge(grey[:300], 28), tmp_path_factory.mktemp("medmnist")
+    arrays = {}
+    for name, rows in (("train", slice(200)), ("val", slice(200, 240)), ("test", slice(240, 300))):
+        arrays[f"{name}_images"] = images[rows]
+        arrays[f"{name}_labels"] = labels[:300][rows, None].astype(np.uint8)
+    np.savez(folder / "pneumoniamnist.npz", **arrays)
+    return folder
 
 
 @pytest.fixture

@@ -103,6 +103,41 @@ def test_what_is_shipped_runs_without_the_checkout(
     assert size < 50e6
 
 
+def test_plug_in_files_are_shipped_with_the_yaml_beside_them(
+    scripts: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, submit = scripts
+    lab, folder = tmp_path / "lab", tmp_path / "shipped"
+    for name in ("a.py", "sub/b.py", "sub/conf/aggregator/b.yaml", "other/c.py"):
+        path = lab / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    experiment, sweep = lab / "experiment.yaml", tmp_path / "sweep.yaml"
+    experiment.write_text("plugins: [a.py, sub/b.py, my_package.rules]\n")
+    sweep.write_text(f"experiment: {experiment}\n")
+    shipped = 'plugins=["plugins/a.py", "plugins/b.py", "my_package.rules"]'
+    for number, file in enumerate((experiment, sweep)):
+        given = submit.stage_plugins(folder / str(number), str(file), ["rounds=2"])
+        assert given == ["rounds=2", shipped]
+    assert (folder / "0/plugins/conf/aggregator/b.yaml").read_text() == "sub/conf/aggregator/b.yaml"
+
+    # The command line's count instead, and start from the current folder.
+    monkeypatch.chdir(lab / "other")
+    line = ["plugins=[c.py]", "rounds=2"]
+    given = submit.stage_plugins(folder / "line", str(experiment), line)
+    assert given == ["rounds=2", 'plugins=["plugins/c.py"]']
+    assert [path.name for path in (folder / "line").rglob("*.py")] == ["c.py"]
+    for same in ("quickstart", str(lab / "a.py")):  # nothing is named, or it is no YAML mapping
+        assert submit.stage_plugins(folder, same, ["rounds=2"]) == ["rounds=2"]
+    assert submit.stage_plugins(folder, str(experiment), ["--resume", "x"]) == ["--resume", "x"]
+    for wrong, message in (
+        ("[d.py]", "plug-in 'd.py': no file .*other/d.py"),
+        ("[c.py, ../other/c.py]", "plug-in '../other/c.py': two have the same name"),
+    ):
+        with pytest.raises(submit.JobError, match=message):
+            submit.stage_plugins(folder / wrong, "quickstart", [f"plugins={wrong}"])
+
+
 @pytest.mark.parametrize(
     ("status", "code", "expected", "message"),
     [

@@ -21,6 +21,7 @@ from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, PhaseStarted, Plan, Prepared
+from fedprompt.runs.plugins import check_kept
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
 
@@ -118,8 +119,13 @@ def plan_resume(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) 
             f"{directory.path}: the run was stopped before it began, so there is nothing to "
             "resume; start it again with --overwrite"
         )
-    config = compose(directory.path / "config.yaml", overrides)
-    return Plan(config, str(directory.path.resolve()), resume=True)
+    return Plan(kept_config(directory, overrides), str(directory.path.resolve()), resume=True)
+
+
+def kept_config(directory: RunDirectory, overrides: Sequence[str]) -> ExperimentConfig:
+    """The config of a run, with the plug-ins that the run started with."""
+    check_kept(directory)
+    return compose(directory.path / "config.yaml", overrides)
 
 
 def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunResult:
@@ -227,7 +233,7 @@ def replay_client(
     directory = RunDirectory.open(run_dir)
     if method is not None:
         directory = RunDirectory.open(directory.comparison(method).path)
-    config = compose(directory.path / "config.yaml", ["runtime=serial"])
+    config = kept_config(directory, ["runtime=serial"])
     if not 0 <= client_id < config.clients.count:
         raise ConfigError(
             f"--client: expected a client from 0 to {config.clients.count - 1}, got {client_id}"

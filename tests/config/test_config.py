@@ -377,7 +377,7 @@ def test_a_registry_imports_no_more_than_it_must(
         "tools.register('{0}', make_dataclass('Options', []))(lambda options: '{0}')\n"
     )
     files = {
-        "__init__": "import fedprompt.registry as r\ntools = r.Registry('tool', 'toolbox')\n",
+        "__init__": "import fedprompt.core.registry as r\ntools = r.Registry('tool', 'toolbox')\n",
         "axe": register.format("file"),
         "drill": f"import nowhere_to_be_found\n{register.format('saw')}",
         "hammer": register.format("hammer"),

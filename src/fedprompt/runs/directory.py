@@ -3,6 +3,7 @@
 RUN_DIR/
   config.yaml      the configuration, complete
   manifest.json    versions, machine, commit, date
+  plugins/         the plug-in files that the run was made with
   partition.json   recipe, and samples of each class that each client holds
   partition.npz    recipe and indices, to be used again (see `data.partition_file`)
   rounds.jsonl     one object a round
@@ -47,6 +48,8 @@ FILES = (
     *("summary.json", "manifest.json", "status.json"),
 )
 PICTURES = re.compile(r".+\.(png|svg|pdf)")
+PLUGINS = "plugins"
+PLUGIN_FILES = re.compile(r".+\.(py|yaml)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class RunDirectory:
         self.state_folder = self.path / "state"
         self.figures_folder = self.path / "figures"
         self.compare_folder = self.path / "compare"
+        self.plugins_folder = self.path / PLUGINS
         self.report_path = self.path / "report.html"
         self._rounds_path = self.path / "rounds.jsonl"
 
@@ -167,16 +171,19 @@ class RunDirectory:
         for run in self.comparisons():
             run.clear()
             _remove_if_empty(run.path)
+        conf = self.plugins_folder / "conf"
         for folder, pattern in (
             (self.state_folder, CHECKPOINT_FILES),
             (self.figures_folder, PICTURES),
+            *((folder, PLUGIN_FILES) for folder in (*_content(conf), self.plugins_folder)),
             (self.path, TEMPORARY_FILES),
         ):
             for path in _content(folder):
                 ours = pattern.fullmatch(path.name) or TEMPORARY_FILES.fullmatch(path.name)
                 if ours and path.is_file():
                     path.unlink()
-        for folder in (self.state_folder, self.figures_folder, self.compare_folder):
+        folders = (self.state_folder, self.figures_folder, self.compare_folder)
+        for folder in (*folders, *_content(conf), conf, self.plugins_folder):
             _remove_if_empty(folder)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)

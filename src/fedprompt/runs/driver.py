@@ -19,6 +19,7 @@ from fedprompt.client.recipe import has_global_model
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import CheckpointError
+from fedprompt.core.plugins import find
 from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
@@ -28,6 +29,7 @@ from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
+from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
@@ -246,8 +248,10 @@ def client_subjects(
 def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:
     """What a run directory holds before the first round."""
     task, parts = federation.task, list(federation.data.parts)
-    directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml()}")
-    about = {**manifest(), "backbone_sha256": federation.backbone.checksum()}
+    used = find(config.plugins)
+    keep(directory.path, used)
+    directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml(map(copy_of, used))}")
+    about = {**manifest(), **records(used), "backbone_sha256": federation.backbone.checksum()}
     if federation.frozen_head is not None:
         conditions = federation.frozen_head.conditions
         about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))

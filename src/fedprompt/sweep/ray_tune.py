@@ -20,8 +20,10 @@ from typing import Any
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError, FedpromptError
 from fedprompt.core.machine import available_cpus
+from fedprompt.core.plugins import Parcel
 from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_run
 from fedprompt.runs.events import Plan, RoundFinished
+from fedprompt.runs.plugins import check_same
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.runtime.placement import Node, plan_actors
 from fedprompt.runtime.ray.local import FOLDER, import_ray, short_folder, start_ray, stop_ray
@@ -137,6 +139,8 @@ def run_sweep(
     todo = directory.unfinished(trials)
     progress = Progress(todo, len(trials), directory, on_event)
     if todo:
+        for trial in trials:
+            check_same(directory.run(trial), trial.config.plugins)
         plans = [trial_plan(trial, directory) for trial in todo]
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -240,16 +244,20 @@ def tune_trials(
             max_t=max(trial.config.rounds for trial in todo),
         )
 
+    # Plain numbers: this travels before the plug-ins whose classes a config may be made of.
+    wanted = [bundles(trial.config.runtime, nodes) for trial in todo]
+
     def resources(config: dict[str, Any]) -> Any:
-        return tune.PlacementGroupFactory(bundles(todo[config["index"]].config.runtime, nodes))
+        return tune.PlacementGroupFactory(wanted[config["index"]])
 
     callback = type("TuneProgress", (Progress, tune.Callback), {})(
         todo, progress.total, progress.directory, progress.on_event
     )
     callback.failures = progress.failures
+    parcel = Parcel.pack(list(plans))
     with quiet_tune():
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, plans=list(plans)), resources),
+            tune.with_resources(tune.with_parameters(run_trial, parcel=parcel), resources),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
             tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
             run_config=tune.RunConfig(
@@ -271,11 +279,11 @@ def trial_plan(trial: Trial, directory: SweepDirectory) -> Plan:
     return plan_run(config, overwrite=True)
 
 
-def run_trial(config: dict[str, Any], plans: Sequence[Plan]) -> None:
+def run_trial(config: dict[str, Any], parcel: Parcel[list[Plan]]) -> None:
     """What Tune calls in the process of a trial."""
     from ray import tune
 
-    plan = plans[config["index"]]
+    plan = parcel.open()[config["index"]]
     last: dict[str, Any] = {}
 
     def report(event: Any) -> None:

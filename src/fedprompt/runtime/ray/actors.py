@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pickle
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import ClientError, FedpromptError, InputError, WorkerError
+from fedprompt.core.plugins import Plugin, install
 from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
 from fedprompt.runtime.base import limited_threads
 from fedprompt.runtime.ray.local import import_ray, node_id
@@ -28,12 +30,13 @@ class FeaturesMissing(FedpromptError):
 class ClientActor:
     """Wraps a `ClientWorker`: one frozen backbone, the data by reference, no client's state."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, plugins: Sequence[Plugin] = ()) -> None:
         from fedprompt.client import preloaded  # noqa: F401 - takes seconds; begun before the data
 
         # For the life of the process: the limits end with it.
         self._limits = limited_threads(threads)
         self._limits.__enter__()
+        self._plugins = plugins
         self._worker: ClientWorker | None = None
 
     def load(self, setup: list[Any]) -> tuple[str, str, str]:
@@ -60,6 +63,10 @@ class ClientActor:
         """
         if self._worker is not None:
             return self._worker
+        try:
+            install(self._plugins)  # before the setup, which may be made of their classes
+        except FedpromptError as error:
+            raise WorkerError(f"node {node_name()}: {error}") from error
         given: WorkerSetup | None = None
         for reference in setup:
             content = import_ray().get(reference)

@@ -26,6 +26,7 @@ import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import ConfigError, FedpromptError, InputError, WorkerError
+from fedprompt.core.plugins import Parcel, loaded
 from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.runtime.placement import plan_actors
@@ -69,7 +70,9 @@ def stored_broadcasts(tasks: Sequence[ClientJob | Piece]) -> dict[int, Any]:
 class DriverActor:
     """Runs a driver generator inside the cluster."""
 
-    def run(self, drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[Any]:
+    def run(
+        self, drive: Drive, options: RuntimeOptions, args: Parcel[tuple[Any, ...]]
+    ) -> Iterator[Any]:
         """Yield what `drive(runtime, *args)` yields.
 
         Raises:
@@ -77,7 +80,7 @@ class DriverActor:
                 names this one, for it is here that a data set or weights are missing.
         """
         try:
-            yield from drive_here(drive, options, *args)
+            yield from drive_here(drive, options, *args.open())
         except (ConfigError, InputError) as error:
             if len(available_nodes()) == 1:
                 raise
@@ -148,7 +151,9 @@ class RayRuntime:
                 resources=driver_resources(self.options.driver_node),
             )(DriverActor)
             driver = actor.remote()
-            events = driver.run.options(num_returns="streaming").remote(drive, self.options, *args)
+            events = driver.run.options(num_returns="streaming").remote(
+                drive, self.options, Parcel.pack(args)
+            )
             for event in events:
                 yield ray.get(event)
         except ray.exceptions.RayTaskError as error:
@@ -174,7 +179,7 @@ class RayRuntime:
             # None stays in the group; the word DEFAULT would leave it.
             scheduling_strategy=None if grouped else "SPREAD",
         )(ClientActor)
-        self._actors = [actor.remote(self.options.threads) for _ in range(plan.count)]
+        self._actors = [actor.remote(self.options.threads, loaded()) for _ in range(plan.count)]
 
     def open(self, setup: WorkerSetup) -> Sequence[str]:
         """Give the client actors backbone and data, and wait until they have them."""
