@@ -7,7 +7,6 @@ process (`serial`) or inside a `DriverActor` (`ray`).
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,7 @@ from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
 from fedprompt.server.evaluate_clients import evaluate_clients
 from fedprompt.server.personalised import ClientFigures
-from fedprompt.server.round import (
-    DoneRound,
-    Evaluate,
-    RoundSettings,
-    begin_round,
-    broadcast_of,
-    end_round,
-    make_job,
-)
+from fedprompt.server.round import Evaluate, RoundSettings, broadcast_of, make_job, run_rounds
 
 Draw = Callable[[Path], object]
 """Draws the figures and the report of a finished run, given its directory."""
@@ -132,24 +123,12 @@ def run_method(
     yield PhaseStarted(config.label, config.rounds, state.round_index)
     cohort = config.clients.cohort_size
     largest_pack = min(cohort, config.runtime.pack_size(cohort, settings.recipe))
-    clock = time.perf_counter()
-    unmeasured: DoneRound | None = None
-    while unmeasured is not None or state.round_index < config.rounds:
-        begun = None
-        if state.round_index < config.rounds:
-            begun = begin_round(state, settings, runtime)
-        if unmeasured is not None:  # its evaluation ends while the clients of the next round work
-            report = unmeasured.measured()
-            write_round(directory, unmeasured.state, report, config.rounds)
-            for text in notes_on(report, largest_pack):
-                yield Note(text)
-            largest_pack = min(largest_pack, packed_in(report))
-            yield RoundFinished(report, time.perf_counter() - clock)
-            clock = time.perf_counter()
-            unmeasured = None
-        if begun is not None:
-            unmeasured = end_round(state, begun, settings, aggregator, evaluate_state)
-            state = unmeasured.state
+    for after, report in run_rounds(state, settings, runtime, aggregator, evaluate_state):
+        write_round(directory, after, report, config.rounds)
+        for text in notes_on(report, largest_pack):
+            yield Note(text)
+        largest_pack = min(largest_pack, packed_in(report))
+        yield RoundFinished(report)
 
 
 def write_round(

@@ -6,14 +6,10 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.runs.directory import RunDirectory
-
-if TYPE_CHECKING:
-    pass
-
 
 MEGABYTE = 1e6
 PERSONALISED = ("mean", "deviation", "worst_tenth", "jain")
@@ -52,7 +48,11 @@ class Run:
 
     def seconds(self, phase: str) -> list[float]:
         """Seconds that each round spent in `phase`."""
-        return [float(r.get("seconds", {}).get(phase) or 0.0) for r in self.records]
+        return [float((r.get("seconds") or {}).get(phase) or 0.0) for r in self.records]
+
+    def wall_seconds(self) -> list[float]:
+        """Seconds that passed from round to round; see `wall_seconds`."""
+        return [wall_seconds(record) for record in self.records]
 
     def diagnostics(self) -> tuple[list[int], dict[str, list[float]]]:
         """Rounds in which the aggregator said how it matched, and each figure; NaN where null."""
@@ -84,6 +84,19 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def wall_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds that passed from the report of the round before to the report of this one.
+
+    Runs of earlier versions wrote no such figure; their phases are added up.
+
+    >>> phases = {"train": 2.0, "aggregate": 0.5, "evaluate": 1.0}
+    >>> wall_seconds({"wall_seconds": 3.0, "seconds": phases}), wall_seconds({"seconds": phases})
+    (3.0, 3.5)
+    """
+    wall = record.get("wall_seconds")
+    return float(sum((record.get("seconds") or {}).values()) if wall is None else wall)
+
+
 def comparison_table(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     """One row for each run and comparison run.
 
@@ -93,7 +106,7 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
         split, in that round), `balanced_accuracy` (mean over classes, last evaluated round),
         `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the clients' own models
         on their own shares of the test split, the last time they were measured), `prompts`,
-        `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (all phases and rounds),
+        `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
         `state_sha256`. What a run does not tell is None. A method without a global model has its
         best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
 
@@ -153,6 +166,6 @@ def summary_row(run: Run) -> dict[str, Any]:
         "prompts": int(prompts[-1]) if prompts else None,
         "mb_up": sum(run.series("bytes_up")[1]) / MEGABYTE,
         "mb_down": sum(run.series("bytes_down")[1]) / MEGABYTE,
-        "seconds": sum(sum(run.seconds(phase)) for phase in PHASES),
+        "seconds": sum(run.wall_seconds()),
         "state_sha256": digest if isinstance(digest, str) else None,
     }
