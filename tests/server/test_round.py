@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation
 from fedprompt.aggregation.mean import Mean, MeanOptions
-from fedprompt.client.loop import fit_batch, only_optimizer
+from fedprompt.client.loop import FitTrainer, Hooks, fit_batch, only_optimizer
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientBatches, ClientWorker
@@ -543,7 +543,8 @@ def test_a_client_s_step_of_scaffold_is_equation_3(bench: Callable[..., Bench]) 
     module = ClientModule(b.recipe, b.worker.backbone, job, mask)
     start = {name: value.detach().clone() for name, value in module.trainable()}
     assert {f"control.{name}" for name in start} == set(controls)
-    fit_batch(module, only_optimizer(module), batch, 0, 0)
+    optimizer = only_optimizer(module)
+    fit_batch(Hooks(module, FitTrainer(1, [optimizer], [])), optimizer, batch, 0, 0)
     for name, value in module.trainable():
         change = expected[name] - own[f"control.{name}"] + controls[f"control.{name}"]
         wanted = start[name] - b.recipe.rate(name) * change

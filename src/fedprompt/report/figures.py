@@ -228,7 +228,7 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
     figure.legend(
         handles,
         names,
-        loc="outside upper right",
+        loc="outside lower right",
         ncols=len(names),
         frameon=False,
         fontsize=8.5,

@@ -29,17 +29,24 @@ from fedprompt.core.errors import ConfigError, FedpromptError, InputError, Worke
 from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.runtime.placement import plan_actors
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 from fedprompt.runtime.ray.actors import ClientActor, FeaturesMissing
 from fedprompt.runtime.ray.local import (
     import_ray,
     last_line,
     node_id,
+    replace_spare_workers,
     start_ray,
     stop_ray,
     unwrapped,
 )
-from fedprompt.runtime.ray.nodes import available_nodes, driver_resources, gpu_of_driver, node_name
+from fedprompt.runtime.ray.nodes import (
+    available_nodes,
+    driver_resources,
+    gpu_of_driver,
+    node_name,
+    notes_on_places,
+)
 
 if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.worker import WorkerSetup
@@ -202,29 +209,7 @@ class RayRuntime:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
         self._held = dict.fromkeys(self._actors, 0)
         self._nodes.update(node for _, node, _ in places)
-        return self._notes(setup, places)
-
-    def _notes(self, setup: WorkerSetup, places: Sequence[tuple[str, str, str]]) -> list[str]:
-        """What the user should read about where the actors are."""
-        nodes = collections.Counter(name for name, _, _ in places)
-        notes = []
-        if len(nodes) > 1:
-            shares = ", ".join(f"{node}: {count}" for node, count in sorted(nodes.items()))
-            notes.append(f"{len(places)} client actors on {len(nodes)} nodes ({shares})")
-        if len(self._setup) > 1:
-            notes.append(
-                "some nodes do not have the files of the prefix cache and received the features; "
-                "a cache.folder that all nodes share spares that"
-            )
-        fallen = sorted({name for name, _, device in places if device != setup.device})
-        if fallen:
-            notes.append(f"no CUDA device on {', '.join(fallen)}: its actors compute on the CPU")
-        elif self.options.gpus_per_actor and setup.device == "cpu":
-            notes.append(
-                f"runtime.gpus_per_actor={self.options.gpus_per_actor:g}, but no CUDA device was "
-                "found: driver and client actors compute on the CPU"
-            )
-        return notes
+        return notes_on_places(self.options, setup.device, places, len(self._setup) > 1)
 
     def _send_features(self) -> None:
         """Put the features into the object store, which brings them once to each node that asks."""
@@ -392,7 +377,7 @@ class RayRuntime:
         self._healing.clear()
         self._work.clear()
         self._begun.clear()
-        if self._nodes and spare_workers.are_kept():
+        if self._nodes and private.spare_workers_are_kept():
             self._nodes[node_id()] += 1  # the driver
-            spare_workers.replace(self._nodes)
+            replace_spare_workers(self._nodes)
         self._nodes.clear()
