@@ -71,7 +71,7 @@ class Hooks:
 
     Args:
         module: its `configure_callbacks` says which callbacks.
-        trainer: what they are told about the fit.
+        trainer: what callbacks see of the fit.
     """
 
     def __init__(self, module: pl.LightningModule, trainer: FitTrainer) -> None:

@@ -4,7 +4,7 @@ RUN_DIR/
   config.yaml      the configuration, complete
   manifest.json    versions, machine, commit, date
   partition.json   recipe, and samples of each class that each client holds
-  partition.npz    recipe and indices, to be used again (see `data.partition_file`)
+  partition.npz    recipe and indices, to be used again (see `data.partition.file`)
   rounds.jsonl     one object a round
   status.json      running, finished, failed or interrupted; round, message
   summary.json     the result; present when the run is finished
@@ -16,7 +16,6 @@ RUN_DIR/
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from fedprompt.core.errors import CheckpointError, ConfigError, InputError
 from fedprompt.core.files import TEMPORARY_FILES, atomic_write, json_ready
 from fedprompt.data.partition.file import partition_bytes, read_partition
 from fedprompt.runs.checkpoint import CHECKPOINT_FILES
+from fedprompt.runs.json_lines import append_line, read_lines, write_lines
 from fedprompt.runs.manifest import now_utc
 
 if TYPE_CHECKING:
@@ -249,13 +249,8 @@ class RunDirectory:
             return {}
 
     def append_round(self, report: RoundReport) -> None:
-        """Add one line to `rounds.jsonl` and force it to disk; NaN is written as null."""
-        line = json.dumps(json_ready(report)) + "\n"
-        with self._rounds_path.open("ab+") as file:
-            _close_last_line(file)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Add one line to `rounds.jsonl`; NaN is written as null."""
+        append_line(self._rounds_path, report)
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The records of `rounds.jsonl` in order; a torn last line is left out, null stays None.
@@ -263,27 +258,12 @@ class RunDirectory:
         Raises:
             CheckpointError: a line before the last is damaged.
         """
-        if not self._rounds_path.is_file():
-            return []
-        lines = self._rounds_path.read_bytes().splitlines()
-        records: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, start=1):
-            record = _parse(line)
-            if record is not None:
-                records.append(record)
-            elif number == len(lines):
-                logger.warning("%s: line %d is torn and left out", self._rounds_path, number)
-            else:
-                raise CheckpointError(
-                    f"{self._rounds_path}: expected one JSON object with 'round' in line {number}, "
-                    f"got {line[:40]!r}; delete the line"
-                )
-        return records
+        return read_lines(self._rounds_path)
 
     def truncate_rounds(self, after: int) -> None:
         """Drop the records of rounds later than `after`, which a resumed run writes again."""
         kept = [record for record in self.read_rounds() if record["round"] <= after]
-        atomic_write(self._rounds_path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_lines(self._rounds_path, kept)
 
     def write_partition(
         self,
@@ -384,32 +364,3 @@ def _content(folder: Path) -> list[Path]:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink() and not _content(folder):
         folder.rmdir()
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
-
-
-def _close_last_line(file: io.BufferedRandom | Any, block: int = 1 << 16) -> None:
-    """Make the next write start on a new line: end a whole last line, cut off a torn one.
-
-    Only the end of the file is read, so that a round costs the same however many went before.
-    """
-    size = start = file.seek(0, os.SEEK_END)
-    line = b""
-    while start and b"\n" not in line:
-        start = max(0, start - block)
-        file.seek(start)
-        line = file.read(size - start)
-    start += line.rfind(b"\n") + 1
-    if start == size:
-        return
-    file.seek(start)
-    if _parse(file.read()) is not None:
-        file.write(b"\n")
-    else:
-        file.truncate(start)

@@ -165,7 +165,7 @@ def evaluator(
     settings: RoundSettings,
     measures_clients: Callable[[int], bool] = lambda round_index: False,
 ) -> Evaluate:
-    """A function that begins to measure a state on the test and the validation split.
+    """A function that starts to measure a state on the test and the validation split.
 
     Args:
         runtime: measures the global model.
@@ -174,7 +174,7 @@ def evaluator(
         measures_clients: says for a round whether each client's own model is measured as well.
     """
 
-    def begin(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
+    def start(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         splits = federation.setup.splits
         waiting = evaluate(runtime, state, settings.recipe, splits)
 
@@ -191,7 +191,7 @@ def evaluator(
 
         return wait
 
-    return begin
+    return start
 
 
 def measure_clients(
@@ -236,7 +236,7 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
 
 
 def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
-    """Refuse to continue a run on other weights or another partition than it began with.
+    """Refuse to continue a run on other weights or another partition than it started with.
 
     Raises:
         CheckpointError: names what differs.
@@ -244,14 +244,14 @@ def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
     expected = directory.read_manifest().get("backbone_sha256")
     if expected != federation.backbone.checksum():
         raise CheckpointError(
-            f"{directory.path}: the backbone's weights differ from those the run began with "
+            f"{directory.path}: the backbone's weights differ from those the run started with "
             f"(expected sha256 {str(expected)[:12]}, got {federation.backbone.checksum()[:12]}); "
             "put the old file back or start a new run"
         )
     before, now = directory.read_indices(), federation.data.parts
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise CheckpointError(
-            f"{directory.path}: data or partition differ from those the run began with; "
+            f"{directory.path}: data or partition differ from those the run started with; "
             "use the version of manifest.json or start a new run"
         )
 

@@ -39,10 +39,10 @@ class Run:
 
     def personalised(self, split: str) -> list[tuple[int, dict[str, float]]]:
         """Rounds in which the clients' own models were measured, and the figures over clients."""
-        told = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
+        known = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
         return [
             (index, {name: figures[name] for name in PERSONALISED})
-            for index, figures in told
+            for index, figures in known
             if figures and figures.get("mean") is not None
         ]
 
@@ -57,13 +57,13 @@ class Run:
     def diagnostics(self) -> tuple[list[int], dict[str, list[float]]]:
         """Rounds in which the aggregator said how it matched, and each figure; NaN where null."""
         names = (*FATES, *MATCH_FIGURES)
-        told = [(r["round"], r.get("diagnostics") or {}) for r in self.records]
-        told = [(index, figures) for index, figures in told if set(names) <= set(figures)]
+        known = [(r["round"], r.get("diagnostics") or {}) for r in self.records]
+        known = [(index, figures) for index, figures in known if set(names) <= set(figures)]
         values = {
-            name: [float("nan" if figures[name] is None else figures[name]) for _, figures in told]
+            name: [float("nan" if figures[name] is None else figures[name]) for _, figures in known]
             for name in names
         }
-        return [index for index, _ in told], values
+        return [index for index, _ in known], values
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
@@ -107,7 +107,7 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
         `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the clients' own models
         on their own shares of the test split, the last time they were measured), `prompts`,
         `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
-        `state_sha256`. What a run does not tell is None. A method without a global model has its
+        `state_sha256`. What a run does not say is None. A method without a global model has its
         best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
 
     Raises:

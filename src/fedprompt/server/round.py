@@ -397,7 +397,7 @@ def next_state(
     moments: Tensors,
     memory: Tensors,
 ) -> ServerState:
-    """The state after the round; every tensor is a fresh copy that nobody else holds."""
+    """The state after the round; every tensor is a fresh copy that no one else holds."""
     keys = state.keys
     if merged is not None:
         absent = state.keys.new_zeros(len(merged.prompts), state.keys.shape[1])

@@ -29,7 +29,7 @@ class ClientActor:
     """Wraps a `ClientWorker`: one frozen backbone, the data by reference, no client's state."""
 
     def __init__(self, threads: int) -> None:
-        from fedprompt.client import preloaded  # noqa: F401 - takes seconds; begun before the data
+        from fedprompt.client import preloaded  # noqa: F401 - takes seconds; done before the data come
 
         # For the life of the process: the limits end with it.
         self._limits = limited_threads(threads)

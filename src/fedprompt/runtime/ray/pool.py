@@ -95,7 +95,7 @@ def drive_here(drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[An
 
 @dataclasses.dataclass(eq=False)
 class _Tasks:
-    """Some tasks that were begun together."""
+    """Some tasks that were started together."""
 
     submit: Callable[[Any, Any], Any]
     tasks: Sequence[Any]
@@ -119,7 +119,7 @@ class RayRuntime:
         self._actors: list[Any] = []
         self._held: dict[Any, int] = {}
         """How many tasks each living actor has."""
-        self._begun: list[_Tasks] = []
+        self._groups: list[_Tasks] = []
         self._work: dict[Any, tuple[Any, _Tasks, int]] = {}
         """Actor, tasks and position of each call that was made, by the reference of its result."""
         self._healing: dict[Any, Any] = {}
@@ -233,8 +233,8 @@ class RayRuntime:
             return actor.train.remote(self._setup, recipe_ref, light, refs[id(pack[0].broadcast)])
 
         packs = pack_jobs(jobs, self.options.pack_size(len(jobs), recipe))
-        begun = self._begin(submit, packs)
-        return (update for _, updates in self._results(begun) for update in updates)
+        group = self._start(submit, packs)
+        return (update for _, updates in self._results(group) for update in updates)
 
     def measure(
         self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
@@ -245,9 +245,9 @@ class RayRuntime:
         def submit(actor: Any, piece: Piece) -> Any:
             return actor.measure.remote(self._setup, recipe_ref, model_ref, piece)
 
-        begun = self._begin(submit, pieces)
+        group = self._start(submit, pieces)
         return lambda: [
-            tally for _, tally in sorted(self._results(begun), key=lambda done: done[0])
+            tally for _, tally in sorted(self._results(group), key=lambda done: done[0])
         ]
 
     def _recipe_ref(self, recipe: LocalRecipe) -> Any:
@@ -256,48 +256,48 @@ class RayRuntime:
             self._recipe = (recipe, import_ray().put(recipe))
         return self._recipe[1]
 
-    def _begin(self, submit: Callable[[Any, Any], Any], tasks: Sequence[Any]) -> _Tasks:
-        """Have tasks done by whoever is free, after those that were begun before.
+    def _start(self, submit: Callable[[Any, Any], Any], tasks: Sequence[Any]) -> _Tasks:
+        """Have tasks done by whoever is free, after those that were started before.
 
         Args:
             submit: gives an actor a task and returns the reference of the result.
             tasks: what any actor can do.
         """
-        begun = _Tasks(submit, tasks, collections.deque(range(len(tasks))))
-        self._begun.append(begun)
+        group = _Tasks(submit, tasks, collections.deque(range(len(tasks))))
+        self._groups.append(group)
         self._assign()
-        return begun
+        return group
 
-    def _results(self, begun: _Tasks) -> Iterator[tuple[int, Any]]:
+    def _results(self, group: _Tasks) -> Iterator[tuple[int, Any]]:
         """Position and result of each task, as they finish; other tasks go on meanwhile."""
         try:
-            for _ in begun.tasks:
-                while not begun.results:
-                    if begun.error is not None:
-                        raise begun.error[0] from begun.error[1]
+            for _ in group.tasks:
+                while not group.results:
+                    if group.error is not None:
+                        raise group.error[0] from group.error[1]
                     self._advance()
-                yield begun.results.popleft()
+                yield group.results.popleft()
         finally:
-            self._begun.remove(begun)
+            self._groups.remove(group)
 
     def _assign(self) -> None:
-        """Give the actors what waits, in the order in which it was begun."""
+        """Give the actors what waits, in the order in which it was started."""
         queue = [
-            (begun, position)
-            for begun in self._begun
-            if begun.error is None
-            for position in begun.waiting
+            (group, position)
+            for group in self._groups
+            if group.error is None
+            for position in group.waiting
         ]
-        for number, (begun, position) in enumerate(queue):
+        for number, (group, position) in enumerate(queue):
             actor = min(self._held, key=self._held.__getitem__, default=None)
             # While more tasks wait than there are actors, each may have a second one, so that it
             # need not wait for the driver between the two.
             most = 2 if len(queue) - number > len(self._held) else 1
             if actor is None or self._held[actor] >= most:
                 break
-            begun.waiting.remove(position)
+            group.waiting.remove(position)
             self._held[actor] += 1
-            self._work[begun.submit(actor, begun.tasks[position])] = actor, begun, position
+            self._work[group.submit(actor, group.tasks[position])] = actor, group, position
 
     def _advance(self) -> None:
         """Wait for something to happen, and give out what that makes room for.
@@ -308,25 +308,25 @@ class RayRuntime:
         ray = import_ray()
         self._assign()
         for ref in self._finished(list(self._work)):
-            actor, begun, position = self._work.pop(ref)
+            actor, group, position = self._work.pop(ref)
             if actor in self._held:
                 self._held[actor] -= 1
             try:
-                begun.results.append((position, ray.get(ref)))
+                group.results.append((position, ray.get(ref)))
             except ray.exceptions.RayTaskError as error:
                 cause = unwrapped(error)
                 if isinstance(cause, FeaturesMissing):
                     self._send_features()  # it was restarted on a node without the files
-                    begun.waiting.appendleft(position)
+                    group.waiting.appendleft(position)
                 else:
-                    begun.error = begun.error or (cause, error)
+                    group.error = group.error or (cause, error)
             except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                begun.deaths[position] += 1
+                group.deaths[position] += 1
                 logger.info("an actor died at task %d; another does it again", position)
-                if begun.deaths[position] > RESTARTS:
-                    begun.error = begun.error or (self._too_many_deaths(), error)
-                begun.waiting.appendleft(position)
-                if self._held.pop(actor, None) is not None:  # the first of its tasks to tell
+                if group.deaths[position] > RESTARTS:
+                    group.error = group.error or (self._too_many_deaths(), error)
+                group.waiting.appendleft(position)
+                if self._held.pop(actor, None) is not None:  # the first of its tasks to report it
                     self._healing[self._probe(actor)] = actor
         self._assign()
 
@@ -376,7 +376,7 @@ class RayRuntime:
         self._held.clear()
         self._healing.clear()
         self._work.clear()
-        self._begun.clear()
+        self._groups.clear()
         if self._nodes and private.spare_workers_are_kept():
             self._nodes[node_id()] += 1  # the driver
             replace_spare_workers(self._nodes)
