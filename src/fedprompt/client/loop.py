@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Literal, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
@@ -47,7 +47,7 @@ class FitTrainer:
     global_step: int = 0
     """Steps of the optimizer that are done."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         # Called only for what is not there.
         raise AttributeError(self._absent(name))
 
@@ -77,7 +77,7 @@ class Hooks:
     def __init__(self, module: pl.LightningModule, trainer: FitTrainer) -> None:
         self.module, self.trainer = module, trainer
 
-    def __call__(self, hook: str, *arguments: Any) -> None:
+    def __call__(self, hook: str, *arguments: object) -> None:
         """Call the hook of this name everywhere."""
         for callback in self.trainer.callbacks:
             getattr(callback, hook)(self.trainer, self.module, *arguments)
@@ -85,7 +85,7 @@ class Hooks:
 
 
 def fit(
-    module: pl.LightningModule, batches: Iterable[Any], epochs: int, fabric: Fabric | None = None
+    module: pl.LightningModule, batches: Iterable[object], epochs: int, fabric: Fabric | None = None
 ) -> None:
     """Train a module on the device on which it is.
 
@@ -124,7 +124,7 @@ def fit(
 
 
 def fit_batch(
-    hooks: Hooks, optimizer: torch.optim.Optimizer, batch: Any, epoch: int, index: int
+    hooks: Hooks, optimizer: torch.optim.Optimizer, batch: object, epoch: int, index: int
 ) -> None:
     """One step.
 
@@ -136,18 +136,18 @@ def fit_batch(
         index: of the batch in the epoch, from 0.
     """
     module = hooks.module
-    loss: Any = None
+    loss: Tensor | None = None
 
     def closure() -> Tensor:
         nonlocal loss
-        loss = module.training_step(batch, index)
+        loss = cast("Tensor", module.training_step(batch, index))
         hooks("on_before_zero_grad", optimizer)
         module.optimizer_zero_grad(epoch, index, optimizer)
         hooks("on_before_backward", loss)
         module.backward(loss)  # which is Fabric's
         hooks("on_after_backward")
         hooks("on_before_optimizer_step", optimizer)
-        return cast("Tensor", loss)
+        return loss
 
     hooks("on_train_batch_start", batch, index)
     module.optimizer_step(epoch, index, optimizer, closure)

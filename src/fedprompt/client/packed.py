@@ -173,7 +173,7 @@ class PackedClients(pl.LightningModule):
         assert isinstance(client, ClientModule)
         return client
 
-    def _pass_on(self, hook: str, clients: Sequence[Hooks], *arguments: Any) -> None:
+    def _pass_on(self, hook: str, clients: Sequence[Hooks], *arguments: object) -> None:
         for hooks in clients:
             hooks(hook, *arguments)
 

@@ -22,13 +22,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.core.errors import CheckpointError, ConfigError, InputError
-from fedprompt.core.files import TEMPORARY_FILES, atomic_write, json_ready
+from fedprompt.core.files import TEMPORARY_FILES, Json, atomic_write, json_ready
 from fedprompt.data.partition.file import partition_bytes, read_partition
 from fedprompt.runs.checkpoint import CHECKPOINT_FILES
 from fedprompt.runs.json_lines import append_line, read_lines, write_lines
@@ -207,23 +207,23 @@ class RunDirectory:
         path = self.path / "config.yaml"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    def write_manifest(self, values: Mapping[str, Any]) -> None:
+    def write_manifest(self, values: Mapping[str, object]) -> None:
         """Write `manifest.json`; see `manifest`."""
         self._write_json("manifest.json", values)
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> Json:
         """Content of `manifest.json`; empty when there is none."""
         return self._read_json("manifest.json")
 
-    def write_summary(self, values: Mapping[str, Any]) -> None:
+    def write_summary(self, values: Mapping[str, object]) -> None:
         """Write `summary.json`; from then on the run counts as finished."""
         self._write_json("summary.json", values)
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self) -> Json:
         """Content of `summary.json`; empty when there is none."""
         return self._read_json("summary.json")
 
-    def write_status(self, values: Mapping[str, Any]) -> None:
+    def write_status(self, values: Mapping[str, object]) -> None:
         """Replace `status.json`; the time is added.
 
         Args:
@@ -240,7 +240,7 @@ class RunDirectory:
             )
         self._write_json("status.json", {**values, "updated": now_utc()})
 
-    def read_status(self) -> dict[str, Any]:
+    def read_status(self) -> Json:
         """Content of `status.json`; empty when it is missing or damaged."""
         try:
             return self._read_json("status.json")
@@ -252,7 +252,7 @@ class RunDirectory:
         """Add one line to `rounds.jsonl`; NaN is written as null."""
         append_line(self._rounds_path, report)
 
-    def read_rounds(self) -> list[dict[str, Any]]:
+    def read_rounds(self) -> list[Json]:
         """The records of `rounds.jsonl` in order; a torn last line is left out, null stays None.
 
         Raises:
@@ -270,7 +270,7 @@ class RunDirectory:
         indices: Sequence[NDArray[np.int64]],
         class_counts: NDArray[np.int64],
         class_names: Sequence[str],
-        recipe: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, object] | None = None,
     ) -> None:
         """Write who holds what: `partition.json` (counts) and `partition.npz` (indices).
 
@@ -339,10 +339,10 @@ class RunDirectory:
             f"'fedprompt run --resume {self.path}' or replace it with --overwrite"
         )
 
-    def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def _write_json(self, name: str, values: Mapping[str, object]) -> None:
         atomic_write(self.path / name, json.dumps(json_ready(values), indent=2) + "\n")
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def _read_json(self, name: str) -> Json:
         path = self.path / name
         if not path.is_file():
             return {}

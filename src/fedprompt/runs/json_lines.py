@@ -7,10 +7,10 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fedprompt.core.errors import CheckpointError
-from fedprompt.core.files import atomic_write, json_ready
+from fedprompt.core.files import Json, atomic_write, json_ready
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def append_line(path: Path, record: object) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Json]:
     """The records in order; a torn last line is left out, null stays None.
 
     Raises:
@@ -34,7 +34,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_bytes().splitlines()
-    records: list[dict[str, Any]] = []
+    records: list[Json] = []
     for number, line in enumerate(lines, start=1):
         record = _parse(line)
         if record is not None:
@@ -49,12 +49,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     """Replace the file's content."""
     atomic_write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Json | None:
     try:
         record = json.loads(line)
     except ValueError:

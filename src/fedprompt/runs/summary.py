@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.files import Json
 from fedprompt.runs.directory import RunDirectory
 
 MEGABYTE = 1e6
@@ -28,9 +28,9 @@ class Run:
 
     directory: RunDirectory
     name: str
-    records: tuple[Mapping[str, Any], ...]
-    summary: Mapping[str, Any]
-    status: Mapping[str, Any]
+    records: tuple[Json, ...]
+    summary: Json
+    status: Json
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Rounds and values of the records that have a number under `key`."""
@@ -84,7 +84,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def wall_seconds(record: Mapping[str, Any]) -> float:
+def wall_seconds(record: Json) -> float:
     """Seconds that passed from the report of the round before to the report of this one.
 
     Runs of earlier versions wrote no such figure; their phases are added up.
@@ -97,7 +97,7 @@ def wall_seconds(record: Mapping[str, Any]) -> float:
     return float(sum((record.get("seconds") or {}).values()) if wall is None else wall)
 
 
-def comparison_table(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
     """One row for each run and comparison run.
 
     Returns:
@@ -141,7 +141,7 @@ def _unused(name: str, runs: Sequence[Run]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def summary_row(run: Run) -> dict[str, Any]:
+def summary_row(run: Run) -> Json:
     """One row of `comparison_table`."""
     accuracies = dict(zip(*run.series("accuracy"), strict=True))
     validation = dict(zip(*run.series("validation_accuracy"), strict=True))
