@@ -43,6 +43,11 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Any]:
 
     Nothing is written before the data have been read and partitioned, so that a wrong request
     leaves no trace.
+
+    Args:
+        runtime: not yet started; it is closed at the end, whatever happens.
+        plan: what to do.
+        draw: called with the directory of each run that is finished.
     """
     config = plan.config
     try:
@@ -72,7 +77,15 @@ def run_methods(
     directory: RunDirectory,
     draw: Draw,
 ) -> Iterator[Any]:
-    """The experiment's own method, then those it is compared with; finished ones are skipped."""
+    """The experiment's own method, then those it is compared with; finished ones are skipped.
+
+    Args:
+        runtime: open, with the federation's data.
+        config: of the experiment's own method.
+        federation: what all methods have in common.
+        directory: of the experiment; comparisons have folders within.
+        draw: called with the directory of each comparison that is finished.
+    """
     yield from run_method(runtime, config, federation, directory)
     for method in config.compare:
         variant = config.with_method(method)
@@ -97,7 +110,13 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
 def latest_state(
     config: ExperimentConfig, federation: Federation, directory: RunDirectory
 ) -> tuple[ServerState, list[str]]:
-    """The state of the last good checkpoint, or the initial one; and what was wrong with others."""
+    """The state of the last good checkpoint, or the initial one; and what was wrong with others.
+
+    Args:
+        config: of the method.
+        federation: for the initial state.
+        directory: of the method's run.
+    """
     if directory.last_round() is None:
         return initial_state(config, federation), []
     loaded = load_latest(directory.state_folder)
@@ -107,7 +126,14 @@ def latest_state(
 def run_method(
     runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
 ) -> Iterator[Any]:
-    """All rounds of one method, from the start or from its last checkpoint."""
+    """All rounds of one method, from the start or from its last checkpoint.
+
+    Args:
+        runtime: open, with the federation's data.
+        config: of the method.
+        federation: what all methods have in common.
+        directory: of the method's run; it has its header.
+    """
     settings = settings_of(config, federation)
     evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
     aggregator = config.build_aggregator()
@@ -134,7 +160,14 @@ def run_method(
 def write_round(
     directory: RunDirectory, state: ServerState, report: RoundReport, rounds: int
 ) -> None:
-    """Put a round on disk; the record first: a resume drops records newer than its checkpoint."""
+    """Put a round on disk; the record first: a resume drops records newer than its checkpoint.
+
+    Args:
+        directory: of the method's run.
+        state: after the round.
+        report: of the round.
+        rounds: of the whole run.
+    """
     directory.append_round(report)
     save_state(directory.state_folder, state)
     directory.write_status({"state": "running", "round": state.round_index, "rounds": rounds})
@@ -218,7 +251,13 @@ def measure_clients(
 
 
 def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:
-    """What a run directory holds before the first round."""
+    """What a run directory holds before the first round.
+
+    Args:
+        directory: of the method's run, new.
+        config: of the method.
+        federation: its partition is written down.
+    """
     task, parts = federation.task, list(federation.data.parts)
     directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml()}")
     about = {**manifest(), "backbone_sha256": federation.backbone.checksum()}
@@ -257,7 +296,13 @@ def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
 
 
 def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> None:
-    """Write the summary of a run whose rounds are all done, and have it drawn."""
+    """Write the summary of a run whose rounds are all done, and have it drawn.
+
+    Args:
+        directory: of the run.
+        config: of its method.
+        draw: called with the directory.
+    """
     state = load_latest(directory.state_folder).state
     own, *others = comparison_table([directory.path])
     directory.write_summary(
@@ -279,7 +324,13 @@ def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> Non
 
 
 def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) -> ClientUpdate:
-    """One client's work of the round after the last checkpoint, in this process."""
+    """One client's work of the round after the last checkpoint, in this process.
+
+    Args:
+        config: of the method.
+        directory: of the method's run.
+        client_id: which client, from 0; it need not be in the cohort.
+    """
     federation = prepare(config)
     state, _ = latest_state(config, federation, directory)
     settings = settings_of(config, federation)

@@ -210,6 +210,11 @@ def check_not_empty(
 ) -> None:
     """Refuse a round without a usable update.
 
+    Args:
+        good: usable updates.
+        refused: client and reason of the others.
+        round_index: from 1.
+
     Raises:
         RoundError: names one of the refused updates and why.
     """

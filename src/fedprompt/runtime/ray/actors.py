@@ -82,7 +82,14 @@ class ClientActor:
     def train(
         self, setup: list[Any], recipe: LocalRecipe, jobs: list[ClientJob], broadcast: Broadcast
     ) -> list[ClientUpdate]:
-        """The local work of a pack of clients."""
+        """The local work of a pack of clients.
+
+        Args:
+            setup: as for `_load`.
+            recipe: how clients train.
+            jobs: of the clients, each without its broadcast.
+            broadcast: of them all.
+        """
         worker = self._load(setup)
         whole = [dataclasses.replace(job, broadcast=broadcast) for job in jobs]
         try:
