@@ -418,10 +418,11 @@ def case_loops(repeats: int) -> dict[str, Any]:
                     fabric.backward(loss)
                     optimizer.step()
 
+        ours = functools.partial(fit, fabric=laid.worker.fabric)
         loops: dict[str, Callable[..., None]] = {
             "trainer": by_trainer,
             "fabric": by_fabric,
-            "fedprompt": fit,
+            "fedprompt": ours,
             "no hooks": by_nothing,
         }
 
@@ -435,7 +436,7 @@ def case_loops(repeats: int) -> dict[str, Any]:
                 tuned.append(module.head[0].weight.detach())
             return tuned
 
-        first = run(fit)
+        first = run(ours)
         for loop in loops.values():
             assert all(map(torch.equal, run(loop), first))
         steps = sum(len(client_batches(laid, job)) for job in jobs) * laid.recipe.training.epochs
