@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -48,9 +48,9 @@ def test_the_command_line_survives_the_shell(scripts: tuple[Any, Any]) -> None:
 def test_the_cluster_keeps_the_spare_workers_of_the_package(scripts: tuple[Any, Any]) -> None:
     """The script imports no torch, so that it has the settings twice."""
     cluster, _ = scripts
-    assert spare_workers.ENVIRONMENT == cluster.SPARE_WORKERS
-    assert spare_workers.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
-    importlib.import_module(spare_workers.PRELOADED)
+    assert private.ENVIRONMENT == cluster.SPARE_WORKERS
+    assert private.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
+    importlib.import_module(private.PRELOADED)
 
 
 def test_options_may_stand_before_and_after_the_name(scripts: tuple[Any, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -11,8 +12,9 @@ import torch
 
 import fedprompt
 from fedprompt.client import worker as train
-from fedprompt.client.module import ClientModule
+from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.packed import PackedBatches, PackedClients, encode_together
+from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import compose
 from fedprompt.core.errors import ClientError, ConfigError
@@ -36,6 +38,7 @@ METHODS = {
     "fedprox": ("method=fedavg_pt", "objective=proximal", "objective.mu=0.1"),
     "scaffold": ("method=scaffold_pt",),
     "logit_adjusted": ("method=fedavg_pt", "objective=logit_adjusted"),
+    "callbacks": ("method=fedavg_pt", "clients.callbacks=[clip_gradients]"),
     "head only": ("method=head_only", "prompts.count=0"),
 }
 
@@ -54,6 +57,52 @@ def laid(tiny: Overrides) -> Callable[..., Laid]:
 def assert_alike(one: torch.Tensor, other: torch.Tensor) -> None:
     """Within 1e-5 of the tensor's size."""
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.detach().abs().max()))
+
+
+class Listener(pl.Callback):
+    """Writes down the hooks of one client's fit, with what it sees."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        self.calls.append(("epoch", trainer.current_epoch, trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: pl.LightningModule, outputs: Any, batch: Batch, index: int
+    ) -> None:
+        self.calls.append(("batch", len(batch[0]), trainer.global_step))
+
+    def on_before_optimizer_step(
+        self, trainer: Any, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert isinstance(pl_module, ClientModule)
+        assert trainer.optimizers == [optimizer]
+        self.calls.append(("step", trainer.max_epochs, trainer.global_step))
+
+    def teardown(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        self.calls.append((stage, trainer.current_epoch, trainer.global_step))
+
+
+def test_each_client_of_a_pack_has_its_own_callbacks(
+    laid: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hear of the steps of their own client only, and of the same as when it is alone."""
+    worker, settings, state = laid("method=head_only", "prompts.count=0", "clients.batch_size=16")
+    listeners: list[Listener] = []
+
+    def build(recipe: LocalRecipe) -> list[pl.Callback]:
+        listeners.append(Listener())
+        return [listeners[-1]]
+
+    monkeypatch.setattr(LocalRecipe, "build_callbacks", build)
+    jobs = make_jobs(state, settings)
+    worker.train(settings.recipe, jobs)
+    packed, listeners = [each.calls for each in listeners], []
+    for job in jobs:
+        worker.train(settings.recipe, [job])
+    assert packed == [each.calls for each in listeners]
+    assert len({len(calls) for calls in packed}) > 1  # some have more steps than others
 
 
 @pytest.mark.parametrize("method", METHODS)

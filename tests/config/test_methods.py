@@ -33,7 +33,7 @@ from fedprompt.runs.driver import evaluator, settings_of
 from fedprompt.runs.events import Note
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
-from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_round
+from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_rounds
 
 Overrides = Callable[..., list[str]]
 METHODS = sorted(path.stem for path in (conf_root() / "method").glob("*.yaml"))
@@ -92,11 +92,9 @@ class Laid:
             self.config.aggregator.name, **dataclasses.asdict(self.config.aggregator.options)
         )
         measure = evaluator(self, self.federation, self.settings, self.config.measures_clients)
-        state, reports = self.state, []
-        for _ in range(rounds):
-            state, report = run_round(state, self.settings, self, aggregator, measure)
-            reports.append(report)
-        return state, reports
+        settings = dataclasses.replace(self.settings, rounds=rounds)
+        played = list(run_rounds(self.state, settings, self, aggregator, measure))
+        return played[-1][0], [report for _, report in played]
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fedprompt
+from fedprompt.client.loop import make_fabric
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
 from fedprompt.models.backbone import load_backbone
@@ -33,7 +34,7 @@ def test_the_blocks_compute_in_bfloat16_and_the_rest_does_not(random_backbone: s
     backbone.vit.blocks[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     encoded, gradients = {}, {}
     for precision in ("32-true", "bf16-mixed"):
-        backbone.precision = precision
+        backbone.autocast = make_fabric("cpu", precision).autocast
         own = prompts.clone().requires_grad_()
         features = backbone.encode(tokens, own)
         (features * weights).sum().backward()

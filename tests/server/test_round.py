@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from fedprompt import aggregation
-from fedprompt.client.loop import fit_batch, only_optimizer
+from fedprompt.aggregation import Aggregation
+from fedprompt.aggregation.mean import Mean, MeanOptions
+from fedprompt.client.loop import FitTrainer, Hooks, fit_batch, only_optimizer
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientBatches, ClientWorker
@@ -24,6 +27,7 @@ from fedprompt.data.partition.mirror import mirror_partition
 from fedprompt.runs.driver import evaluator, settings_of
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import (
+    Evaluation,
     Model,
     Piece,
     Tally,
@@ -36,7 +40,7 @@ from fedprompt.server.round import (
     download_bytes,
     make_jobs,
     merge_shared,
-    run_round,
+    run_rounds,
     upload_bytes,
 )
 
@@ -108,13 +112,84 @@ def play(
     bench: Bench, runtime: Direct | None = None, name: str = "mean"
 ) -> tuple[ServerState, object]:
     runtime = runtime or Direct(bench.worker)
-    return run_round(
+    rounds = run_rounds(
         bench.state,
-        bench.settings,
+        dataclasses.replace(bench.settings, rounds=1),
         runtime,
         aggregation.create(name),
         evaluator(runtime, bench.federation, bench.settings),
     )
+    return next(rounds)
+
+
+class FakeClock:
+    """Shows the seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def job(self, seconds: float) -> Callable[[], None]:
+        """Start work that others do meanwhile; the result waits for its end."""
+        end = self.now + seconds
+
+        def wait() -> None:
+            self.now = max(self.now, end)
+
+        return wait
+
+
+def test_each_second_of_overlapping_rounds_is_counted_once(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients train 10 s, aggregation takes 1 s, evaluation 4 s beside the next training, and the
+    caller needs half a second for each report:
+
+    round 1: trained at 10, aggregated at 11, evaluated and reported at 15
+    round 2: started at 11, trained at 21, aggregated at 22, reported at 26
+    round 3: started at 22, trained at 32, aggregated at 33, reported at 37
+    """
+    clock = FakeClock()
+    monkeypatch.setattr("fedprompt.server.round.perf_counter", clock)
+    b = bench("rounds=3")
+
+    class Beside(Direct):
+        def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+            return self.after(clock.job(10), super().map(recipe, jobs))
+
+        def after(
+            self, wait: Callable[[], None], updates: Iterator[ClientUpdate]
+        ) -> Iterator[ClientUpdate]:
+            wait()
+            yield from updates
+
+    class Slow(Mean):
+        def aggregate(self, *sets: Any, **options: Any) -> Aggregation:
+            clock.now += 1
+            return super().aggregate(*sets, **options)
+
+    def evaluate(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
+        wait = clock.job(4)
+
+        def figures() -> tuple[Evaluation, Evaluation]:
+            wait()
+            return Evaluation(0.5, 1.0), Evaluation(0.25, 2.0)
+
+        return figures
+
+    slow, reports = Slow(MeanOptions()), []
+    for state, report in run_rounds(b.state, b.settings, Beside(b.worker), slow, evaluate):
+        assert state.round_index == report.round
+        assert sum(each.wall_seconds for each in [*reports, report]) == clock.now
+        reports.append(report)
+        clock.now += 0.5
+    assert [report.wall_seconds for report in reports] == [15, 11, 11]
+    assert [report.seconds for report in reports] == [
+        {"train": 10, "aggregate": 1, "evaluate": 4}
+    ] * 3
+    assert {report.accuracy for report in reports} == {0.5}
 
 
 def storages(tensors: dict[str, torch.Tensor]) -> set[int]:
@@ -521,7 +596,8 @@ def test_a_client_s_step_of_scaffold_is_equation_3(bench: Callable[..., Bench]) 
     module = ClientModule(b.recipe, b.worker.backbone, job, mask)
     start = module.trainable().cloned().tensors()
     assert set(start) == set(controls)
-    fit_batch(module, only_optimizer(module), batch, 0, 0)
+    optimizer = only_optimizer(module)
+    fit_batch(Hooks(module, FitTrainer(1, [optimizer], [])), optimizer, batch, 0, 0)
     for part, name, value in module.trainable().labelled():
         change = expected[name] - own[name] + controls[name]
         wanted = start[name] - b.recipe.rate(part) * change

@@ -57,7 +57,7 @@ def run_plan(plan: Plan) -> None:
         nonlocal begun
         begun = begun or isinstance(event, Prepared)
         if isinstance(event, RoundFinished):
-            display.update(event.report, event.seconds)
+            display.update(event.report)
         elif isinstance(event, PhaseStarted):
             display.start_phase(event.name, event.rounds, event.finished)
         elif isinstance(event, (Prepared, Note)):

@@ -356,7 +356,10 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: Mapping[str, float]
-    """`train`, `aggregate`, `evaluate`."""
+    """`train`, `aggregate`, `evaluate`, each from its start to its end. `evaluate` goes on while
+    the next round trains, so that these do not add up to the time that passed."""
+    wall_seconds: float = math.nan
+    """Time that passed since the round before was reported; rounds add up to that of the run."""
     balanced_accuracy: float = math.nan
     """Mean of the classes' accuracies on the test split."""
     class_accuracy: tuple[float, ...] = ()

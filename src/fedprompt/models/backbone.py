@@ -7,7 +7,8 @@ the blocks above. Only this package touches timm's private parts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.models import timm_vit, torchvision_weights
 from fedprompt.models.nano import network as nano
-from fedprompt.models.options import FEATURES, PRECISIONS, ModelOptions
+from fedprompt.models.options import FEATURES, ModelOptions
 from fedprompt.models.selection import QUERIES
 from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
@@ -63,8 +64,8 @@ class Backbone(nn.Module):
         self.features = features
         self.extras = dict(extras or {})
         self.architecture = architecture
-        self.precision = PRECISIONS[0]
-        """How `encode` computes: one of `PRECISIONS`."""
+        self.autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Within it `encode` computes: Lightning Fabric's, where a run's precision is not full."""
         mean, std = torch.tensor(self.transform.mean), torch.tensor(self.transform.std)
         self.register_buffer("channel_mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("channel_std", std.view(1, 3, 1, 1), persistent=False)
@@ -133,8 +134,7 @@ class Backbone(nn.Module):
             (B, feature_dim): the features, or the logits of the network's own classifier, in the
             type of the tokens.
         """
-        mixed = self.precision == "bf16-mixed"
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=mixed):
+        with self.autocast():
             encoded = self._read_out(self._blocks(tokens, prompts))
         return encoded.to(tokens.dtype)
 
