@@ -19,6 +19,8 @@ ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
 """A whole PNG file."""
+FEW_DIGITS = "data={name: digits, train: 0.2, validation: 0.05, test: 0.1}"
+"""360 images to train on, 90 and 180 to evaluate."""
 LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
 
 
@@ -68,7 +70,9 @@ def local_ray() -> Iterator[None]:
     """One Ray for the tests of a file that can share it."""
     from fedprompt.runtime.ray.local import start_ray, stop_ray
 
-    start_ray(4, verbose=False)
+    # Ray starts a worker for each CPU, and one for the driver, and imports everything in each:
+    # here none that nobody needs. More client actors than CPUs share them.
+    start_ray(1, verbose=False)
     yield
     stop_ray()
 
@@ -102,6 +106,7 @@ def tiny(random_backbone: str, tmp_path: Path) -> Callable[..., list[str]]:
             "clients.batch_size=64",
             "prompts.count=2",
             "prompts.pool=null",
+            FEW_DIGITS,
             "runtime=serial",
             f"model.backbone={random_backbone}",
             f"run_dir={tmp_path / 'run'}",

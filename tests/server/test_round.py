@@ -85,7 +85,7 @@ def bench(tiny: Overrides) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
         config = compose("quickstart", tiny(*overrides))
         # Data and partition do not depend on the method: prepared once for all tests.
-        key = (config.clients.count, config.partition.name)
+        key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
