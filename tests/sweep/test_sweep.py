@@ -266,17 +266,6 @@ def test_a_sweep_folder_is_not_overwritten(tmp_path: Path) -> None:
         SweepDirectory.create(tmp_path / "other", sweep)
 
 
-def test_refusing_does_not_import_ray() -> None:
-    code = (
-        "import sys; from fedprompt.sweep import load_sweep; load_sweep('alpha_prompts').trials();"
-        "from fedprompt import tuning; print('ray' in sys.modules, 'timm' in sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == ["False", "False"]
-
-
 def test_what_killed_programs_left_is_removed_an_hour_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
