@@ -21,7 +21,7 @@ from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate, RoundReport
 from fedprompt.models.head import build_head
 from fedprompt.objectives.scaffold import Scaffold
 from fedprompt.runs.driver import evaluator, settings_of
-from fedprompt.runs.events import Note
+from fedprompt.runs.events import Note, PhaseStarted
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
 from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_round
@@ -98,7 +98,7 @@ FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 @pytest.fixture
 def lay(tiny: Overrides) -> Callable[..., Laid]:
     def make(*overrides: str) -> Laid:
-        config = compose("quickstart", tiny(*overrides))
+        config = compose("quickstart", tiny("eval_every=9", *overrides))  # the last is evaluated
         key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
@@ -152,7 +152,7 @@ def test_a_preset_names_its_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_runs(tiny: Overrides, name: str) -> None:
-    result = fedprompt.run("quickstart", tiny(*method(name)))
+    result = fedprompt.run("quickstart", tiny("clients.per_round=2", "eval_every=2", *method(name)))
     last = result.reports[-1]
     personal = name == "local_only"
     assert (last["accuracy"] is None) == personal
@@ -258,16 +258,28 @@ def test_what_does_not_fit_together_is_refused(
         (["method=gmm_pt_plus", "aggregator.max_components=9"], False),
     ],
 )
-def test_a_pool_without_choice_is_said(
+def test_a_pool_without_choice_is_known(
     tiny: Overrides, overrides: list[str], expected: bool
 ) -> None:
+    assert compose("quickstart", tiny(*overrides)).selects_in_vain == expected
+
+
+class Stop(Exception):
+    """Ends a run before its first round."""
+
+
+def test_a_pool_without_choice_is_said(tiny: Overrides) -> None:
     notes: list[str] = []
-    fedprompt.run(
-        "quickstart",
-        tiny("rounds=1", *overrides),
-        on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
-    )
-    assert any("nothing to select" in note for note in notes) == expected
+
+    def listen(event: object) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, PhaseStarted):
+            raise Stop
+
+    with pytest.raises(Stop):
+        fedprompt.run("quickstart", tiny("method=fedavg_pt_plus"), on_event=listen)
+    assert any("nothing to select" in note for note in notes)
 
 
 # Methods that must agree
@@ -334,7 +346,7 @@ def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[...,
 def test_released_scaffold_with_all_clients_is_the_published_one_with_equal_weights(
     lay: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everybody = ("method=scaffold_pt", "clients.per_round=null")
+    everybody = ("method=scaffold_pt", "clients.per_round=null", "eval_clients=never")
     released, _ = lay(*everybody, "objective.variant=released").play(2)
     published, _ = lay(*everybody).play(2)
     assert (published.prompts - released.prompts).abs().max() > 1e-4

@@ -654,7 +654,7 @@ def test_drawn_images_are_known_by_what_they_depend_on() -> None:
 def test_cached_and_uncached_runs_have_the_same_bits(
     tiny: Overrides, folder: Path, tmp_path: Path
 ) -> None:
-    """Under Ray: `test_all_that_travels_arrives_as_it_is`."""
+    """Under Ray: `test_ray_gives_the_bits_of_serial`."""
 
     def state(name: str, *overrides: str) -> str:
         result = fedprompt.run(

@@ -159,7 +159,7 @@ def test_a_table_of_the_cache_travels_as_its_path_and_its_whitened_queries(
 def test_whole_runs_select_by_whitened_queries_where_there_are_keys(
     changes: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """Under Ray: `test_all_that_travels_arrives_as_it_is`."""
+    """Under Ray: `test_ray_gives_the_bits_of_serial`."""
     compared = ("fedavg_pt", "fedavg_pt_plus")
 
     def run(folder: str, *more: str) -> dict[str, str]:

@@ -40,17 +40,11 @@ from fedprompt.server.evaluate import Piece, Tally
 Overrides = Callable[..., list[str]]
 
 
-EVALUATED = ("accuracy", "loss", "validation_accuracy")
-FIGURES: list[dict[str, float]] = []
-"""What `straight` measured in its last round."""
-
-
 @pytest.fixture(scope="module")
 def straight(random_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """State hash of the tiny experiment, run serially without interruption."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     result = fedprompt.run("quickstart", experiment_of(random_backbone, folder))
-    FIGURES.append({key: result.reports[-1][key] for key in EVALUATED})
     return str(result.summary["state_sha256"])
 
 
@@ -73,32 +67,13 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
     ]
 
 
-def test_ray_gives_the_bits_of_serial(
-    local_ray: None, straight: str, random_backbone: str, tmp_path: Path
-) -> None:
-    """By three client actors, of which one is killed in the middle of the run."""
-    victims: list[int] = []
-
-    def kill_one(event: object) -> None:
-        if isinstance(event, RoundFinished) and event.report.round == 1:
-            victims.append(actor_process("ClientActor"))
-            os.kill(victims[0], signal.SIGKILL)
-
-    overrides = experiment_of(random_backbone, tmp_path / "run", "runtime=ray", "runtime.actors=3")
-    result = fedprompt.run("quickstart", overrides, on_event=kill_one)
-    assert len(victims) == 1
-    assert result.summary["state_sha256"] == straight
-    assert result.state.sha256() == straight
-    assert [report["round"] for report in result.reports] == [1, 2, 3]
-    assert {key: result.reports[-1][key] for key in EVALUATED} == FIGURES[0]
-
-
-def test_all_that_travels_arrives_as_it_is(local_ray: None, tmp_path: Path) -> None:
-    """Control variates, generated prompts, layers inside the backbone, a client's own state,
-    whitened queries, rounded features of the cache; and clients in packs (a whole one and a rest).
+def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
+    """With all that may travel: control variates, generated prompts, layers inside the backbone, a
+    client's own state, whitened queries, rounded features of the cache; and clients in packs (a
+    whole one and a rest).
     """
     compared = ["scaffold_pt", "pfedpg", "lora_fedavg", "local_only"]
-    hashes = {}
+    hashes, figures = {}, {}
     for runtime in ("serial", "ray"):
         overrides = [
             *("rounds=2", "clients.count=6", "clients.per_round=3", "clients.epochs=1"),
@@ -108,10 +83,14 @@ def test_all_that_travels_arrives_as_it_is(local_ray: None, tmp_path: Path) -> N
             *(f"runtime={runtime}", "runtime.actors=2", f"compare={compared}"),
             f"run_dir={tmp_path / runtime}",
         ]
-        summary = fedprompt.run("domains", overrides).summary
-        rows = [summary, *summary["comparison"]]
+        result = fedprompt.run("domains", overrides)
+        rows = [result.summary, *result.summary["comparison"]]
         hashes[runtime] = [row["state_sha256"] for row in rows]
+        evaluated = ("accuracy", "loss", "validation_accuracy", "personalised")
+        figures[runtime] = [[each[key] for key in evaluated] for each in result.reports]
+        assert [each["round"] for each in result.reports] == [1, 2]
     assert hashes["ray"] == hashes["serial"]
+    assert figures["ray"] == figures["serial"]
     assert len(set(hashes["serial"])) == 5
 
 
@@ -474,7 +453,7 @@ def test_a_stopped_run_keeps_its_rounds(
 ) -> None:
     """Stopped in its third round, after that one's line in `rounds.jsonl`.
 
-    Under Ray, and with a process that ends: `test_a_killed_and_stopped_run_resumes_...`.
+    Under Ray, and with a process that ends: `test_a_killed_and_stopped_run_...`.
     """
 
     def leave(code: int) -> None:
@@ -512,30 +491,37 @@ def check_stopped(run_dir: Path, errors: str) -> None:
     assert len((run_dir / "rounds.jsonl").read_text().splitlines()) >= rounds
 
 
-def test_a_killed_and_stopped_run_resumes_to_the_same_bits(
+def test_a_killed_and_stopped_run_ends_with_the_same_bits(
     local_ray: None, random_backbone: str, tmp_path: Path
 ) -> None:
-    """SIGKILL to the driver actor, then SIGTERM to the program that goes on with the run."""
-    long = ["rounds=16", "clients.per_round=2", "eval_every=16"]
+    """SIGKILL to a client actor, whose work others do, and then to the driver actor; SIGTERM to the
+    program that goes on; the rest without Ray.
+    """
+    long = ["rounds=16", "eval_every=16"]
     whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *long))
     run_dir = tmp_path / "run"
+    victims: list[int] = []
 
-    def kill_the_driver(event: object) -> None:
-        if isinstance(event, RoundFinished) and event.report.round == 1:
-            os.kill(actor_process("DriverActor"), signal.SIGKILL)
+    def kill(event: object) -> None:
+        name = {1: "ClientActor", 3: "DriverActor"}.get(
+            event.report.round if isinstance(event, RoundFinished) else 0
+        )
+        if name:
+            victims.append(actor_process(name))
+            os.kill(victims[-1], signal.SIGKILL)
 
-    overrides = experiment_of(
-        random_backbone, run_dir, "runtime=ray", "runtime.actors=1", "runtime.cpus=1", *long
-    )
+    overrides = experiment_of(random_backbone, run_dir, "runtime=ray", "runtime.actors=3", *long)
     with pytest.raises(WorkerError, match="the driver process died"):
-        fedprompt.run("quickstart", overrides, on_event=kill_the_driver)
+        fedprompt.run("quickstart", overrides, on_event=kill)
+    assert len(victims) == 2
     assert json.loads((run_dir / "status.json").read_text())["state"] == "failed"
     assert not (run_dir / "summary.json").exists()
 
     done = load_latest(run_dir / "state").state.round_index
-    assert 1 <= done < 14
+    assert 3 <= done < 14
     # Two threads in the environment: `runtime.threads` must still hold.
-    process = cli(["--resume", str(run_dir)], tmp_path, OMP_NUM_THREADS="2")
+    fewer = ["runtime.actors=1", "runtime.cpus=1"]
+    process = cli(["--resume", str(run_dir), *fewer], tmp_path, OMP_NUM_THREADS="2")
     wait_for_rounds(run_dir, done + 1, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
