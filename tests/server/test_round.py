@@ -194,7 +194,7 @@ def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Benc
     generator = torch_generator(job.seed, "batches")
     for _ in range(2):
         order = torch.randperm(len(rows), generator=generator)
-        for batch in order.split(64):
+        for batch in order.split(b.config.clients.batch_size):
             index = rows[batch.numpy()]
             features = b.worker.backbone.encode(torch.from_numpy(table.tokens[index]), prompts)
             hidden = F.linear(features, head["head.0.weight"], head["head.0.bias"])
