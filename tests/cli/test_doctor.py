@@ -252,7 +252,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 
 FORBIDDEN = """
 import json, os, sys
-from fedprompt import doctor
+from fedprompt.cli import doctor
 if os.getuid() == 0:
     os.setuid(65534)
 print(json.dumps(doctor.as_tree([*doctor.disk(), *doctor.data_sets()])))

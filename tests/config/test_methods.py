@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ from fedprompt.core.types import (
 from fedprompt.models.head import build_head
 from fedprompt.objectives.scaffold import Scaffold
 from fedprompt.runs.driver import evaluator, settings_of
-from fedprompt.runs.events import Note
+from fedprompt.runs.events import Note, PhaseStarted
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
 from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_rounds
@@ -103,8 +102,8 @@ FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 @pytest.fixture
 def lay(tiny: Overrides) -> Callable[..., Laid]:
     def make(*overrides: str) -> Laid:
-        config = compose("quickstart", tiny(*overrides))
-        key = (config.clients.count, config.partition.name)
+        config = compose("quickstart", tiny("eval_every=9", *overrides))  # the last is evaluated
+        key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
@@ -156,7 +155,7 @@ def test_a_preset_names_its_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_runs(tiny: Overrides, name: str) -> None:
-    result = fedprompt.run("quickstart", tiny(*method(name)))
+    result = fedprompt.run("quickstart", tiny("clients.per_round=2", "eval_every=2", *method(name)))
     last = result.reports[-1]
     personal = name == "local_only"
     assert (last["accuracy"] is None) == personal
@@ -165,22 +164,6 @@ def test_every_preset_runs(tiny: Overrides, name: str) -> None:
     assert last["quarantined"] == []
     assert (last["bytes_up"] == 0) == personal
     assert result.summary["method"] == name
-
-
-def test_serial_and_ray_give_the_same_bits(
-    local_ray: None, tiny: Overrides, tmp_path: Path
-) -> None:
-    """For methods whose clients send or keep something else than prompts."""
-    compared = ["pfedpg", "fedopt_pt", "lora_fedavg", "local_only"]
-    hashes = {}
-    for runtime in ("serial", "ray"):
-        more = [f"runtime={runtime}", "runtime.actors=1", f"run_dir={tmp_path / runtime}"]
-        overrides = tiny("method=scaffold_pt", f"compare={compared}", *more)
-        summary = fedprompt.run("quickstart", overrides).summary
-        rows = [summary, *summary["comparison"]]
-        hashes[runtime] = [row["state_sha256"] for row in rows]
-    assert hashes["ray"] == hashes["serial"]
-    assert len(set(hashes["serial"])) == 5
 
 
 def test_a_comparison_does_not_inherit_what_the_main_method_set(tiny: Overrides) -> None:
@@ -279,16 +262,28 @@ def test_what_does_not_fit_together_is_refused(
         (["method=gmm_pt_plus", "aggregator.max_components=9"], False),
     ],
 )
-def test_a_pool_without_choice_is_said(
+def test_a_pool_without_choice_is_known(
     tiny: Overrides, overrides: list[str], expected: bool
 ) -> None:
+    assert compose("quickstart", tiny(*overrides)).selects_in_vain == expected
+
+
+class Stop(Exception):
+    """Ends a run before its first round."""
+
+
+def test_a_pool_without_choice_is_said(tiny: Overrides) -> None:
     notes: list[str] = []
-    fedprompt.run(
-        "quickstart",
-        tiny("rounds=1", *overrides),
-        on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
-    )
-    assert any("nothing to select" in note for note in notes) == expected
+
+    def listen(event: object) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, PhaseStarted):
+            raise Stop
+
+    with pytest.raises(Stop):
+        fedprompt.run("quickstart", tiny("method=fedavg_pt_plus"), on_event=listen)
+    assert any("nothing to select" in note for note in notes)
 
 
 # Methods that must agree
@@ -354,7 +349,7 @@ def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[...,
 def test_released_scaffold_with_all_clients_is_the_published_one_with_equal_weights(
     lay: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everybody = ("method=scaffold_pt", "clients.per_round=null")
+    everybody = ("method=scaffold_pt", "clients.per_round=null", "eval_clients=never")
     released, _ = lay(*everybody, "objective.variant=released").play(2)
     published, _ = lay(*everybody).play(2)
     assert (published.prompts - released.prompts).abs().max() > 1e-4

@@ -795,9 +795,7 @@ def test_a_run_with_drawn_weights_and_with_the_same_from_a_file(
                 "model.image_size=32",
                 "prompts.selection=keyed",
                 "prompts.query=cls",
-                # Few samples to train on: what is slow is computing features, once.
-                *("clients.count=30", "clients.per_round=2"),
-                *("data.validation=0.05", "data.test=0.05"),
+                "clients.per_round=2",
                 f"run_dir={tmp_path / folder}",
             ),
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fedprompt
+from conftest import FEW_DIGITS
 from fedprompt.client.loop import make_fabric
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
@@ -16,7 +17,7 @@ from fedprompt.models.backbone import load_backbone
 
 def run(backbone: str, folder: Path, *more: str) -> fedprompt.RunResult:
     # Few images: many CPUs have no bfloat16 of their own.
-    settings = ["rounds=1", "compare=[]", "clients.count=40", "clients.per_round=4"]
+    settings = ["rounds=1", "compare=[]", "clients.count=8", "clients.per_round=4", FEW_DIGITS]
     settings += ["clients.epochs=1", "prompts.count=2", "prompts.pool=null", "runtime=serial"]
     return fedprompt.run(
         "quickstart", [*settings, f"model.backbone={backbone}", f"run_dir={folder}", *more]

@@ -91,7 +91,7 @@ def bench(tiny: Overrides) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
         config = compose("quickstart", tiny(*overrides))
         # Data and partition do not depend on the method: prepared once for all tests.
-        key = (config.clients.count, config.partition.name)
+        key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
@@ -267,7 +267,7 @@ def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Benc
     generator = torch_generator(job.seed, "batches")
     for _ in range(2):
         order = torch.randperm(len(rows), generator=generator)
-        for batch in order.split(64):
+        for batch in order.split(b.config.clients.batch_size):
             index = rows[batch.numpy()]
             features = b.worker.backbone.encode(torch.from_numpy(table.tokens[index]), prompts)
             hidden = F.linear(features, head["0.weight"], head["0.bias"])
