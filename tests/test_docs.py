@@ -35,7 +35,9 @@ CODE = re.compile(r"`[^`]+`")
 LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.)\s)")
 END = re.compile(r"(?<=[.!?])[)\"*]*\s+(?=[A-Z0-9`*(\"\[])")
-NUMBER = re.compile(r"(?<![\w.,-])[+-]?\d+(?:[.,]\d+)*(?:\s*(?:±|×|x|/)\s*\d+(?:[.,]\d+)*)*(?![\w-])")
+NUMBER = re.compile(
+    r"(?<![\w.,-])[+-]?\d+(?:[.,]\d+)*(?:\s*(?:±|×|x|/)\s*\d+(?:[.,]\d+)*)*(?![\w-])"
+)
 PATH = re.compile(r"^(?:[\w.-]+/)+[\w.-]*$")
 
 
@@ -75,7 +77,9 @@ def anchors(text: str) -> set[str]:
     found: set[str] = set()
     for heading in re.findall(r"^#+\s+(.*)$", FENCE.sub("", text), re.MULTILINE):
         plain = re.sub(r"[^\w\- ]", "", LINK.sub(r"\1", heading).lower()).replace(" ", "-")
-        taken = sum(each == plain or re.fullmatch(rf"{plain}-\d+", each) is not None for each in found)
+        taken = sum(
+            each == plain or re.fullmatch(rf"{plain}-\d+", each) is not None for each in found
+        )
         found.add(f"{plain}-{taken}" if taken else plain)
     return found
 
@@ -129,10 +133,25 @@ def test_named_files_exist(page):
         if not PATH.match(name) or "NAME" in name:
             continue
         first = name.split("/")[0]
-        bases = [ROOT] if first in {"src", "tests", "benchmarks", "conf", "examples", "jobs"} else []
+        bases = (
+            [ROOT] if first in {"src", "tests", "benchmarks", "conf", "examples", "jobs"} else []
+        )
         bases += [PACKAGE] if first in rooms or name.endswith(".py") else []
         if bases and not any((base / name).exists() for base in bases):
             missing.append(name)
+    assert not missing
+
+
+def test_the_glossary_names_what_exists():
+    """`Class.field` in `room/file.py`: both stand in that file."""
+    defined = re.findall(r"`([\w.]+)` in `([\w/]+\.py)`", (ROOT / "docs/glossary.md").read_text())
+    assert len(defined) > 20
+    missing = [
+        f"{name} in {file}"
+        for name, file in defined
+        for part in name.split(".")
+        if not re.search(rf"\b{part}\b", (PACKAGE / file).read_text())
+    ]
     assert not missing
 
 
