@@ -343,7 +343,7 @@ def test_a_pair_that_does_not_import_together_is_a_problem(
     result = call()
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert lines[-1] == "The quickstart cannot run until the problems are mended."
+    assert lines[-1] == "The quickstart cannot run until the problems are fixed."
     assert lines[-2] == f"problem: {found['name']}: {found['value']}; {found['fix']}"
 
 

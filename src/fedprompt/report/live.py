@@ -105,7 +105,7 @@ class RoundDisplay:
         """Show a finished round; round 0, the evaluation before training, is not counted.
 
         Args:
-            report: what the round tells.
+            report: what the round found.
             seconds: its wall-clock duration.
         """
         if report.round > 0:

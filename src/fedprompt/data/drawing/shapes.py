@@ -361,7 +361,14 @@ def _layouts(
 def draw_layout(
     parts: list[Part], aspect: float, generator: np.random.Generator, jitter: float = 0.05
 ) -> tuple[Bytes, Bytes]:
-    """An ellipse with marks, slightly different each time: body and details, both (32, 32)."""
+    """An ellipse with marks, slightly different each time: body and details, both (32, 32).
+
+    Args:
+        parts: marks inside the ellipse.
+        aspect: width of the ellipse by its height.
+        generator: source of every draw.
+        jitter: standard deviation of the places, in units of the radii.
+    """
     body, details = Image.new("L", (LARGE, LARGE)), Image.new("L", (LARGE, LARGE))
     centre = LARGE / 2 + generator.uniform(-5, 5, 2)
     height = generator.uniform(20, 28)

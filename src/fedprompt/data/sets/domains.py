@@ -17,8 +17,8 @@ Patterns of all splits are taken from one stock of 800 fields a class: one test 
 the field of a training image, and one in sixteen that of a public image, turned otherwise, in other
 colours and behind another object. In the other domains no two splits share a source.
 
-Labels are known without drawing; a split is drawn when somebody asks for one of its images, which
-nobody does once the prefix cache knows them.
+Labels are known without drawing; a split is drawn when one of its images is read, which no
+one does once the prefix cache knows them.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _order(name: str, options: DomainsOptions) -> Integers:
 
 
 class DrawnImages:
-    """The images of one split, an `Images`: all drawn when the first is asked for.
+    """The images of one split, an `Images`: all drawn when the first is read.
 
     Args:
         name: of the split.

@@ -1,7 +1,7 @@
 """Pre-training of the embedded nano ViT on procedurally drawn images (`fedprompt pretrain`).
 
 *Plain*: classify the procedural shapes, with a head that is thrown away. *Promptable*: continue
-from the plain weights with task tokens. Every image is asked for one of four attributes (`TASKS`);
+from the plain weights with task tokens. For every image one of four attributes is asked (`TASKS`);
 the tokens of that task stand where prompts will stand (after CLS, without position embedding), and
 one head over the answers of all tasks forces CLS to express what the tokens ask for. An ordinarily
 pre-trained network of this size hardly reacts to prompts; this one does.
@@ -51,7 +51,7 @@ from fedprompt.models.selection import QUERIES
 TASKS = ("shape", "foreground hue", "background hue", "background pattern")
 TOKENS_PER_TASK = 3
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Told the stage (`draw`, `train`, `query`, `probe`), how much of it is done, how much there is,
+"""Receives the stage (`draw`, `train`, `query`, `probe`), how much of it is done, how much there is,
 and metrics.
 """
 
@@ -76,7 +76,7 @@ class PretrainConfig:
         label_smoothing: of the cross-entropy.
         promptable: whether to train with task tokens.
         token_learning_rate: peak rate of the task tokens.
-        bare_share: share of images without tokens in the promptable stage, asked for their shape.
+        bare_share: share of images without tokens in the promptable stage; their shape is asked.
         statistics: images for the statistics that standardise queries.
         threads: of torch.
         device: `cpu`, `cuda` or `auto`.
@@ -311,7 +311,7 @@ class _Trainer:
     def _ask(
         self, labels: NDArray[np.int64], drawn: Drawn
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose a task per image; an image without the attribute is asked for its shape."""
+        """Choose a task per image; of an image without the attribute the shape is asked."""
         answers = np.stack([labels, drawn.foreground, drawn.background, drawn.pattern])
         tasks = self.generator.integers(0, len(TASKS), len(labels))
         everyone = np.arange(len(labels))
@@ -376,7 +376,7 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "pretrain.device: 'cuda' was asked for but torch finds no GPU; use 'cpu' or 'auto'"
+            "pretrain.device: expected a GPU for 'cuda', but torch finds none; use 'cpu' or 'auto'"
         )
     return torch.device(name)
 
