@@ -1,5 +1,5 @@
-"""Procedural images for pre-training: shapes (`drawing_shapes`) laid in random colours on patterns
-(`drawing_patterns`).
+"""Procedural images for pre-training: shapes (`shapes`) laid in random colours on patterns
+(`patterns`).
 
 Masks and patterns are drawn once; colours, background, position and blur are drawn anew for every
 presentation, vectorised over a batch, so that a network hardly ever sees the same image twice.

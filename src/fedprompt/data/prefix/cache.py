@@ -324,7 +324,7 @@ def _writer_lock(folder: Path, key: str, wait: bool = True) -> Iterator[None]:
 
 
 def _source_digest(module: str) -> str:
-    """SHA-256 over the code that computes a table: an encoder's package, and `data.prefix.tables`."""
+    """SHA-256 over the code that computes a table: an encoder's package, and `tables`."""
     file = getattr(sys.modules.get(module), "__file__", None)
     files = [Path(tables.__file__)]
     if file is not None:

@@ -51,8 +51,8 @@ from fedprompt.models.selection import QUERIES
 TASKS = ("shape", "foreground hue", "background hue", "background pattern")
 TOKENS_PER_TASK = 3
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Receives the stage (`draw`, `train`, `query`, `probe`), how much of it is done, how much there is,
-and metrics.
+"""Receives the stage (`draw`, `train`, `query`, `probe`), how much of it is done, how much there
+is, and metrics.
 """
 
 
