@@ -13,7 +13,9 @@ from torch import Tensor
 from fedprompt.core.files import Json
 from fedprompt.data.task import Images, Split, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
-from fedprompt.models.nano.pretrain import TASKS, Progress, torch_threads, untrained, write_card
+from fedprompt.models.nano.card import write_card
+from fedprompt.models.nano.pretrain import torch_threads, untrained
+from fedprompt.models.nano.recipe import TASKS, Progress
 
 # ---------------------------------------------------------------- linear probes
 
