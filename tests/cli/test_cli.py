@@ -158,7 +158,7 @@ def test_more_cpus_than_exist(desk: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cpus = available_cpus()
     line = refused(desk, "run", "quickstart", "runtime=ray", f"runtime.cpus={cpus + 7}")
-    assert line.startswith(f"runtime.cpus: {cpus + 7} CPUs were asked for")
+    assert line.startswith(f"runtime.cpus: {cpus + 7} CPUs were requested")
     assert f"set runtime.cpus={cpus}" in line
 
 

@@ -336,7 +336,7 @@ def test_from_torchvision_reads_the_sizes_and_is_told_the_heads() -> None:
     other = from_torchvision(model.state_dict(), num_heads=3)
     assert not torch.allclose(other(pixels), expected, atol=1e-3)
     assert other.checksum() != backbone.checksum()
-    with pytest.raises(InputError, match="no tensor tells it: pass num_heads"):
+    with pytest.raises(InputError, match="no tensor shows it: pass num_heads"):
         from_torchvision(model.state_dict())  # 48 / 64 is no number of heads
 
 

@@ -21,15 +21,15 @@ from fedprompt.data.drawing.shapes import ShapeCounts
 from fedprompt.data.task import datasets
 from fedprompt.models.backbone import load_backbone
 from fedprompt.models.nano import network as nano
-from fedprompt.models.nano.pretrain import (
+from fedprompt.models.nano.pretrain import pretrain
+from fedprompt.models.nano.probe import features_of, linear_probe
+from fedprompt.models.nano.recipe import (
     PLAIN,
     PROMPTABLE,
     TASKS,
     TOKENS_PER_TASK,
     PretrainConfig,
-    pretrain,
 )
-from fedprompt.models.nano.probe import features_of, linear_probe
 
 TINY = {
     "images": 48,

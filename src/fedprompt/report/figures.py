@@ -257,9 +257,9 @@ def _draw_stack(
 
 
 def aggregation_figure(runs: Sequence[Run]) -> Figure:
-    """What the aggregator did in each round: one row of panels a run whose diagnostics tell it.
+    """What the aggregator did in each round: one row of panels a run whose diagnostics have it.
 
-    Left: stacked bars of the prompts that go on (kept, born), below zero those pruned, and points
+    Left: stacked bars of the prompts that stay (kept, born), below zero those pruned, and points
     for the merges. Middle and right: `MATCH_FIGURES`.
     """
     from matplotlib.figure import Figure
