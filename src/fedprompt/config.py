@@ -245,7 +245,7 @@ class ExperimentConfig:
         """The whole config as YAML, in the order of the fields.
 
         Args:
-            plugins: names to write in the place of those that the config has.
+            plugins: names to write in place of those that the config has.
         """
         tree = self.tree()
         if plugins is not None:
@@ -489,7 +489,7 @@ def _merge_layer(tree: Tree, layer: Mapping[str, Any]) -> None:
 
 
 def _withdraw(tree: Tree, preset: Mapping[str, Any]) -> None:
-    """Put the default in the place of every value that a method's preset set and that still stands,
+    """Put the default in place of every value that a method's preset set and that still stands,
     in place: another method is not to inherit it.
     """
     defaults: Tree = {}
@@ -509,7 +509,7 @@ def _withdraw(tree: Tree, preset: Mapping[str, Any]) -> None:
 
 
 def _pick(tree: Tree, group: str, name: str) -> None:
-    """Put the file of a group in the place of what was there."""
+    """Put the file of a group in place of what was there."""
     # All runtimes have the same options, and `threads` changes bits: another runtime keeps them.
     kept = _section(tree.get(group), group) if group == "runtime" else {}
     tree[group] = {**kept, **load_group(group, name)}
