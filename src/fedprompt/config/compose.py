@@ -41,9 +41,10 @@ def compose(
     # A run's config.yaml: complete, and what it was composed of.
     sources = Sources.from_tree(kept)
     if "method" not in command:
-        return build(flatten(Sources(experiment, command)), sources)
+        return build(flatten(Sources(experiment, command, sources.files)), sources)
     # Another method is not to inherit what the run's own one brought along.
-    said = build(flatten(Sources(experiment)), sources, compared=False).said
+    complete = flatten(Sources(experiment, {}, sources.files))
+    said = build(complete, sources, compared=False).said
     return _again(said, experiment, command)
 
 

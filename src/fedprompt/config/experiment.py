@@ -302,7 +302,7 @@ def _settled(value: object, data: Choice) -> Tree:
     return prompts
 
 
-def automatic_selection(prompts: Mapping[str, Any], data: object) -> str:
+def automatic_selection(prompts: Mapping[str, object], data: object) -> str:
     """What `prompts.selection=auto` means: `keyed` where there are domains to tell apart, or more
     prompts than an image gets, else `all`. The placement and the mode of the prompts may decide.
 

@@ -229,9 +229,8 @@ def difference(old: Tree, new: Tree) -> Tree:
         before = old[key]
         if value == before:
             continue
-        if not isinstance(value, dict):
-            said[key] = value
-        elif key in REGISTRIES and key not in SECTIONS and value["name"] != before["name"]:
+        entry = key in REGISTRIES and key not in SECTIONS
+        if not isinstance(value, dict) or (entry and value["name"] != before["name"]):
             said[key] = value
         else:
             said[key] = {name: item for name, item in value.items() if item != before.get(name)}
