@@ -50,8 +50,8 @@ def compose(
 
 def _again(said: Sources, experiment: Tree, command: Tree) -> ExperimentConfig:
     """The experiment of a `config.yaml` composed anew, with another method."""
-    kept = {key: experiment[key] for key in ("name", "compare") if key in experiment}
-    sources = Sources(said.experiment, merge({**said.command, **kept}, command))
+    kept: Tree = {key: experiment[key] for key in ("name", "compare") if key in experiment}
+    sources = Sources(said.experiment, merge(said.command | kept, command))
     return build(flatten(sources), sources)
 
 

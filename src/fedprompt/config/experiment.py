@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -264,16 +265,16 @@ def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> 
             raise ConfigError(
                 f"unknown config key '{key}': expected one of {', '.join(known)}{hint}"
             )
-    choices = {key: _choice(key, tree.get(key)) for key in REGISTRIES if key not in SECTIONS}
+    parts: dict[str, Any] = {
+        key: _choice(key, tree.get(key)) for key in REGISTRIES if key not in SECTIONS
+    }
     # What `auto` means depends on the data.
-    tree["prompts"] = _settled(tree.get("prompts"), choices["data"])
-    root = typed(Scalars, {key: tree[key] for key in _SCALARS if key in tree}, "")
-    config = ExperimentConfig(
-        **{**vars(root), "compare": tuple(root.compare), "plugins": tuple(root.plugins)},
-        **choices,
-        **{key: typed(options, tree.get(key), key) for key, options in SECTIONS.items()},
-        sources=sources,
-    )
+    tree["prompts"] = _settled(tree.get("prompts"), parts["data"])
+    parts.update({key: typed(options, tree.get(key), key) for key, options in SECTIONS.items()})
+    parts.update(vars(typed(Scalars, {key: tree[key] for key in _SCALARS if key in tree}, "")))
+    for key in ("compare", "plugins"):
+        parts[key] = tuple(parts[key])
+    config = ExperimentConfig(**parts, sources=sources)
     for method in config.compare if compared else ():
         try:
             config.with_method(method)

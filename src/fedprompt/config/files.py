@@ -108,6 +108,7 @@ def setting(table: Tree, name: str) -> Tree:
     for layer in layers:
         for key, value in layer.items():
             before = experiment.get(key)
-            both = isinstance(before, dict) and isinstance(value, dict)
-            experiment[key] = {**before, **value} if both else value
+            if isinstance(before, dict) and isinstance(value, dict):
+                value = {**before, **value}
+            experiment[key] = value
     return experiment
