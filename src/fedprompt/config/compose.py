@@ -40,10 +40,11 @@ def compose(
         return build(flatten(sources), sources)
     # A run's config.yaml: complete, and what it was composed of.
     sources = Sources.from_tree(kept)
+    known = dict(sources.files)
     if "method" not in command:
-        return build(flatten(Sources(experiment, command, sources.files)), sources)
+        return build(flatten(Sources(experiment, command, known)), sources)
     # Another method is not to inherit what the run's own one brought along.
-    complete = flatten(Sources(experiment, {}, sources.files))
+    complete = flatten(Sources(experiment, {}, known))
     said = build(complete, sources, compared=False).said
     return _again(said, experiment, command)
 
