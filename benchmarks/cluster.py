@@ -27,7 +27,7 @@ from typing import Any
 import fedprompt
 from fedprompt.runs.events import PhaseStarted, Prepared, RoundFinished
 from fedprompt.runs.manifest import manifest
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 ROUNDS = 6
@@ -202,7 +202,7 @@ def measure_runs() -> dict[str, Any]:
     from fedprompt.runtime.ray.local import import_ray, start_ray, stop_ray
 
     import_ray()
-    os.environ.update(spare_workers.ENVIRONMENT)
+    os.environ.update(private.ENVIRONMENT)
     load_before = os.getloadavg()
     hashes: set[str] = set()
     speed: dict[str, list[float]] = {}

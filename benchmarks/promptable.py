@@ -48,8 +48,8 @@ from fedprompt.core.machine import cpu_name
 from fedprompt.core.seeding import torch_generator
 from fedprompt.data.task import Split, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
-from fedprompt.models.nano.pretrain import TASKS
 from fedprompt.models.nano.probe import features_of
+from fedprompt.models.nano.recipe import TASKS
 
 BACKBONES = ("nano_promptable", "nano")
 

@@ -21,6 +21,8 @@ ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
 """A whole PNG file."""
+FEW_DIGITS = "data={name: digits, train: 0.12, validation: 0.05, test: 0.05}"
+"""214 images to train on, 90 and 90 to evaluate."""
 LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
 
 
@@ -66,16 +68,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def digits_may_have_domains() -> Iterator[None]:
-    """So that PFPT selects by key in the tests' smallest experiments, too."""
-    from fedprompt.data.sets.digits import DigitsOptions
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DigitsOptions, "several_domains", True, raising=False)
-        yield
-
-
 @pytest.fixture
 def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test loads as plug-ins is unknown to the next; no installed package offers any."""
@@ -103,7 +95,9 @@ def local_ray() -> Iterator[None]:
     """One Ray for the tests of a file that can share it."""
     from fedprompt.runtime.ray.local import start_ray, stop_ray
 
-    start_ray(4, verbose=False)
+    # Ray starts a worker for each CPU, and one for the driver, and imports everything in each:
+    # here none that nobody needs. More client actors than CPUs share them.
+    start_ray(1, verbose=False)
     yield
     stop_ray()
 
@@ -140,16 +134,20 @@ def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(random_backbone: str, tmp_path: Path) -> Callable[..., list[str]]:
-    """Overrides that make `quickstart` tiny; more can be added: `tiny("seed=1")`."""
+    """Overrides that make `quickstart` tiny; more can be added: `tiny("seed=1")`.
+
+    Those that say something about the data are alone with it.
+    """
 
     def overrides(*more: str) -> list[str]:
+        about_data = any(each.startswith(("data=", "data.")) for each in more)
         return [
             "rounds=2",
             "compare=[]",
             "clients.count=6",
             "clients.per_round=3",
             "clients.epochs=1",
-            "clients.batch_size=64",
+            *(["clients.batch_size=64"] if about_data else [FEW_DIGITS, "clients.batch_size=16"]),
             "prompts.count=2",
             "prompts.pool=null",
             "runtime=serial",

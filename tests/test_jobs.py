@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -48,9 +48,9 @@ def test_the_command_line_survives_the_shell(scripts: tuple[Any, Any]) -> None:
 def test_the_cluster_keeps_the_spare_workers_of_the_package(scripts: tuple[Any, Any]) -> None:
     """The script imports no torch, so that it has the settings twice."""
     cluster, _ = scripts
-    assert spare_workers.ENVIRONMENT == cluster.SPARE_WORKERS
-    assert spare_workers.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
-    importlib.import_module(spare_workers.PRELOADED)
+    assert private.ENVIRONMENT == cluster.SPARE_WORKERS
+    assert private.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
+    importlib.import_module(private.PRELOADED)
 
 
 def test_options_may_stand_before_and_after_the_name(scripts: tuple[Any, Any]) -> None:
@@ -86,19 +86,16 @@ def test_what_is_shipped_runs_without_the_checkout(
     folder = tmp_path / "shipped"
     folder.mkdir()
     submit.stage(folder, str(mine))
+    code = (
+        "import fedprompt, fedprompt.config as c; print(fedprompt.__file__, c.conf_root()); "
+        "import fedprompt.__main__ as m; m.main(['run', 'mine.yaml', '--print-config'])"
+    )
     result = subprocess.run(
-        [sys.executable, "-m", "fedprompt", "run", "mine.yaml", "--print-config"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
-    assert yaml.safe_load(result.stdout)["rounds"] == 7
-    where = "import fedprompt, fedprompt.config as c; print(fedprompt.__file__, c.conf_root())"
-    shown = subprocess.run(
-        [sys.executable, "-c", where], cwd=folder, capture_output=True, text=True, check=True
-    )
-    assert all(path.startswith(str(folder)) for path in shown.stdout.split())
+    where, _, printed = result.stdout.partition("\n")
+    assert yaml.safe_load(printed)["rounds"] == 7
+    assert all(path.startswith(str(folder)) for path in where.split())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size < 50e6
 

@@ -50,7 +50,7 @@ from fedprompt.runs.driver import evaluator, settings_of
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runtime.serial import SerialRuntime
-from fedprompt.server.round import run_round
+from fedprompt.server.round import run_rounds
 
 OUTPUT = Path(__file__).parents[1] / "results" / "methods_bounds.json"
 MEMORY = 10.0
@@ -89,8 +89,7 @@ def federate(
     runtime.open(federation.setup)
     settings = settings_of(config, federation)
     evaluate = evaluator(runtime, federation, settings)
-    while state.round_index < config.rounds:
-        state, report = run_round(state, settings, runtime, aggregator, evaluate)
+    *_, (state, report) = run_rounds(state, settings, runtime, aggregator, evaluate)
     runtime.close()
     return state, {"test": report.accuracy, "validation": report.validation_accuracy}
 
@@ -152,7 +151,7 @@ def frozen_head() -> dict[str, dict[str, float]]:
     head = federation.frozen_head
     assert head is not None
     own = [tokens_of(federation.backbone, name) for name in head.conditions]
-    weight, bias = (head.tensors[f"head.0.{name}"].numpy() for name in ("weight", "bias"))
+    weight, bias = (head.tensors[f"0.{name}"].numpy() for name in ("weight", "bias"))
     result = {}
     for name, tokens in (("own tokens", own), ("no prompts", [None] * len(own))):
         scores = {}

@@ -13,7 +13,7 @@ import torch
 from timing import Laid, lay_open
 
 from fedprompt.core.seeding import derive_seed
-from fedprompt.core.types import Broadcast, ClientJob
+from fedprompt.core.types import Broadcast, ClientJob, Parts
 
 OVERRIDES = "FEDPROMPT_BENCH_OVERRIDES"
 
@@ -28,20 +28,21 @@ def laid() -> Laid:
 def arrays() -> list[Any]:
     """Prompts and shared tensors of the first round."""
     state = laid().state
-    return [state.prompts.numpy(), *(state.shared[name].numpy() for name in sorted(state.shared))]
+    return [state.prompts.numpy(), *(tensor.numpy() for tensor in state.shared.tensors().values())]
 
 
 def work(arrays: list[Any], client_id: int, round_index: int) -> tuple[list[Any], int, float]:
     """One client's local work: its new arrays, its number of images and of steps."""
     state = laid().state
     prompts, *shared = (torch.from_numpy(array.copy()) for array in arrays)
-    named = dict(zip(sorted(state.shared), shared, strict=True))
+    named = dict(zip(state.shared.tensors(), shared, strict=True))
     job = ClientJob(
         client_id=client_id,
         round_index=round_index,
         seed=derive_seed(0, "client", round_index, client_id),
-        broadcast=Broadcast(prompts, state.keys, named),
+        broadcast=Broadcast(prompts, state.keys, Parts.from_tensors(named)),
     )
     update = laid().worker.train(laid().recipe, [job])[0]
-    tuned = [update.prompts.numpy(), *(update.shared[name].numpy() for name in sorted(named))]
+    sent = update.shared.tensors()
+    tuned = [update.prompts.numpy(), *(sent[path].numpy() for path in named)]
     return tuned, update.num_examples, update.metrics["steps"]

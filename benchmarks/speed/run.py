@@ -14,6 +14,7 @@ import datetime
 import functools
 import gc
 import json
+import math
 import os
 import platform
 import shlex
@@ -42,8 +43,8 @@ from timing import Laid, client_batches, in_turn, lay_open, load, nano_of_depth,
 import keyed
 import planted
 from fedprompt import aggregation, experiment
-from fedprompt.aggregation.literal import released_matching
-from fedprompt.aggregation.nets import PromptNets
+from fedprompt.aggregation.pfpt.nets import PromptNets
+from fedprompt.aggregation.pfpt.released import released_matching
 from fedprompt.cli import bench
 from fedprompt.client import worker as train
 from fedprompt.client.loop import fit
@@ -60,7 +61,8 @@ from fedprompt.runtime.ray.pool import RayRuntime
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server import evaluate as evaluate_module
 from fedprompt.server import round as round_module
-from fedprompt.server.round import aggregate_prompts, merge_shared, run_round
+from fedprompt.server.figures import Evaluation
+from fedprompt.server.round import aggregate_prompts, merge_shared, run_rounds
 from released_loop import released_per_candidate
 
 OUTPUT = Path("benchmarks/results/speed.json")
@@ -99,7 +101,7 @@ def assert_same_training(models: list[NaiveModel], updates: list[ClientUpdate]) 
         assert torch.equal(model.used[update.origins], update.use_counts)
         theirs = {"prompts": model.prompts[update.origins], "query_projection": model.projection}
         theirs |= {f"head.{name}": value for name, value in model.head.named_parameters()}
-        for name, tensor in {"prompts": update.prompts, **update.shared}.items():
+        for name, tensor in {"prompts": update.prompts, **update.shared.tensors()}.items():
             worst = max(worst, float((theirs[name].detach() - tensor).norm() / tensor.norm()))
     assert worst < 1e-3, f"the two sides trained to different results ({worst:.1e})"
     return worst
@@ -343,7 +345,7 @@ def round_overheads(runtime: str, rounds: int) -> list[float]:
             report = event.report
             clients = sum(client["seconds"] for client in report.clients)
             spent = clients + report.seconds["aggregate"] + report.seconds["evaluate"]
-            found.append(event.seconds - spent)
+            found.append(report.wall_seconds - spent)
 
     with tempfile.TemporaryDirectory() as folder:
         experiment.run(
@@ -416,10 +418,11 @@ def case_loops(repeats: int) -> dict[str, Any]:
                     fabric.backward(loss)
                     optimizer.step()
 
+        ours = functools.partial(fit, fabric=laid.worker.fabric)
         loops: dict[str, Callable[..., None]] = {
             "trainer": by_trainer,
             "fabric": by_fabric,
-            "fedprompt": fit,
+            "fedprompt": ours,
             "no hooks": by_nothing,
         }
 
@@ -433,7 +436,7 @@ def case_loops(repeats: int) -> dict[str, Any]:
                 tuned.append(module.head[0].weight.detach())
             return tuned
 
-        first = run(fit)
+        first = run(ours)
         for loop in loops.values():
             assert all(map(torch.equal, run(loop), first))
         steps = sum(len(client_batches(laid, job)) for job in jobs) * laid.recipe.training.epochs
@@ -595,8 +598,8 @@ def case_packs(repeats: int) -> dict[str, Any]:
         worst = 0.0
         for size in (2, 5, 10):
             for one, other in zip(run(size), alone, strict=True):
-                for key, tensor in {"prompts": other.prompts, **other.shared}.items():
-                    mine = one.prompts if key == "prompts" else one.shared[key]
+                for key, tensor in {"prompts": other.prompts, **other.shared.tensors()}.items():
+                    mine = one.prompts if key == "prompts" else one.shared.tensors()[key]
                     if tensor.numel():
                         difference = float((mine - tensor).abs().max() / tensor.abs().max())
                         worst = max(worst, difference)
@@ -631,14 +634,17 @@ def case_flat(repeats: int) -> dict[str, Any]:
         setup = dataclasses.replace(laid.federation.setup, data=data)
         training = dataclasses.replace(laid.recipe.training, count=clients)
         recipe = dataclasses.replace(laid.recipe, training=training)
-        settings = dataclasses.replace(laid.settings, recipe=recipe, eval_every=10**6, rounds=10**6)
+        settings = dataclasses.replace(laid.settings, recipe=recipe, rounds=1)
         runtime = SerialRuntime(RuntimeOptions("serial"))
         runtime.open(setup)
 
         def play(settings: Any = settings, runtime: Any = runtime) -> Any:
-            evaluate = driver.evaluator(runtime, laid.federation, settings)
+            unknown = Evaluation(math.nan, math.nan)
             mean = aggregation.create("mean")
-            return run_round(laid.state, settings, runtime, mean, evaluate)
+            rounds = run_rounds(
+                laid.state, settings, runtime, mean, lambda state: lambda: (unknown, unknown)
+            )
+            return next(rounds)
 
         rounds[str(clients)] = play
     steps = {key: sum(c["steps"] for c in play()[1].clients) for key, play in rounds.items()}

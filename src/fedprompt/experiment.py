@@ -57,7 +57,7 @@ def run(
         config: name of a file in `conf/experiment/`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
         overwrite: replace the run that `run_dir` holds.
-        on_event: called with each event as it comes.
+        on_event: called with each event as it happens.
         verbose: let Ray speak.
 
     Raises:
@@ -80,7 +80,7 @@ def resume(
     Args:
         run_dir: directory of the run.
         overrides: runtime and its number of actors and CPUs only; nothing else leaves the bits.
-        on_event: called with each event as it comes.
+        on_event: called with each event as it happens.
         verbose: let Ray speak.
     """
     return execute(dataclasses.replace(plan_resume(run_dir, overrides), verbose=verbose), on_event)
@@ -141,14 +141,14 @@ def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunR
         )
         # A resume that is refused, say for damaged checkpoints, leaves the run as it is.
         first = PhaseStarted if plan.resume else Prepared
-        begun = False
+        started = False
         try:
             for event in runtime.launch(drive, plan, verbose=plan.verbose):
-                begun = begun or isinstance(event, first)
+                started = started or isinstance(event, first)
                 if on_event is not None:
                     on_event(event)
         except Exception as error:
-            if begun:
+            if started:
                 mark_failed(directory, error)
             if isinstance(error, OSError):
                 raise WorkerError(
@@ -191,7 +191,7 @@ def mark_failed(directory: RunDirectory, error: Exception) -> None:
 
 
 def unfinished(directory: RunDirectory) -> list[RunDirectory]:
-    """The run and its comparisons, as far as they are begun and not finished."""
+    """The run and its comparisons, as far as they are started and not finished."""
     runs = [directory, *directory.comparisons()]
     return [run for run in runs if run.is_run() and not run.is_finished()]
 

@@ -57,13 +57,15 @@ def refusal(*overrides: str, config: Any = "quickstart") -> str:
 def test_an_empty_file_is_the_default(write: Callable[[str], str]) -> None:
     config = compose(write(""))
     assert (config.name, config.rounds, config.method) == ("experiment", 10, "pfpt")
-    assert (config.aggregator.name, config.prompts.selection) == ("pfpt", "keyed")
+    assert (config.aggregator.name, config.prompts.selection) == ("pfpt", "all")
     assert compose({}) == config
 
 
 @pytest.mark.parametrize(
     ("overrides", "selection"),
     [
+        (["data=digits"], "all"),
+        (["data=digits", "prompts.pool=20"], "keyed"),
         (["data=cifar100"], "all"),
         (["data=cifar100", "prompts.pool=20"], "keyed"),
         (["data=cifar100", "prompts.placement=pool"], "keyed"),
@@ -584,7 +586,7 @@ def test_a_file_that_is_missing(name: str, tmp_path: Path) -> None:
         ("prompts.selection=keyd", "prompts.selection: expected one of auto, keyed, l2p, all"),
         ("runtime.threads=0", "runtime.threads: expected an integer >= 1, got 0"),
         ("runtime.actors=0", "runtime.actors: expected an integer >= 1, got 0"),
-        ("runtime.actors=40000", "runtime.actors: 40000 actors were asked for"),
+        ("runtime.actors=40000", "runtime.actors: 40000 actors were requested"),
         ("runtime.device=gpu", "runtime.device: expected one of auto, cpu, cuda"),
         ("head.dropout=1", "head.dropout: expected a finite number >= 0 and < 1, got 1.0"),
         ("objective={name: proximal, mu: -1}", "objective.mu: expected a finite number >= 0"),
@@ -609,7 +611,7 @@ def test_more_cpus_or_threads_than_exist(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cpus = available_cpus()
     assert refusal(f"runtime.cpus={cpus + 1}") == (
-        f"runtime.cpus: {cpus + 1} CPUs were asked for, but this machine has {cpus}; "
+        f"runtime.cpus: {cpus + 1} CPUs were requested, but this machine has {cpus}; "
         f"set runtime.cpus={cpus} or leave it out"
     )
     message = refusal(f"runtime.threads={cpus + 1}")

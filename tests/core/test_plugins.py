@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,7 @@ def test_a_failed_import_can_be_mended(tmp_path: Path) -> None:
         ),
         ("outside_absent", None, "expected a module that can be imported, found none; install"),
         ("outside_beside", "", r"found none; .*; did you mean 'outside_beside.py'\?"),
+        ("sys", None, r"'sys': expected a module that has a file$"),
         ("some/folder", None, r"'some/folder': expected the dotted name of a module or the path"),
         ("bad.py", "x = 1\n\nx.y\n", r"AttributeError: 'int' object has.*bad\.py:3\)$"),
         ("bad.py", "import json\njson.loads('')", r"JSONDecodeError: .*bad\.py:2\)$"),
@@ -284,3 +286,24 @@ def test_registered_twice_in_one_file_is_refused() -> None:
         ConfigError, match=r"thing 'x' is registered twice: in .* and in .*; choose"
     ):
         registry.register("x", object)(one)
+
+
+def test_two_files_of_one_name_would_overwrite_each_other_in_a_run(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "rule.py", "A = 1\n")
+    write(tmp_path / "b" / "rule.py", "B = 1\n")
+    with pytest.raises(ConfigError, match=r"'a/rule.py' and 'b/rule.py': .*got rule twice; rename"):
+        load_plugins(["a/rule.py", "b/rule.py"], tmp_path)
+
+
+def test_a_class_of_a_script_is_refused_where_the_script_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = types.ModuleType("outside_script")
+    monkeypatch.setitem(sys.modules, script.__name__, script)
+    exec("class Options: pass", vars(script))
+    parcel = Parcel.pack(script.Options())
+    monkeypatch.delitem(sys.modules, script.__name__)
+    with pytest.raises(
+        ConfigError, match=r"outside_script.*name the file that defines it: plugins"
+    ):
+        parcel.open()

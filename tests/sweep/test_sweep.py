@@ -297,17 +297,6 @@ def test_a_sweep_keeps_its_plug_ins_and_has_one_version_of_each(tmp_path: Path) 
         check_same(run, first.config.plugins)
 
 
-def test_refusing_does_not_import_ray() -> None:
-    code = (
-        "import sys; from fedprompt.sweep import load_sweep; load_sweep('alpha_prompts').trials();"
-        "from fedprompt import tuning; print('ray' in sys.modules, 'timm' in sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == ["False", "False"]
-
-
 def test_what_killed_programs_left_is_removed_an_hour_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ class MeanOptions:
 
 @aggregators.register("mean", MeanOptions)
 class Mean(Aggregator):
-    """Row-wise weighted mean; rows that nobody used keep their previous value."""
+    """Row-wise weighted mean; rows that no client used keep their previous value."""
 
     keeps_rows = True
 

@@ -11,8 +11,8 @@ Classification", 2019. With x the broadcast values, Delta = mean - x and element
     x <- x + lr m / (sqrt(v) + tau)                     (momentum: x <- x + lr m)
 
 v starts at tau^2 and there is no bias correction, as in the paper. The rule holds for the prompts
-(row by row; rows that nobody used stay) and for the shared tensors. With `rule=momentum`, beta1 = 0
-and lr = 1 it is federated averaging.
+(row by row; rows that no client used stay) and for the shared tensors. With `rule=momentum`,
+beta1 = 0 and lr = 1 it is federated averaging.
 """
 
 from __future__ import annotations
@@ -81,7 +81,13 @@ class ServerOpt(Aggregator):
         previous: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Step from the broadcast shared tensors towards their mean; see `base.SharedRule`."""
+        """Step from the broadcast shared tensors towards their mean; see `SharedRule`.
+
+        Args:
+            mean: the shared tensors that clients returned, averaged by sample counts.
+            previous: those that were broadcast, of the same shapes.
+            state: the moments of the last round.
+        """
         shared: dict[str, Tensor] = {}
         memory: dict[str, Tensor] = {}
         for name, value in mean.items():

@@ -75,7 +75,14 @@ def sweep(
 def run_trials(
     chosen: Sweep, trials: Sequence[Trial], directory: SweepDirectory, verbose: bool
 ) -> None:
-    """Run the trials of a sweep with a line for each, and print what came of them."""
+    """Run the trials of a sweep with a line for each, and print what came of them.
+
+    Args:
+        chosen: the sweep.
+        trials: all of its trials, finished ones too.
+        directory: the sweep's folder.
+        verbose: whether Ray's own messages are shown.
+    """
     from fedprompt.report.live import clock, percent
     from fedprompt.sweep.figures import write_figures
     from fedprompt.sweep.ray_tune import run_sweep

@@ -149,6 +149,10 @@ class ClientModule(pl.LightningModule):
         """The metrics that a client reports are those of its last epoch."""
         self.sums.zero_()
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Those that the recipe names."""
+        return self.recipe.build_callbacks()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam as released (beta 0.9 / 0.98, eps 1e-6) or plain SGD, a rate each for prompts, head
         and what is tuned in the backbone.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
+from fedprompt.client.callbacks import callbacks
 from fedprompt.core.checks import check_choice, check_integer, check_number
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.types import Part
@@ -11,6 +13,9 @@ from fedprompt.models.adaptation import Tuning, tunings
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.selection import PromptOptions
 from fedprompt.objectives import Objective, objectives
+
+if TYPE_CHECKING:  # takes seconds to import
+    from pytorch_lightning import Callback
 
 OPTIMIZERS = ("auto", "adam", "sgd")
 
@@ -34,6 +39,8 @@ class TrainingOptions:
     objective's arithmetic needs it, and `adam` otherwise."""
     lr: float | None = None
     """One learning rate for all; null leaves `prompts.lr`, `head.lr` and `tuning.lr` in force."""
+    callbacks: list[str] = dataclasses.field(default_factory=list)
+    """Lightning callbacks of each client, by name."""
 
     def __post_init__(self) -> None:
         for field in ("count", "per_round", "epochs", "batch_size"):
@@ -41,6 +48,8 @@ class TrainingOptions:
             if value is not None:
                 check_integer(f"clients.{field}", value, 1)
         check_choice("clients.optimizer", self.optimizer, OPTIMIZERS)
+        for name in self.callbacks:
+            callbacks.entry(name)
         if self.per_round is not None and self.per_round > self.count:
             raise ConfigError(
                 f"clients.per_round: cannot sample {self.per_round} of {self.count} clients; "
@@ -85,6 +94,10 @@ class LocalRecipe:
     def build_tuning(self) -> Tuning:
         """What the recipe tunes inside the backbone."""
         return tunings.create(self.tuning, **self.tuning_options)
+
+    def build_callbacks(self) -> list[Callback]:
+        """New callbacks for one client's fit."""
+        return [callbacks.create(name) for name in self.training.callbacks]
 
     @property
     def needs_tokens(self) -> bool:

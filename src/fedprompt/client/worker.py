@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fedprompt.client.loop import fit
+from fedprompt.client.loop import fit, make_fabric
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.client.recipe import LocalRecipe
@@ -62,7 +62,7 @@ class WorkerSetup:
     device: str
     threads: int
     precision: str = "32-true"
-    """How the blocks are computed; see `Backbone.precision`."""
+    """How the blocks are computed; see `Backbone.autocast`."""
 
     def build(self) -> ClientWorker:
         """A worker in this process."""
@@ -134,9 +134,10 @@ class ClientWorker:
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self.device = torch.device(setup.device)
+        self.fabric = make_fabric(setup.device, setup.precision)
+        self.device = self.fabric.device
         self.backbone: Backbone = load_backbone(setup.model).to(self.device)
-        self.backbone.precision = setup.precision
+        self.backbone.autocast = self.fabric.autocast
         self.data = setup.data
         self.splits = setup.splits
         self.largest_pack = sys.maxsize
@@ -185,10 +186,11 @@ class ClientWorker:
             batches = [self._batches(recipe, job) for job in jobs]
             stage = "fit"
             if clients[0].objective.trains:
+                epochs = recipe.training.epochs
                 if len(jobs) == 1:
-                    fit(clients[0], batches[0], recipe.training.epochs)
+                    fit(clients[0], batches[0], epochs, self.fabric)
                 else:
-                    fit(PackedClients(clients), PackedBatches(batches), recipe.training.epochs)
+                    fit(PackedClients(clients), PackedBatches(batches), epochs, self.fabric)
             stage = "collect"
             seconds = (time.perf_counter() - started) / len(jobs)
             return [

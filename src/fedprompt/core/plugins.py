@@ -327,9 +327,17 @@ def _load_module(name: str, base: Path | None = None) -> Plugin:
 
 
 def _place(module: ModuleType) -> Path:
-    """The file of a module, or the folder of a package."""
-    folders = getattr(module, "__path__", None)
-    return Path(next(iter(folders)) if folders else module.__file__ or "")
+    """The file of a module, or the folder of a package.
+
+    Raises:
+        ConfigError: it has none, as the interpreter's own.
+    """
+    folders, file = getattr(module, "__path__", None), getattr(module, "__file__", None)
+    if folders:
+        return Path(next(iter(folders)))
+    if file is None:
+        raise ConfigError(f"plug-in '{module.__name__}': expected a module that has a file")
+    return Path(file)
 
 
 def _hash(path: Path) -> str:

@@ -12,11 +12,12 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from fedprompt.core.travelling import Travelling
 
 Tensors = Mapping[str, Tensor]
 
@@ -31,41 +32,6 @@ TRAINED: tuple[Part, ...] = ("prompts", "query_projection", "head", "adaptation"
 """Parts that a model is made of and clients train."""
 SHARED: tuple[Part, ...] = ("query_projection", "head", "adaptation")
 """Trained parts that are averaged; prompts are merged by an aggregator."""
-
-
-class Travelling:
-    """A dataclass that is pickled with its tensors as arrays; torch's own way takes ten times as
-    long, which is most of what a task costs beside its work. What arrives shares no memory.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        return _arrive, (type(self), {name: _packed(getattr(self, name)) for name in names})
-
-
-class _Packed(NamedTuple):
-    """A tensor on its way."""
-
-    array: NDArray[Any]
-
-
-def _packed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _packed(item) for key, item in value.items()}
-    plain = isinstance(value, Tensor) and value.device.type == "cpu" and not value.requires_grad
-    # NumPy does not know bfloat16.
-    return _Packed(value.numpy()) if plain and value.dtype != torch.bfloat16 else value
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unpacked(item) for key, item in value.items()}
-    # Copied: what comes out of Ray's object store may not be written to.
-    return torch.from_numpy(value.array.copy()) if isinstance(value, _Packed) else value
-
-
-def _arrive(kind: type[Any], fields: dict[str, Any]) -> Any:
-    return kind(**{name: _unpacked(value) for name, value in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,7 +356,10 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: Mapping[str, float]
-    """`train`, `aggregate`, `evaluate`."""
+    """`train`, `aggregate`, `evaluate`, each from its start to its end. `evaluate` goes on while
+    the next round trains, so that these do not add up to the time that passed."""
+    wall_seconds: float = math.nan
+    """Time that passed since the round before was reported; rounds add up to that of the run."""
     balanced_accuracy: float = math.nan
     """Mean of the classes' accuracies on the test split."""
     class_accuracy: tuple[float, ...] = ()

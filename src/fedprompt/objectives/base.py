@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -63,7 +62,7 @@ class Objective:
     needs_sgd: bool = False
     """True: the arithmetic holds for plain gradient steps only (`clients.optimizer=sgd`)."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: object) -> None:
         self.options = options
 
     # The client's half.

@@ -15,10 +15,10 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import CheckpointError
-from fedprompt.core.files import TEMPORARY_FILES, atomic_write, json_ready, sync_folder
+from fedprompt.core.files import TEMPORARY_FILES, Json, atomic_write, json_ready, sync_folder
 
 if TYPE_CHECKING:
     from fedprompt.core.types import ServerState
@@ -38,13 +38,13 @@ class LoadedState:
     """What `load_latest` found."""
 
     state: ServerState
-    extra: dict[str, Any]
+    extra: Json
     """The mapping that was given to `save_state`, as JSON keeps it (NaN comes back as None)."""
     warnings: list[str]
     """One line for each newer checkpoint that had to be passed over."""
 
 
-def save_state(folder: Path, state: ServerState, extra: Mapping[str, Any] | None = None) -> Path:
+def save_state(folder: Path, state: ServerState, extra: Mapping[str, object] | None = None) -> Path:
     """Save `state` as the newest checkpoint and remove all but the last two.
 
     Checkpoints of later rounds are removed as well: a run that was taken back to round 11 has no
@@ -133,7 +133,7 @@ def _saved_rounds(folder: Path) -> list[int]:
     return sorted(rounds, reverse=True)
 
 
-def _load(folder: Path, round_index: int) -> tuple[ServerState, dict[str, Any]]:
+def _load(folder: Path, round_index: int) -> tuple[ServerState, Json]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -168,7 +168,7 @@ def _load(folder: Path, round_index: int) -> tuple[ServerState, dict[str, Any]]:
     return state, card["extra"]
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def _read_card(path: Path) -> Json:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -187,7 +187,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def _card_digest(card: Mapping[str, Any]) -> str:
+def _card_digest(card: Mapping[str, object]) -> str:
     """SHA-256 of the card's fields, its own checksum left out."""
     fields = {key: value for key, value in card.items() if key != "card_sha256"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedprompt.client.loop import make_fabric
 from fedprompt.client.worker import ClientData, WorkerSetup
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
@@ -74,7 +75,8 @@ def prepare(config: ExperimentConfig) -> Federation:
             )
         frozen_head = fit_or_find_head(config, backbone, cache, task.public, task.num_classes)
     notes = (*task.notes, *cache.notes)
-    backbone.precision = config.runtime.precision  # from here on; what is cached is exact
+    # From here on; what is cached is exact.
+    backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     return Federation(task, backbone, setup, frozen_head, notes)
 
 

@@ -91,12 +91,12 @@ class RuntimeOptions:
         if not on_cluster:
             if self.num_cpus > available_cpus():
                 raise ConfigError(
-                    f"runtime.cpus: {self.num_cpus} CPUs were asked for, but this machine has "
+                    f"runtime.cpus: {self.num_cpus} CPUs were requested, but this machine has "
                     f"{available_cpus()}; set runtime.cpus={available_cpus()} or leave it out"
                 )
             if self.actors is not None and self.actors > MAX_ACTORS_PER_CPU * self.num_cpus:
                 raise ConfigError(
-                    f"runtime.actors: {self.actors} actors were asked for, but {self.num_cpus} "
+                    f"runtime.actors: {self.actors} actors were requested, but {self.num_cpus} "
                     f"CPUs hold at most {MAX_ACTORS_PER_CPU * self.num_cpus}; leave it out to get "
                     "one for each CPU"
                 )
@@ -126,7 +126,7 @@ class RuntimeOptions:
         return self.device
 
     def settled(self) -> RuntimeOptions:
-        """With `device`, and on the CPU `pack`, as they are on this machine: a run goes on with
+        """With `device`, and on the CPU `pack`, as they are on this machine: a run continues with
         them wherever it is continued.
         """
         pack = 1 if self.pack == "auto" and self.torch_device == "cpu" else self.pack
@@ -144,7 +144,7 @@ class RuntimeOptions:
 def pack_jobs(jobs: Sequence[ClientJob], size: int) -> list[list[ClientJob]]:
     """The jobs in packs of at most `size`, in their order; those of a pack share a broadcast.
 
-    Which clients are packed depends on nothing but jobs and size, for it changes bits.
+    Which clients are packed depends on jobs and size alone, because it changes bits.
     """
     packs = []
     for _, alike in itertools.groupby(jobs, key=lambda job: id(job.broadcast)):
@@ -167,7 +167,7 @@ class Runtime(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Begin to start the workers, whose imports take seconds, before the data are ready.
+        """Start the workers before the data are ready: their imports take seconds.
 
         Raises:
             ConfigError: the machine or cluster cannot hold them.
@@ -183,7 +183,7 @@ class Runtime(Protocol):
         ...
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Begin the jobs; the iterator waits for their updates and yields them as they come."""
+        """Start the jobs; the iterator waits for their updates and yields them as they arrive."""
         ...
 
     def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientWorker
-from fedprompt.core.types import Broadcast, Parts, ServerState, Travelling
+from fedprompt.core.travelling import Travelling
+from fedprompt.core.types import Broadcast, Parts, ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.prompted import PromptedModel

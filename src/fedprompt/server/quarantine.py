@@ -37,7 +37,7 @@ TYPES = {
 """The fields of an update that are no numbers."""
 MEASURED = ("steps", "seconds", "pack")
 """Metrics of every client."""
-TRAINED = ("loss", "accuracy")
+OF_TRAINING = ("loss", "accuracy")
 """Metrics of a client that trained."""
 
 
@@ -102,7 +102,7 @@ def expected_of(
         "use_counts": Like((None,), torch.int64),
         **{path: Like.of(tensor) for path, tensor in alike.items()},
     }
-    metrics = (*MEASURED, *(TRAINED if objective.trains else ()))
+    metrics = (*MEASURED, *(OF_TRAINING if objective.trains else ()))
     return Expected(job.client_id, job.round_index, len(prompts), tensors, metrics)
 
 
@@ -137,10 +137,9 @@ def quarantine(
 
 def fault(update: ClientUpdate, expected: Expected) -> str | None:
     """Why an update must not be used, or None if it is as expected."""
-    for field, kind in TYPES.items():
-        value = getattr(update, field)
-        if not isinstance(value, kind):
-            return f"{field}: expected a {kind.__name__}, got {type(value).__name__}"
+    unreadable = fault_of_types(update)
+    if unreadable is not None:
+        return unreadable
     if update.round_index != expected.round_index:
         return f"expected an update of round {expected.round_index}, got {update.round_index}"
     if not is_integer(update.num_examples) or update.num_examples < 1:
@@ -150,6 +149,15 @@ def fault(update: ClientUpdate, expected: Expected) -> str | None:
         or _fault_of_rows(update, expected.rows)
         or _fault_of_metrics(update.metrics, expected.metrics)
     )
+
+
+def fault_of_types(update: ClientUpdate) -> str | None:
+    """Why an update cannot even be read, or None."""
+    for field, kind in TYPES.items():
+        value = getattr(update, field)
+        if not isinstance(value, kind):
+            return f"{field}: expected a {kind.__name__}, got {type(value).__name__}"
+    return None
 
 
 def _fault_of_tensors(

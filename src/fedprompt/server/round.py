@@ -1,17 +1,18 @@
-"""One communication round, from top to bottom (PFPT, arXiv 2502.19752, Algorithm 1).
+"""The rounds of a federation (PFPT, arXiv 2502.19752, Algorithm 1); `run_round` is one of them.
 
-1. sample the cohort                      `sample_cohort`
-2. make the jobs                          `make_jobs`
-3. clients train                          `runtime.map`
-4. sort by client, so that finishing order does not matter
-5. check every update, quarantine bad ones `quarantine`
-6. shared tensors: weighted mean          `merge_shared`
-   the objective's server half            `objective.combine`
-   the aggregator's rule, if it has one   `step_shared`
-7. aggregate the prompt sets              `aggregate_prompts`
-   or let a generator learn from them     `teach_generator`
-8. next state, in fresh memory            `next_state`, `note_starts`
-9. evaluate and report                     the workers measure while the next round begins
+ 1. sample the cohort                         `make_jobs`
+ 2. send each client its job
+ 3. the clients train                         `runtime.map`
+ 4. sort by client, so that finishing order does not matter
+ 5. check every update, quarantine bad ones   `quarantine`
+ 6. shared tensors: weighted mean             `merge_shared`
+    the objective's server half               `objective.combine`
+    the aggregator's rule, if it has one      `step_shared`
+ 7. aggregate the prompt sets                 `aggregate_prompts`
+    or let a generator learn from them        `teach_generator`
+ 8. next state, in fresh memory               `next_state`, `note_starts`
+ 9. evaluate                                  goes on while the clients of the next round train
+10. report                                    `report`, `Unmeasured.measured`
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -44,20 +45,20 @@ from fedprompt.core.types import (
 from fedprompt.objectives import Objective
 from fedprompt.prompt_generators import PromptGenerator
 from fedprompt.server.figures import Evaluation
-from fedprompt.server.quarantine import Refusal, expected_of, quarantine
+from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
 from fedprompt.server.sampling import sample_cohort
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[ServerState], Callable[[], tuple[Evaluation, Evaluation]]]
-"""Begins to measure a state; what it returns waits for the figures of test and validation split."""
+"""Starts to measure a state; what it returns waits for the figures of test and validation split."""
 
 
 class ClientMap(Protocol):
     """What a round needs of a runtime."""
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Begin the jobs; the iterator waits for their updates, in any order."""
+        """Start the jobs; the iterator waits for their updates, in any order."""
         ...
 
 
@@ -74,32 +75,22 @@ class RoundSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class BegunRound:
-    """A round whose clients are at work."""
-
-    jobs: Sequence[ClientJob]
-    updates: Iterator[ClientUpdate]
-    started: float
-
-
-@dataclasses.dataclass(frozen=True)
-class DoneRound:
-    """A round that is done but for its evaluation."""
+class Unmeasured:
+    """A round that is done but for its evaluation, which is under way."""
 
     state: ServerState
     report: RoundReport
     """Without the evaluation's figures."""
     evaluation: Callable[[], tuple[Evaluation, Evaluation]] | None
     """Waits for them; None in a round that is not evaluated."""
-    begun: float
-    """When the evaluation was begun."""
+    evaluated_since: float
 
-    def measured(self) -> RoundReport:
-        """The whole report, as soon as the evaluation is over."""
+    def measured(self) -> tuple[ServerState, RoundReport]:
+        """Wait for the evaluation; the state after the round, and the whole report."""
         if self.evaluation is None:
-            return self.report
+            return self.state, self.report
         test, validation = self.evaluation()
-        return dataclasses.replace(
+        report = dataclasses.replace(
             self.report,
             accuracy=test.accuracy,
             loss=test.loss,
@@ -111,18 +102,22 @@ class DoneRound:
                 for name, evaluation in (("test", test), ("validation", validation))
                 if evaluation.clients is not None
             },
-            seconds={**self.report.seconds, "evaluate": time.perf_counter() - self.begun},
+            seconds={**self.report.seconds, "evaluate": perf_counter() - self.evaluated_since},
         )
+        return self.state, report
 
 
-def run_round(
+def run_rounds(
     state: ServerState,
     settings: RoundSettings,
     runtime: ClientMap,
     aggregator: Aggregator,
     evaluate: Evaluate,
-) -> tuple[ServerState, RoundReport]:
-    """From one server state to the next.
+) -> Iterator[tuple[ServerState, RoundReport]]:
+    """The rounds from `state` to the last, each yielded as soon as it is measured.
+
+    A round's wall-clock seconds are those since the round before was yielded, what the caller did
+    with that one included. So the rounds add up to what a stopwatch shows.
 
     Args:
         state: after `state.round_index` finished rounds; it is not changed.
@@ -131,78 +126,113 @@ def run_round(
         aggregator: merges the prompt sets.
         evaluate: measures a state.
 
-    Returns:
-        The next state, which shares no memory with `state` or any update, and the round's report.
+    Yields:
+        The state after a round, which shares no memory with any other or any update, and the
+        round's report.
 
     Raises:
         ClientError: a client's work raised.
-        RoundError: no update could be used.
+        RoundError: no update of a round could be used.
     """
-    begun = begin_round(state, settings, runtime)
-    done = end_round(state, begun, settings, aggregator, evaluate)
-    return done.state, done.measured()
+    before = perf_counter()
+    for after, report in _overlapping(state, settings, runtime, aggregator, evaluate):
+        now = perf_counter()
+        yield after, dataclasses.replace(report, wall_seconds=now - before)
+        before = now
 
 
-def begin_round(state: ServerState, settings: RoundSettings, runtime: ClientMap) -> BegunRound:
-    """Sample the cohort and put it to work."""
-    started = time.perf_counter()
-    jobs = make_jobs(state, settings)
-    return BegunRound(jobs, runtime.map(settings.recipe, jobs), started)
-
-
-def end_round(
+def _overlapping(
     state: ServerState,
-    begun: BegunRound,
     settings: RoundSettings,
+    runtime: ClientMap,
     aggregator: Aggregator,
     evaluate: Evaluate,
-) -> DoneRound:
-    """Wait for the clients, merge what they send, and begin to evaluate; see `run_round`.
+) -> Iterator[tuple[ServerState, RoundReport]]:
+    """Round after round; each is yielded while the clients of the next one train."""
+    before: Unmeasured | None = None
+    while state.round_index < settings.rounds:
+        before = yield from run_round(state, before, settings, runtime, aggregator, evaluate)
+        state = before.state
+    if before is not None:
+        yield before.measured()
 
-    The evaluation goes on while the next round begins.
+
+def run_round(
+    state: ServerState,
+    before: Unmeasured | None,
+    settings: RoundSettings,
+    runtime: ClientMap,
+    aggregator: Aggregator,
+    evaluate: Evaluate,
+) -> Generator[tuple[ServerState, RoundReport], None, Unmeasured]:
+    """One round; it yields the round before, whose evaluation ends meanwhile.
+
+    Args:
+        state: where the round starts.
+        before: the round before; None in the first.
+        settings: seed, schedule and recipe.
+        runtime: does the clients' work.
+        aggregator: merges the prompt sets.
+        evaluate: measures a state.
+
+    Returns:
+        The round, whose evaluation goes on.
     """
-    round_index = state.round_index + 1
-    objective = settings.recipe.build_objective()
-    updates = sorted(begun.updates, key=lambda update: update.client_id)
-    trained = time.perf_counter()
+    round_index, objective = state.round_index + 1, settings.recipe.build_objective()
+    started = perf_counter()
+    jobs = make_jobs(state, settings)  # 1, 2
+    arriving = runtime.map(settings.recipe, jobs)  # 3
+    if before is not None:
+        yield before.measured()
+    updates = sorted(arriving, key=lambda update: update.client_id)  # 4
+    trained = perf_counter()
 
-    expected = [expected_of(job, objective, settings.recipe, state) for job in begun.jobs]
-    good, refused = quarantine(updates, expected)
+    expected = [expected_of(job, objective, settings.recipe, state) for job in jobs]
+    good, refused = quarantine(updates, expected)  # 5
+    check_not_empty(good, refused, round_index)
+    weights = objective.weights([update.num_examples for update in good])
+    population = settings.recipe.training.population
+    mean = merge_shared(good, weights)  # 6
+    shared, memory = objective.combine(state.shared, mean, good, population, state.objective)
+    shared, moments = step_shared(aggregator, objective, shared, state)
+    made: Tensors = {}
+    if settings.generator is None:  # 7
+        merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
+    else:
+        merged, made = teach_generator(settings.generator, good, weights, jobs, state)
+    memories = {"aggregator": moments, "generator": made, "objective": memory}
+    state = next_state(state, merged, shared, good, memories)  # 8
+    state = note_starts(state, objective, good)
+    aggregated = perf_counter()
+
+    due = round_index % settings.eval_every == 0 or round_index == settings.rounds
+    evaluation = evaluate(state) if due else None  # 9
+    sound = [update for update in updates if fault_of_types(update) is None]
+    traffic = count_bytes(settings.recipe, jobs, sound)
+    seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
+    known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
+    return Unmeasured(state, known, evaluation, aggregated)
+
+
+def check_not_empty(
+    good: Sequence[ClientUpdate], refused: Sequence[Refusal], round_index: int
+) -> None:
+    """Refuse a round without a usable update.
+
+    Args:
+        good: usable updates.
+        refused: client and reason of the others.
+        round_index: from 1.
+
+    Raises:
+        RoundError: names one of the refused updates and why.
+    """
     if not good:
         raise RoundError(
-            f"round {round_index}: all {len(updates)} updates were refused "
+            f"round {round_index}: all {len(refused)} updates were refused "
             f"(client {refused[0].client}: {refused[0].reason}); "
             "lower the learning rates or check the data"
         )
-    weights = objective.weights([update.num_examples for update in good])
-    shared, memory = objective.combine(
-        state.shared,
-        merge_shared(good, weights),
-        good,
-        settings.recipe.training.population,
-        state.objective,
-    )
-    shared, moments = step_shared(aggregator, objective, shared, state)
-    made: Tensors = {}
-    if settings.generator is None:
-        merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
-    else:
-        merged, made = teach_generator(settings.generator, good, weights, begun.jobs, state)
-    memories = {"aggregator": moments, "generator": made, "objective": memory}
-    state = next_state(state, merged, shared, good, memories)
-    state = note_starts(state, objective, good)
-    aggregated = time.perf_counter()
-
-    due = round_index % settings.eval_every == 0 or round_index == settings.rounds
-    evaluation = evaluate(state) if due else None
-    seconds = {
-        "train": trained - begun.started,
-        "aggregate": aggregated - trained,
-        "evaluate": 0.0,
-    }
-    traffic = count_bytes(settings.recipe, begun.jobs, updates)
-    told = report(state, updates, good, refused, merged, traffic, seconds)
-    return DoneRound(state, told, evaluation, aggregated)
 
 
 def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
@@ -403,7 +433,7 @@ def report(
     traffic: tuple[int, int],
     seconds: dict[str, float],
 ) -> RoundReport:
-    """What the round tells but for its evaluation; see `RoundReport`."""
+    """What is known of the round before its evaluation; see `RoundReport`."""
     total = sum(update.num_examples for update in good)
     losses = [update.metrics.get("loss", math.nan) * update.num_examples for update in good]
     clients = tuple(

@@ -128,6 +128,11 @@ def default_folder(sweep: Sweep) -> Path:
 def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial]) -> Json:
     """What a sweep found: no times and no dates, so that it is a function of the trials' results.
 
+    Args:
+        directory: the sweep's folder.
+        sweep: its space and seeds.
+        trials: all of them, finished or not.
+
     Returns:
         `keys`, `cells` (values, seeds that are done, mean and 95 % interval of each measure) and
         `trials` (values, seed, state, measures, state hash, run directory).

@@ -3,7 +3,7 @@
 This file turns a YAML file of `conf/sweep/` into a fixed list of trials, each a whole experiment
 with a run directory of its own, and the finished run directories into one table. Random draws are
 made here, from the sweep's own seed, so that the list is the same whenever it is made: a sweep that
-was killed goes on from the folders that are there. `ray_tune.py` has Ray Tune run the list.
+was killed continues from the folders that are there. `ray_tune.py` has Ray Tune run the list.
 
 SWEEP_DIR/
   plugins/       the plug-in files of all trials
@@ -105,7 +105,7 @@ class StopRule:
     grace: int = 2
     """Rounds that every trial may do."""
     reduction: int = 3
-    """Of the trials that come to a rung, one of so many goes on."""
+    """Of the trials that reach a rung, one in so many continues."""
 
     def __post_init__(self) -> None:
         check_integer("stop.grace", self.grace, 1)

@@ -31,7 +31,7 @@ class ClientActor:
     """Wraps a `ClientWorker`: one frozen backbone, the data by reference, no client's state."""
 
     def __init__(self, threads: int, plugins: Sequence[Plugin] = ()) -> None:
-        from fedprompt.client import preloaded  # noqa: F401 - takes seconds; begun before the data
+        from fedprompt.client import preloaded  # noqa: F401 - takes seconds; done before the data come
 
         # For the life of the process: the limits end with it.
         self._limits = limited_threads(threads)
@@ -89,7 +89,14 @@ class ClientActor:
     def train(
         self, setup: list[Any], recipe: LocalRecipe, jobs: list[ClientJob], broadcast: Broadcast
     ) -> list[ClientUpdate]:
-        """The local work of a pack of clients."""
+        """The local work of a pack of clients.
+
+        Args:
+            setup: as for `_load`.
+            recipe: how clients train.
+            jobs: of the clients, each without its broadcast.
+            broadcast: of them all.
+        """
         worker = self._load(setup)
         whole = [dataclasses.replace(job, broadcast=broadcast) for job in jobs]
         try:

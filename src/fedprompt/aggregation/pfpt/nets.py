@@ -67,7 +67,13 @@ class PromptNets(nn.Module):
         prefix: str = "",
         dtype: torch.dtype = torch.float32,
     ) -> PromptNets:
-        """Rebuild from what `to_state` returned; other entries of `state` are left alone."""
+        """Rebuild from what `to_state` returned; other entries of `state` are left alone.
+
+        Args:
+            state: by name, see `state_shapes`.
+            prefix: of the names.
+            dtype: of the weights.
+        """
         hidden, d = state[f"{prefix}variance_net.0.weight"].shape
         nets = cls(d, hidden, torch.Generator(), dtype)
         nets.load_state_dict({name: state[prefix + name] for name in nets.state_dict()})
@@ -76,6 +82,11 @@ class PromptNets(nn.Module):
 
 def state_shapes(d: int, hidden: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
     """What `PromptNets.to_state` holds, for `check_state`.
+
+    Args:
+        d: dimension of a prompt.
+        hidden: width of both hidden layers.
+        prefix: of the names.
 
     >>> state_shapes(8, 4)["inclusion_net.0.weight"]
     (4, 8)

@@ -7,11 +7,14 @@ import math
 
 import numpy as np
 
-from fedprompt.aggregation.arrays import Array, Indices
-from fedprompt.aggregation.beta_bernoulli import NOISE_FLOOR
+from fedprompt.aggregation.arrays import Array, Indices, standard_units
 from fedprompt.aggregation.cohort import Cohort
-from fedprompt.aggregation.key_noise import infer_key_noise, settled_keys, unbiased_dimension
-from fedprompt.aggregation.matching import Columns, peer_distance
+from fedprompt.aggregation.pfpt.map.blocks import NOISE_FLOOR
+from fedprompt.aggregation.pfpt.map.columns import Columns
+from fedprompt.aggregation.pfpt.map.key_noise import infer_key_noise, settled_keys
+from fedprompt.aggregation.pfpt.map.memory import Memory
+from fedprompt.aggregation.pfpt.map.partitions import unbiased_dimension
+from fedprompt.aggregation.pfpt.options import PfptOptions
 
 KEY_NOISE_FLOOR = 0.02
 """Smallest key noise variance in units of that between groups; if there is one group of equal
@@ -38,25 +41,6 @@ class Scales:
         """Centred and in units."""
         result: Array = (values - self.mu0) / self.unit
         return result
-
-
-def standard_units(values: Array) -> tuple[Array, float]:
-    """Mean (d,) and standard deviation over all coordinates of (N, d) values; 0 if all are equal.
-
-    >>> standard_units(np.array([[1.0, 5.0], [3.0, 5.0]]))[0]
-    array([2., 5.])
-    >>> round(standard_units(np.array([[0.0, 0.0], [2e200, 2e200]]))[1] / 1e200, 6)
-    1.0
-    """
-    centre = values.mean(axis=0)
-    residual = values - centre
-    largest = float(np.abs(residual).max())
-    if largest == 0:
-        return centre, 0.0
-    residual /= largest
-    return centre, largest * math.sqrt(
-        float(np.einsum("nd,nd->", residual, residual)) / values.size
-    )
 
 
 def prompt_scales(cohort: Cohort, strength: Array) -> Scales:
@@ -92,6 +76,28 @@ def prompt_scales(cohort: Cohort, strength: Array) -> Scales:
         guesses.append(distance / (2 * points.shape[1]))
     bounded = (min(max(guess, NOISE_FLOOR), MOST_NOISE) for guess in guesses or [0.5])
     return Scales(mu0, unit, tuple(bounded))
+
+
+def peer_distance(points: Array, owner: Indices) -> float | None:
+    """Typical squared distance between a point and its counterpart at another client.
+
+    For each point, the nearest point of every other client; of those the k-th smallest with k =
+    ceil(m / 20), because the smallest of very many is too small; then the median over points.
+    None if there is only one client.
+
+    Args:
+        points: (N, D)
+        owner: (N,) ascending.
+    """
+    clients, firsts = np.unique(owner, return_index=True)
+    if len(clients) < 2:
+        return None
+    squares = (points**2).sum(axis=1)
+    distances = np.maximum(squares[:, None] + squares[None, :] - 2 * points @ points.T, 0.0)
+    nearest = np.minimum.reduceat(distances, firsts, axis=1)
+    nearest[owner[:, None] == clients[None, :]] = np.inf
+    rank = min(-(-len(clients) // 20), len(clients) - 1)
+    return float(np.median(np.sort(nearest, axis=1)[:, rank - 1]))
 
 
 def drift_power(columns: Columns, part: slice) -> float:
@@ -165,3 +171,26 @@ def key_scales(cohort: Cohort, weight: float, memory: Array) -> KeyScales | None
         memory=found.memory * unit,
         memory_labels=found.memory_labels,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class AllScales:
+    """Scales of both blocks; no keys take part if theirs is None."""
+
+    prompts: Scales
+    keys: KeyScales | None
+
+
+def all_scales(cohort: Cohort, memory: Memory, options: PfptOptions) -> AllScales:
+    """Read off the data.
+
+    Args:
+        cohort: the inputs.
+        memory: what was remembered of the n broadcast rows, and some keys (M, q).
+        options: `key_weight` is used.
+    """
+    prompts = prompt_scales(cohort, memory.strength)
+    known = memory.keys
+    if cohort.keys is not None and known.shape[1] != cohort.keys.shape[1]:
+        known = np.empty((0, cohort.keys.shape[1]))
+    return AllScales(prompts, key_scales(cohort, options.key_weight, known))

@@ -18,21 +18,19 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedprompt.aggregation import Aggregation, AggregationInput
-from fedprompt.aggregation.literal import (
-    Fit,
-    LiteralOptions,
-    Model,
-    aggregate_paper,
+from fedprompt.aggregation.pfpt.candidates import Fit
+from fedprompt.aggregation.pfpt.nets import PromptNets, state_shapes
+from fedprompt.aggregation.pfpt.options import LiteralOptions
+from fedprompt.aggregation.pfpt.paper import Model, aggregate_paper, paper_matching
+from fedprompt.aggregation.pfpt.released import (
     aggregate_released,
-    paper_matching,
     released_matching,
     released_objective,
     released_scores,
 )
-from fedprompt.aggregation.nets import PromptNets, state_shapes
 from fedprompt.core.errors import ConfigError, InputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REFERENCE = Path(os.environ.get("FEDPROMPT_REFERENCE_DIR", ROOT.parent / "shared" / "reference"))
 SLOW = ROOT / "benchmarks" / "released_loop.py"
 FAST = LiteralOptions(loops=3, net_hidden=8)

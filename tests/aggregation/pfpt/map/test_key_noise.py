@@ -10,13 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from fedprompt.aggregation.key_noise import (
+from fedprompt.aggregation.pfpt.map.key_noise import (
     MEMORY_SIZE,
     KeyNoise,
-    _evened,
-    effective_dimension,
     infer_key_noise,
 )
+from fedprompt.aggregation.pfpt.map.partitions import _evened, effective_dimension
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -306,8 +305,8 @@ def test_a_thousand_clients_are_fast() -> None:
     keys = np.repeat(rng.normal(size=(1000, 128)), 20, axis=0)
     keys += 5 * np.repeat(rng.normal(size=(8, 128)), 2500, axis=0)
     owner = np.repeat(np.arange(1000), 20)
-    started = time.perf_counter()
+    started = time.process_time()
     result = infer_key_noise(keys, owner, rng.normal(size=(MEMORY_SIZE, 128)))
-    assert time.perf_counter() - started < 3  # 0.15 s on a free core
+    assert time.process_time() - started < 3  # 0.15 s; other programs do not count
     assert result.groups >= 8
     assert result.variance == pytest.approx(1.0, rel=0.05)
