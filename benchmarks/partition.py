@@ -1,6 +1,6 @@
 """How long does it take to divide 1,000,000 samples among 100,000 clients, and in how much memory?
 
-    python benchmarks/partition.py [--cases iid,shards] [--output benchmarks/results/partition.json]
+    python -m benchmarks.partition [--cases iid,shards] [--output benchmarks/results/partition.json]
 
 Every partitioner of `fedprompt.data.partition`, by its public call, on labels of 100 classes drawn
 uniformly (seed 0). Each case runs in a process of its own, three times with the seeds 0, 1, 2;
@@ -20,18 +20,14 @@ checking. Target: 10 s and 1 GB each.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -128,8 +124,8 @@ def measure(case: str, path: str) -> dict[str, Any]:
 
 def measure_apart(case: str, path: str) -> dict[str, Any]:
     """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--one", case, "--path", path]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.partition", "--one", case, "--path", path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if result.returncode:
         raise SystemExit(f"{case}: {result.stderr.strip()}")
     figures: dict[str, Any] = json.loads(result.stdout)
@@ -162,39 +158,34 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=_cases, default=list(CASES), help="partitioners, by comma")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/partition.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "partition.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.path)))
         return
-    import keyed  # here, for the memory that they need is not the partitioners'
-    import planted
+    from benchmarks.harness import header, write_json  # what they need is not the partitioners'
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "partition.npz"
         save_partition(path)
         rows = [measure_apart(case, str(path)) for case in arguments.cases]
-    document = {
-        "benchmark": "partition",
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": keyed.machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "seconds": round(time.perf_counter() - started, 1),
-        "request": {
+    document = header(
+        "partition",
+        seconds=round(time.perf_counter() - started, 1),
+        request={
             "samples": SAMPLES,
             "classes": CLASSES,
             "clients": CLIENTS,
             "owners": OWNERS,
             "seeds": list(SEEDS),
         },
-        "target": {"seconds": 10, "peak_mb": 1000},
-        "cases": rows,
-    }
-    planted.write(arguments.output, document)
+        target={"seconds": 10, "peak_mb": 1000},
+        cases=rows,
+    )
+    write_json(arguments.output, document)
 
 
 if __name__ == "__main__":

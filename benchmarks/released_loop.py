@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -58,9 +57,9 @@ def _client_scores(
     gaussian, inclusion = [], []
     for index, candidate in enumerate(candidates):
         one = candidate[None]
-        density: Any = Normal(candidate, nets.alpha(one)[0])
+        density = Normal(candidate, nets.alpha(one)[0])
         gaussian.append(torch.stack([density.log_prob(prompt).sum() for prompt in local]))
-        chance: Any = Bernoulli(probs=torch.sigmoid(nets.inclusion_logit(one)[0]))
+        chance = Bernoulli(probs=torch.sigmoid(nets.inclusion_logit(one)[0]))
         used = torch.tensor(1.0 if index in using else 0.0)
         inclusion.append(len(local) * chance.log_prob(used))
     return gaussian, inclusion
