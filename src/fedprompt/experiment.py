@@ -1,7 +1,7 @@
 """Run an experiment, continue one, or do one client's work again.
 
-The rounds themselves are in `runs/driver.py`, which runs where the runtime puts it. Nothing here imports
-Lightning or timm before the runtime does: a wrong call is refused within three seconds.
+The rounds themselves are in `runs/driver.py`, which runs where the runtime puts it. Nothing here
+imports Lightning or timm before the runtime does: a wrong call is refused within three seconds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
+from fedprompt.core.files import Json
 from fedprompt.core.types import ClientUpdate, ServerState
 from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
-from fedprompt.runs.events import PhaseStarted, Plan, Prepared
+from fedprompt.runs.events import Event, PhaseStarted, Plan, Prepared
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
 
@@ -36,18 +36,18 @@ class RunResult:
     """What a run leaves behind."""
 
     state: ServerState
-    reports: list[dict[str, Any]]
+    reports: list[Json]
     """The lines of `rounds.jsonl`."""
-    summary: dict[str, Any]
+    summary: Json
     run_dir: Path
 
 
 def run(
-    config: str | os.PathLike[str] | Mapping[str, Any],
+    config: str | os.PathLike[str] | Mapping[str, object],
     overrides: Sequence[str] = (),
     *,
     overwrite: bool = False,
-    on_event: Callable[[Any], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
     verbose: bool = False,
 ) -> RunResult:
     """Run an experiment.
@@ -71,7 +71,7 @@ def resume(
     run_dir: str | os.PathLike[str],
     overrides: Sequence[str] = (),
     *,
-    on_event: Callable[[Any], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
     verbose: bool = False,
 ) -> RunResult:
     """Continue a run where its last finished round ended; a finished run is returned as it is.
@@ -122,7 +122,7 @@ def plan_resume(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) 
     return Plan(config, str(directory.path.resolve()), resume=True)
 
 
-def execute(plan: Plan, on_event: Callable[[Any], None] | None = None) -> RunResult:
+def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunResult:
     """Run a plan to its end and read the result from its directory.
 
     Raises:
@@ -166,7 +166,7 @@ def execute(plan: Plan, on_event: Callable[[Any], None] | None = None) -> RunRes
     return result
 
 
-def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
+def drive(runtime: Runtime, plan: Plan) -> Iterator[Event]:
     """The driver's generator, imported where it runs."""
     from fedprompt.runs import driver
 
@@ -175,7 +175,7 @@ def drive(runtime: Runtime, plan: Plan) -> Iterator[Any]:
 
 def mark_failed(directory: RunDirectory, error: Exception) -> None:
     """Say in `status.json` of the run, and of the comparison it was at, what ended it."""
-    details: dict[str, Any] = {"message": " ".join(str(error).split()) or type(error).__name__}
+    details: Json = {"message": " ".join(str(error).split()) or type(error).__name__}
     if isinstance(error, ClientError):
         details.update(client=error.client_id, stage=error.stage, failed_round=error.round_index)
         details.update(cause=error.cause, node=error.node)

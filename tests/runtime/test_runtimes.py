@@ -23,6 +23,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.config import compose
 from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
 from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
+from fedprompt.report.page import make_html
 from fedprompt.runs import driver
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
@@ -135,7 +136,11 @@ def watched(
     """A run of three rounds, each evaluated, in this process."""
     config = compose("quickstart", experiment_of(backbone, folder, "eval_every=1"))
     runtime = Watched(config.runtime, failing)
-    return driver.drive(runtime, Plan(config, str(folder))), runtime, RunDirectory(folder)
+    return (
+        driver.drive(runtime, Plan(config, str(folder)), make_html),
+        runtime,
+        RunDirectory(folder),
+    )
 
 
 def test_clients_begin_while_the_round_before_is_measured(

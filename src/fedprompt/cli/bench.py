@@ -133,7 +133,7 @@ def timed_steps(clock: Clock = time.perf_counter) -> Iterator[list[float]]:
     real: Any = loop.fit_batch
     seconds: list[float] = []
 
-    def watched(*arguments: Any) -> None:
+    def watched(*arguments: object) -> None:
         started = clock()
         real(*arguments)
         seconds.append(clock() - started)

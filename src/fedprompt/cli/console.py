@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.text import Text
 
 from fedprompt.cli.signals import StopSignals
 from fedprompt.core.errors import ClientError, WorkerError
+
+if TYPE_CHECKING:  # take seconds to import
+    from fedprompt.runs.events import Event, Plan
 
 
 def sort_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -33,7 +36,7 @@ def check_one_name(names: list[str], example: str) -> None:
         )
 
 
-def run_plan(plan: Any) -> None:
+def run_plan(plan: Plan) -> None:
     """Run a plan with a live display and print what came of it."""
     from fedprompt.experiment import execute, mark_interrupted
     from fedprompt.report.live import RoundDisplay
@@ -50,7 +53,7 @@ def run_plan(plan: Any) -> None:
 
     begun = plan.resume
 
-    def show(event: Any) -> None:
+    def show(event: Event) -> None:
         nonlocal begun
         begun = begun or isinstance(event, Prepared)
         if isinstance(event, RoundFinished):
@@ -84,7 +87,7 @@ def run_plan(plan: Any) -> None:
     click.echo(f"report: {result.run_dir / 'report.html'}")
 
 
-def replay_command(plan: Any, error: ClientError) -> str:
+def replay_command(plan: Plan, error: ClientError) -> str:
     """The command that runs the failed client alone."""
     from fedprompt.experiment import failed_method
 
@@ -93,12 +96,12 @@ def replay_command(plan: Any, error: ClientError) -> str:
     return f"fedprompt replay {shlex.quote(plan.run_dir)} --client {error.client_id}{suffix}"
 
 
-def resume_command(plan: Any) -> str:
+def resume_command(plan: Plan) -> str:
     """The command that continues the run."""
     return f"fedprompt run --resume {shlex.quote(plan.run_dir)}"
 
 
-def stop_quietly(plan: Any, number: int, finished_rounds: int | None) -> NoReturn:
+def stop_quietly(plan: Plan, number: int, finished_rounds: int | None) -> NoReturn:
     """Say how to go on and end with the signal's exit code."""
     if finished_rounds is None:
         text = "stopped before the first round; nothing was written"

@@ -17,7 +17,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -26,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedprompt.core.errors import FedpromptError
+from fedprompt.core.files import Json
 from fedprompt.core.machine import available_cpus
 
 # None of these may import torch, which may be what is broken.
@@ -344,7 +344,7 @@ def render(findings: list[Finding]) -> RenderableType:
     return Group(*parts)
 
 
-def as_tree(findings: list[Finding]) -> dict[str, Any]:
+def as_tree(findings: list[Finding]) -> Json:
     """The report for a program."""
     return {
         "quickstart": can_run(findings),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -119,7 +123,7 @@ def _progress_bar() -> Iterator[Progress]:
         yield log
         return
     with rich_progress.Progress(*columns) as bar:
-        rows: dict[str, Any] = {}
+        rows: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
             if stage not in rows:

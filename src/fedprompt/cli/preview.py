@@ -10,14 +10,14 @@ import errno
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.files import atomic_write
+from fedprompt.core.files import Json, atomic_write
 from fedprompt.data.partition.base import Indices, class_counts, partitioners, split_task
 from fedprompt.data.partition.file import FILE_NAME, make_recipe, partition_bytes
 from fedprompt.data.task import Task, datasets
@@ -104,7 +104,7 @@ def effective_classes(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(np.exp(entropy(counts, axis=1)), np.float64)
 
 
-def measure(counts: NDArray[np.int64]) -> dict[str, Any]:
+def measure(counts: NDArray[np.int64]) -> Json:
     """The figures of one row of the table.
 
     Args:
@@ -127,18 +127,18 @@ def measure(counts: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _spread(values: NDArray[Any]) -> tuple[float, float, float]:
+def _spread(values: NDArray[np.floating] | NDArray[np.integer]) -> tuple[float, float, float]:
     return float(values.min()), float(np.median(values)), float(values.max())
 
 
-def measure_all(preview: Preview) -> dict[str, dict[str, Any]]:
+def measure_all(preview: Preview) -> dict[str, Json]:
     """`measure` of each domain, when there are several, and of `all`.
 
     A domain's row is about its samples and the clients that have some of them.
     """
     train, classes = preview.task.train, preview.task.num_classes
     whole = class_counts(preview.parts, train.labels, classes)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Json] = {}
     if len(preview.task.group_names) > 1:
         for group, name in enumerate(preview.task.group_names):
             own = [part[train.groups[part] == group] for part in preview.parts]

@@ -6,14 +6,20 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from fedprompt.cli.console import check_one_name, fail, sort_arguments
 from fedprompt.cli.signals import StopSignals
+
+if TYPE_CHECKING:  # take seconds to import
+    from fedprompt.sweep.directory import SweepDirectory
+    from fedprompt.sweep.ray_tune import TrialEnded
+    from fedprompt.sweep.space import Sweep, Trial
 
 
 @click.command()
@@ -63,7 +69,9 @@ def sweep(
     run_trials(chosen, trials, directory, verbose or ctx.obj)
 
 
-def run_trials(chosen: Any, trials: Any, directory: Any, verbose: bool) -> None:
+def run_trials(
+    chosen: Sweep, trials: Sequence[Trial], directory: SweepDirectory, verbose: bool
+) -> None:
     """Run the trials of a sweep with a line for each, and print what came of them."""
     from fedprompt.report.live import clock, percent
     from fedprompt.sweep.figures import write_figures
@@ -77,7 +85,7 @@ def run_trials(chosen: Any, trials: Any, directory: Any, verbose: bool) -> None:
     click.echo(f"sweep {chosen.name}: {left} of {len(trials)} trials to do, in {directory.path}")
     width = len(str(len(trials)))
 
-    def show(event: Any) -> None:
+    def show(event: TrialEnded) -> None:
         result = percent(event.accuracy) if event.state != "failed" else event.message
         console.print(
             f"{event.done:>{width}}/{event.total}  {describe(event.trial.cell)} "

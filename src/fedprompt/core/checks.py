@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection
-from typing import Any
+from typing import TypeGuard
 
 from fedprompt.core.errors import ConfigError, suggest
 
 
-def check_choice(key: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(key: str, value: object, choices: Collection[str]) -> None:
     """Refuse what is none of some names.
 
     Args:
@@ -26,7 +26,7 @@ def check_choice(key: str, value: Any, choices: Collection[str]) -> None:
         raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got '{value}'{near}")
 
 
-def check_integer(key: str, value: Any, least: int) -> None:
+def check_integer(key: str, value: object, least: int) -> None:
     """Refuse what is not an integer >= `least`.
 
     Raises:
@@ -37,7 +37,7 @@ def check_integer(key: str, value: Any, least: int) -> None:
 
 
 def check_number(
-    key: str, value: Any, least: float, *, above: bool = False, below: float = math.inf
+    key: str, value: object, least: float, *, above: bool = False, below: float = math.inf
 ) -> None:
     """Refuse what is not a finite number >= `least`, or > `least` if `above`, and < `below`.
 
@@ -53,22 +53,27 @@ def check_number(
         )
 
 
-def check_flag(key: str, value: Any) -> None:
+def check_flag(key: str, value: object) -> None:
     """Refuse what is neither true nor false.
 
     Raises:
         ConfigError: names the key.
     """
-    if not isinstance(value, bool):
+    if not is_flag(value):
         raise ConfigError(f"{key}: expected true or false, got {value!r}")
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value is an integer and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite real number and no bool."""
-    fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return fits and math.isfinite(value)
+    fits = isinstance(value, numbers.Real) and math.isfinite(value)
+    return fits and not is_flag(value)
+
+
+def is_flag(value: object) -> bool:
+    """Whether a value is true or false."""
+    return isinstance(value, bool)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     pass
 
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 TEMPORARY_FILES = re.compile(r"\..+\.\d+\.tmp")
 
 

@@ -17,7 +17,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sklearn
@@ -33,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.files import atomic_write
+from fedprompt.core.files import Json, atomic_write
 from fedprompt.data.prefix.cache import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 
@@ -67,7 +66,7 @@ class FrozenHead:
 
 
 def kept_head(
-    folder: Path, recipe: dict[str, Any], fit: Callable[[], FrozenHead]
+    folder: Path, recipe: Json, fit: Callable[[], FrozenHead]
 ) -> tuple[FrozenHead, str | None]:
     """What an earlier run fitted from the same images with the same network, else a new fit.
 

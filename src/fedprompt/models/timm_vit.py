@@ -22,6 +22,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.core.files import Json
 from fedprompt.models import torchvision_weights
 from fedprompt.models.nano import network as nano
 from fedprompt.models.options import ModelOptions
@@ -62,7 +63,7 @@ def build(options: ModelOptions) -> tuple[VisionTransformer, Transform]:
     elif options.pretrained and (cached := _cached_weights(outline.pretrained_cfg)):
         tensors = read_weights(cached)
     classes = _classes(options, outline, tensors)
-    settings: dict[str, Any] = {"img_size": transform.image_size, "num_classes": classes}
+    settings: Json = {"img_size": transform.image_size, "num_classes": classes}
     if options.pretrained is True and tensors is None:
         return _fetch(options.backbone, outline, settings), transform
     # Every worker draws for itself, and all must draw the same weights.
@@ -74,7 +75,7 @@ def build(options: ModelOptions) -> tuple[VisionTransformer, Transform]:
     return vit, transform
 
 
-def published_transform(config: Mapping[str, Any]) -> Transform:
+def published_transform(config: Json) -> Transform:
     """The evaluation transform of timm's data config: the centre `crop_pct` of the resized image.
 
     >>> config = {"input_size": (3, 224, 224), "crop_pct": 0.875, "mean": (0.5,) * 3,
@@ -232,20 +233,20 @@ def _check_patch(vit: VisionTransformer, tensors: Mapping[str, Tensor]) -> None:
                 )
 
 
-def _weight_source(config: Mapping[str, Any]) -> tuple[str, str]:
+def _weight_source(config: Json) -> tuple[str, str]:
     """Repository and file of the hub."""
     name = config.get("hf_hub_filename") or "model.safetensors"
     return str(config.get("hf_hub_id") or ""), str(name)
 
 
-def _cached_weights(config: Mapping[str, Any]) -> Path | None:
+def _cached_weights(config: Json) -> Path | None:
     """The file of weights that an earlier run fetched; reading it needs no network."""
     repository, name = _weight_source(config)
     found = huggingface_hub.try_to_load_from_cache(repository, name) if repository else None
     return Path(found) if isinstance(found, str) else None
 
 
-def _fetch(name: str, outline: Any, settings: Mapping[str, Any]) -> VisionTransformer:
+def _fetch(name: str, outline: Any, settings: Json) -> VisionTransformer:
     """Let timm fetch the weights.
 
     Raises:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedprompt.core.files import atomic_write
 from fedprompt.report.live import percent
@@ -290,7 +291,7 @@ def _draw_fates(axes: Axes, rounds: Sequence[int], values: Mapping[str, list[flo
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _write_counts(axes: Axes, counts: Any, largest: float) -> None:
+def _write_counts(axes: Axes, counts: NDArray[np.int64], largest: float) -> None:
     for client, row in enumerate(counts):
         for label, count in enumerate(row):
             if count:
@@ -306,7 +307,7 @@ def _write_counts(axes: Axes, counts: Any, largest: float) -> None:
                 )
 
 
-def _draw_totals(axes: Axes, counts: Any) -> None:
+def _draw_totals(axes: Axes, counts: NDArray[np.int64]) -> None:
     totals = counts.sum(axis=1)
     clients = len(totals)
     axes.bar(np.arange(clients) + 0.5, totals, 0.86, color=MUTED, linewidth=0)

@@ -7,10 +7,10 @@ import html
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.files import atomic_write
+from fedprompt.core.files import Json, atomic_write
 from fedprompt.report.figures import draw_all, write_figures
 from fedprompt.report.live import number, percent
 from fedprompt.report.style import png_bytes
@@ -154,7 +154,7 @@ def _warning_html(run: Run) -> str:
     return "".join(f'<div class="warning">{_escape(line)}</div>' for line in lines)
 
 
-def _cards_html(row: Mapping[str, Any]) -> str:
+def _cards_html(row: Json) -> str:
     best = "" if row["best_round"] is None else f", round {row['best_round']}"
     cards = (
         (percent(row["accuracy"]), "test accuracy, last round"),
@@ -178,7 +178,7 @@ def _summary_html(runs: Sequence[Run]) -> str:
     return _table_html(heads, [_html_cells(summary_row(run)) for run in runs], lead=True)
 
 
-def _html_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _html_cells(row: Json) -> tuple[str, ...]:
     own = row["personalised"] or {}
     clients = f"{percent(own.get('mean'))} ({percent(own.get('worst_tenth'))})" if own else "-"
     return (*summary_cells(row), clients)
@@ -205,7 +205,7 @@ def _picture_html(name: str, data: bytes) -> str:
 
 
 def _details_html(run: Run) -> str:
-    columns: tuple[tuple[str, Callable[[Mapping[str, Any]], object]], ...] = (
+    columns: tuple[tuple[str, Callable[[Json], object]], ...] = (
         ("round", lambda record: record["round"]),
         ("test accuracy", lambda record: percent(record.get("accuracy"))),
         ("validation", lambda record: percent(record.get("validation_accuracy"))),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedprompt.core.files import Json
 from fedprompt.report.live import percent
 from fedprompt.runs.summary import comparison_table
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def summary_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def summary_cells(row: Json) -> tuple[str, ...]:
     """A row of `comparison_table` as the table shows it."""
     best = percent(row["best_accuracy"])
     if row["best_round"] is not None:

@@ -41,6 +41,10 @@ class Note:
     text: str
 
 
+Event = Prepared | PhaseStarted | RoundFinished | Note
+"""What a driver yields."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What `drive` is to do."""

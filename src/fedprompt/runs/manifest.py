@@ -8,8 +8,9 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedprompt.core.files import Json
 from fedprompt.core.machine import available_cpus, cpu_name
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PACKAGES = (
 )
 
 
-def manifest() -> dict[str, Any]:
+def manifest() -> Json:
     """What is needed to tell where a result comes from: versions, machine, commit and date."""
     return {
         "date": now_utc(),
@@ -44,7 +45,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit(file: Path) -> dict[str, Any] | None:
+def _git_commit(file: Path) -> Json | None:
     """Commit of the checkout that `file` is tracked in and whether it was changed, or None."""
 
     def git(*arguments: str) -> str:

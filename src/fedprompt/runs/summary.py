@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.files import Json
 from fedprompt.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class Run:
 
     directory: RunDirectory
     name: str
-    records: tuple[Mapping[str, Any], ...]
-    summary: Mapping[str, Any]
-    status: Mapping[str, Any]
+    records: tuple[Json, ...]
+    summary: Json
+    status: Json
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Rounds and values of the records that have a number under `key`."""
@@ -84,7 +85,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def comparison_table(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
     """One row for each run and comparison run.
 
     Returns:
@@ -128,7 +129,7 @@ def _unused(name: str, runs: Sequence[Run]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def summary_row(run: Run) -> dict[str, Any]:
+def summary_row(run: Run) -> Json:
     """One row of `comparison_table`."""
     accuracies = dict(zip(*run.series("accuracy"), strict=True))
     validation = dict(zip(*run.series("validation_accuracy"), strict=True))

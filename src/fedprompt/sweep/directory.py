@@ -8,12 +8,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.files import atomic_write
+from fedprompt.core.files import Json, atomic_write
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.summary import comparison_table
 from fedprompt.sweep.space import Sweep, Trial, build_sweep, read_sweep
@@ -96,7 +95,7 @@ class SweepDirectory:
             if trial.folder not in stopped and not self.run(trial).is_finished()
         ]
 
-    def write_table(self, sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
+    def write_table(self, sweep: Sweep, trials: Sequence[Trial]) -> Json:
         """Write `table.json` and `table.csv`; see `make_table`."""
         table = make_table(self, sweep, trials)
         atomic_write(self.path / "table.json", json.dumps(table, indent=2) + "\n")
@@ -113,7 +112,7 @@ def default_folder(sweep: Sweep) -> Path:
 # ---------------------------------------------------------------- the table
 
 
-def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
+def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial]) -> Json:
     """What a sweep found: no times and no dates, so that it is a function of the trials' results.
 
     Returns:
@@ -121,10 +120,10 @@ def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial])
         `trials` (values, seed, state, measures, state hash, run directory).
     """
     stopped = directory.stopped()
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for trial in trials:
         run = directory.run(trial)
-        measured: dict[str, Any] = dict.fromkeys((*MEASURES, "rounds", "state_sha256"))
+        measured: Json = dict.fromkeys((*MEASURES, "rounds", "state_sha256"))
         state = run.read_status().get("state", "missing") if run.is_run() else "missing"
         if run.is_run() and run.read_rounds():
             row = comparison_table([run.path])[0]
@@ -142,7 +141,7 @@ def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial])
     for values, group in itertools.groupby(rows, key=lambda row: row["values"]):
         members = list(group)
         done = [row for row in members if row["state"] == "finished"]
-        cell: dict[str, Any] = {
+        cell: Json = {
             "values": values,
             "seeds": [row["seed"] for row in done],
             "stopped": sum(row["state"] == "stopped" for row in members),

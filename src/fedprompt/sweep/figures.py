@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.core.checks import is_number
-from fedprompt.core.files import atomic_write
+from fedprompt.core.files import Json, atomic_write
 from fedprompt.report.style import COLOURS, INK, MUTED
 from fedprompt.report.style import canvas as _canvas
 from fedprompt.report.style import png_bytes as _png
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_figures(table: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_figures(table: Json, folder: Path) -> list[Path]:
     """Draw what the table allows: lines for one or two keys, a heat map for a grid of two.
 
     Args:
@@ -38,7 +38,7 @@ def write_figures(table: Mapping[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def measured(table: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+def measured(table: Json) -> dict[tuple[Any, ...], Json]:
     """The accuracy of each cell that has one, by its values in the order of the keys."""
     found = {}
     for cell in table["cells"]:
@@ -47,7 +47,7 @@ def measured(table: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any
     return found
 
 
-def heat_map(table: Mapping[str, Any]) -> Figure | None:
+def heat_map(table: Json) -> Figure | None:
     """Mean accuracy over two keys, the interval below it; None if there are not two."""
     keys, cells = table["keys"], measured(table)
     if len(keys) != 2 or not cells:
@@ -77,7 +77,7 @@ def heat_map(table: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def line_plot(table: Mapping[str, Any]) -> Figure | None:
+def line_plot(table: Json) -> Figure | None:
     """Mean accuracy over the last key, a line for each value of the one before; None if others."""
     keys, cells = table["keys"], measured(table)
     if len(keys) not in (1, 2) or not cells:
@@ -114,7 +114,7 @@ def line_plot(table: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _about(table: Mapping[str, Any]) -> str:
+def _about(table: Json) -> str:
     counts = sorted({len(cell["seeds"]) for cell in table["cells"]})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"mean and 95 % interval over {seeds} seed{'s' if counts[-1] != 1 else ''}"

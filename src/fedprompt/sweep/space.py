@@ -36,6 +36,10 @@ from fedprompt.core.errors import ConfigError, suggest
 MAX_TRIALS = 10_000
 
 
+Value = Any
+"""What a config key may be set to, as YAML has it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """The values that one config key takes.
@@ -47,7 +51,7 @@ class Axis:
 
     key: str
     kind: str
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -75,7 +79,7 @@ class Axis:
                 f"{list(self.values)}"
             )
 
-    def draw(self, generator: np.random.Generator) -> Any:
+    def draw(self, generator: np.random.Generator) -> Value:
         """One value of a random axis, as a plain Python value."""
         if self.kind == "choice":
             return self.values[int(generator.integers(len(self.values)))]
@@ -110,7 +114,7 @@ class StopRule:
 class Trial:
     """One experiment of a sweep."""
 
-    cell: tuple[tuple[str, Any], ...]
+    cell: tuple[tuple[str, Value], ...]
     """Key and value of each axis."""
     seed: int
     folder: str
@@ -148,7 +152,7 @@ class Sweep:
             "note": self.note,
         }
 
-    def cells(self) -> list[tuple[tuple[str, Any], ...]]:
+    def cells(self) -> list[tuple[tuple[str, Value], ...]]:
         """All combinations of the grid, each with its draws of the random axes; equal draws are one
         cell.
         """
@@ -280,7 +284,7 @@ def build_sweep(tree: Tree) -> Sweep:
     )
 
 
-def _experiment(value: Any) -> str | Tree:
+def _experiment(value: Value) -> str | Tree:
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}
     if isinstance(value, str) and value:
@@ -291,7 +295,7 @@ def _experiment(value: Any) -> str | Tree:
     )
 
 
-def _axis(key: str, value: Any) -> Axis:
+def _axis(key: str, value: Value) -> Axis:
     if isinstance(value, list):
         return Axis(key, "grid", tuple(value))
     if not isinstance(value, Mapping) or len(value) != 1:
@@ -305,7 +309,7 @@ def _axis(key: str, value: Any) -> Axis:
     return Axis(key, str(kind), tuple(values))
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
+def _seeds(value: Value) -> tuple[int, ...]:
     if is_integer(value) and value >= 1:
         return tuple(range(value))
     whole = isinstance(value, list) and value and all(is_integer(s) and s >= 0 for s in value)
@@ -316,7 +320,7 @@ def _seeds(value: Any) -> tuple[int, ...]:
     )
 
 
-def _stop(value: Any) -> StopRule | None:
+def _stop(value: Value) -> StopRule | None:
     if value is None:
         return None
     known = [field.name for field in dataclasses.fields(StopRule)]
@@ -328,7 +332,7 @@ def _stop(value: Any) -> StopRule | None:
     return StopRule(**{key: _integer(item, f"stop.{key}", 0) for key, item in value.items()})
 
 
-def _integer(value: Any, key: str, least: int) -> int:
+def _integer(value: Value, key: str, least: int) -> int:
     check_integer(key, value, least)
     return int(value)
 
@@ -352,17 +356,17 @@ def read_sweep(name: str) -> Tree:
     return {str(key): value for key, value in content.items()}
 
 
-def plain_text(value: Any) -> str:
+def plain_text(value: Value) -> str:
     """A value of the space as tables and names of folders show it."""
     return format(value, ".6g") if isinstance(value, float) else str(value)
 
 
-def _yaml_line(value: Any) -> str:
+def _yaml_line(value: Value) -> str:
     """A value as the right side of an override."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def describe(cell: Sequence[tuple[str, Any]]) -> str:
+def describe(cell: Sequence[tuple[str, Value]]) -> str:
     """A cell in one line.
 
     >>> describe([("partition.alpha", 0.1), ("prompts.count", 5)])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from fedprompt.core.files import Json
 from fedprompt.core.intervals import t_interval
 from fedprompt.report.live import percent
 from fedprompt.sweep.space import plain_text
@@ -32,7 +32,7 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": round(mean, 6), "half_width": None if half is None else round(half, 6)}
 
 
-def table_csv(table: Mapping[str, Any]) -> str:
+def table_csv(table: Json) -> str:
     """One row a cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -53,7 +53,7 @@ def table_csv(table: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def render_table(table: Mapping[str, Any]) -> Table:
+def render_table(table: Json) -> Table:
     """The cells as a table for the terminal."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for key in table["keys"]:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Field = Any
+"""(count, size, size) before clipping; NumPy types what its operators give too loosely for more."""
 
 PATTERNS = (
     "flat", "stripes", "checks", "dots", "rings", "plaid",
@@ -97,82 +99,82 @@ def interpolation(source: int, target: int) -> Floats:
     return matrix
 
 
-def _flat(p: _Plane) -> Any:
+def _flat(p: _Plane) -> Field:
     return np.zeros((p.count, p.size, p.size), np.float32)
 
 
-def _stripes(p: _Plane) -> Any:
+def _stripes(p: _Plane) -> Field:
     return p.wave(p.u)
 
 
-def _checks(p: _Plane) -> Any:
+def _checks(p: _Plane) -> Field:
     product = np.sin(np.pi * p.u) * np.sin(np.pi * p.v)
     return 0.5 + p.uniform(1, 5) * product
 
 
-def _dots(p: _Plane) -> Any:
+def _dots(p: _Plane) -> Field:
     distance = np.hypot(p.u % 1 - 0.5, p.v % 1 - 0.5)
     return 0.5 + (p.uniform(0.2, 0.38) - distance) * (p.size / p.frequency)
 
 
-def _rings(p: _Plane) -> Any:
+def _rings(p: _Plane) -> Field:
     radius = np.hypot(p.x - p.uniform(-0.5, 0.5), p.y - p.uniform(-0.5, 0.5))
     return p.wave(radius * p.frequency * 1.3)
 
 
-def _plaid(p: _Plane) -> Any:
+def _plaid(p: _Plane) -> Field:
     return 0.5 * (p.wave(p.u) + p.wave(p.v * p.uniform(0.7, 1.4)))
 
 
-def _bricks(p: _Plane) -> Any:
+def _bricks(p: _Plane) -> Field:
     v = p.v * 1.2
     u = p.u * 0.6 + 0.5 * (np.floor(v) % 2)
     edge = np.minimum(np.abs(u % 1 - 0.5) / 0.6, np.abs(v % 1 - 0.5) / 1.2)
     return 0.5 + (p.uniform(0.06, 0.12) - edge) * (p.size / p.frequency)
 
 
-def _waves(p: _Plane) -> Any:
+def _waves(p: _Plane) -> Field:
     return p.wave(p.u + p.uniform(0.2, 0.5) * np.sin(2 * np.pi * p.v * p.uniform(0.3, 0.7)))
 
 
-def _clouds(p: _Plane) -> Any:
+def _clouds(p: _Plane) -> Field:
     coarse, middle, fine = p.noise(3), p.noise(6), p.noise(12)
     return 0.5 + 1.6 * (0.5 * coarse + 0.3 * middle + 0.2 * fine - 0.5)
 
 
-def _grain(p: _Plane) -> Any:
+def _grain(p: _Plane) -> Field:
     contrast = p.uniform(0.3, 1.0)
     noise = p.generator.random((p.count, p.size, p.size), dtype=np.float32)
     return 0.5 + contrast * (noise - 0.5)
 
 
-def _cells(p: _Plane) -> Any:
+def _cells(p: _Plane) -> Field:
     points = p.generator.uniform(-0.6, 0.6, (p.count, 12, 2, 1, 1)).astype(np.float32)
     distance = (p.x - points[:, :, 0]) ** 2 + (p.y - points[:, :, 1]) ** 2
     nearest = np.sqrt(np.partition(distance, 1, axis=1)[:, :2])
     return (nearest[:, 1] - nearest[:, 0]) * p.uniform(3, 8)
 
 
-def _gradient(p: _Plane) -> Any:
+def _gradient(p: _Plane) -> Field:
     return 0.5 + (p.u - p.u.mean(axis=(1, 2), keepdims=True)) / p.frequency
 
 
-def _zigzag(p: _Plane) -> Any:
+def _zigzag(p: _Plane) -> Field:
     return p.wave(p.u + p.uniform(0.5, 1.0) * np.abs(p.v % 1 - 0.5) * 2)
 
 
-def _scales(p: _Plane) -> Any:
+def _scales(p: _Plane) -> Field:
     v = p.v * 1.3
     u = p.u + 0.5 * (np.floor(v) % 2)
     return p.wave(np.hypot(u % 1 - 0.5, v % 1) * p.uniform(0.8, 1.1))
 
 
-def _rays(p: _Plane) -> Any:
+def _rays(p: _Plane) -> Field:
     angle = np.arctan2(p.y - p.uniform(-0.3, 0.3), p.x - p.uniform(-0.3, 0.3))
     return p.wave(np.rint(p.frequency * 1.5) * angle / (2 * np.pi) + p.uniform(0, 1))
 
 
-def _lattice(p: _Plane) -> Any:
+def _lattice(p: _Plane) -> Field:
     third = 2 * np.pi / 3
     total = sum(
         np.sin(2 * np.pi * (p.u * np.cos(k * third) + p.v * np.sin(k * third))) for k in range(3)
@@ -180,7 +182,7 @@ def _lattice(p: _Plane) -> Any:
     return 0.4 + p.uniform(0.3, 0.8) * np.asarray(total)
 
 
-_DRAW: dict[str, Callable[[_Plane], Any]] = {
+_DRAW: dict[str, Callable[[_Plane], Field]] = {
     "flat": _flat, "stripes": _stripes, "checks": _checks, "dots": _dots, "rings": _rings,
     "plaid": _plaid, "bricks": _bricks, "waves": _waves, "clouds": _clouds, "grain": _grain,
     "cells": _cells, "gradient": _gradient,

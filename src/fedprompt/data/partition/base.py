@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +30,7 @@ partitioners: Registry[Partitioner] = Registry("partition", "fedprompt.data.part
 LARGEST_LABEL = 10**6
 
 
-def create(name: str, /, **options: Any) -> Partitioner:
+def create(name: str, /, **options: object) -> Partitioner:
     """A partitioner by name: `create("dirichlet", alpha=0.5)(labels, num_clients, seed)`.
 
     Raises:

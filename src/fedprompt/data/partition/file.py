@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.files import Json
 from fedprompt.data.partition.base import (
     Columns,
     Indices,
@@ -40,7 +41,7 @@ class SavedPartition:
     """What a partition file holds."""
 
     parts: list[Indices]
-    recipe: dict[str, Any]
+    recipe: Json
     """Empty when the file has none."""
 
 
@@ -50,8 +51,8 @@ def labels_digest(labels: Indices) -> str:
 
 
 def make_recipe(
-    name: str, options: Mapping[str, Any], seed: int, parts: Sequence[Indices], labels: Indices
-) -> dict[str, Any]:
+    name: str, options: Json, seed: int, parts: Sequence[Indices], labels: Indices
+) -> Json:
     """How a partition came about and for which data; for a reloaded one, what its file says, too.
 
     Args:
@@ -75,7 +76,7 @@ def make_recipe(
     return recipe
 
 
-def partition_bytes(parts: Sequence[Indices], recipe: Mapping[str, Any]) -> bytes:
+def partition_bytes(parts: Sequence[Indices], recipe: Mapping[str, object]) -> bytes:
     """The content of a partition file."""
     buffer = io.BytesIO()
     np.savez_compressed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ class LongTailOptions:
     """IF: the largest class over the smallest; 1 keeps equally many of each class."""
     then: str = "dirichlet"
     """The partition of the samples that are kept."""
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: dict[str, object] = dataclasses.field(default_factory=dict)
     """Its options: `partition.options.alpha=0.1`."""
 
     def __post_init__(self) -> None:

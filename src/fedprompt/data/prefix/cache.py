@@ -20,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import nn
 
 from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, InputError
+from fedprompt.core.files import Json
 from fedprompt.data.prefix import tables
 from fedprompt.data.prefix.entries import (
     FORMAT,
@@ -158,7 +159,7 @@ class PrefixCache:
                     table = open_entry(path)
         return table
 
-    def recipe(self, split: Split) -> dict[str, Any]:
+    def recipe(self, split: Split) -> Json:
         """All that decides the bits of a table, as plain values; `header.json` shows it."""
         labels = np.stack([split.labels, split.groups]).astype("<i8")
         return {
@@ -169,7 +170,7 @@ class PrefixCache:
         }
 
     @staticmethod
-    def key(recipe: dict[str, Any]) -> str:
+    def key(recipe: Json) -> str:
         """Name of an entry: the SHA-256 of its recipe."""
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
@@ -187,7 +188,7 @@ class PrefixCache:
                 self._note(f"cache entry {path} was damaged ({error}) and was computed again")
             return None
 
-    def _write(self, path: Path, recipe: dict[str, Any], split: Split) -> IO[bytes]:
+    def _write(self, path: Path, recipe: Json, split: Split) -> IO[bytes]:
         """Compute and write an entry; it is in use as long as the returned file is open."""
         remove_entry(path, even_in_use=True)  # damaged
         logger.info("computing the features of %d images for %s", len(split), path)
@@ -256,7 +257,7 @@ class PrefixCache:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def encoder_identity(encoder: Encoder) -> dict[str, Any]:
+def encoder_identity(encoder: Encoder) -> Json:
     """What an encoder computes with: weights, plain settings, buffers, and the source of its code.
 
     Settings are found, not listed, so that a new one cannot be forgotten.
@@ -280,7 +281,7 @@ def encoder_identity(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def machine_identity(device: torch.device) -> dict[str, Any]:
+def machine_identity(device: torch.device) -> Json:
     """What changes bits besides the encoder: versions, device, instruction set, threads."""
     cuda = device.type == "cuda"
     return {
@@ -335,7 +336,7 @@ def _source_digest(module: str) -> str:
     return digest.hexdigest()
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))

@@ -27,11 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.core.errors import InputError
+from fedprompt.core.files import Json
 from fedprompt.data.prefix.tables import ARRAYS, Chunk, FeatureTable
 
 # Without it, on Windows, nothing is locked: let one run at a time compute features there.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 npy: Any = np.lib.format
+Rows = NDArray[Any]
+"""Images' rows of an array; the type of its numbers is the array's own."""
 
 FORMAT = 2
 HEADER = "header.json"
@@ -50,7 +53,7 @@ class Entry:
     def __del__(self) -> None:
         os.close(self.lease)
 
-    def reopen(self) -> tuple[Callable[..., FeatureTable], tuple[Any, ...]]:
+    def reopen(self) -> tuple[Callable[..., FeatureTable], tuple[object, ...]]:
         """How another process of this machine opens the table."""
         return reopen_entry, (str(self.path),)
 
@@ -58,7 +61,7 @@ class Entry:
 # ---------------------------------------------------------------- locks
 
 
-def lock(file: IO[Any] | int, exclusive: bool, wait: bool) -> bool:
+def lock(file: IO[bytes] | int, exclusive: bool, wait: bool) -> bool:
     """Lock an open file until it is closed, or its process ends in whatever way.
 
     Returns:
@@ -112,7 +115,7 @@ def remove_entry(path: Path, even_in_use: bool = False) -> bool:
 
 def write_entry(
     path: Path,
-    recipe: dict[str, Any],
+    recipe: Json,
     dtype: str,
     chunks: Iterator[Chunk],
     known: dict[str, NDArray[np.int64]],
@@ -170,7 +173,7 @@ def _write_arrays(
     chunks: Iterator[Chunk],
     known: dict[str, NDArray[np.int64]],
     make_room: Callable[[int], None],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Json]:
     """Write all files and describe each."""
     first = next(chunks)
     samples = {**vars(first), **known}
@@ -198,7 +201,7 @@ class _ArrayWriter:
     memory-mapped one ends the process.
     """
 
-    def __init__(self, path: Path, count: int, sample: NDArray[Any]) -> None:
+    def __init__(self, path: Path, count: int, sample: Rows) -> None:
         self.path = path
         self.shape = (count, *sample.shape[1:])
         self.dtype = sample.dtype
@@ -221,11 +224,11 @@ class _ArrayWriter:
     def __exit__(self, *details: object) -> None:
         self.file.close()
 
-    def append(self, rows: NDArray[Any]) -> None:
+    def append(self, rows: Rows) -> None:
         """Write some rows."""
         self._write(np.ascontiguousarray(rows, self.dtype).data.cast("B"))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """What the header says about the closed file."""
         status = self.path.stat()
         return {
@@ -282,7 +285,7 @@ def open_entry(path: Path, verify: bool = False) -> FeatureTable:
     try:
         lock(lease, exclusive=False, wait=True)
         header = _read_header(lease, path.name)
-        arrays: dict[str, Any] = {
+        arrays: Json = {
             name: _open_array(path, name, header["arrays"][name], verify) for name in ARRAYS
         }
         table = FeatureTable(**arrays, dtype=header["dtype"])
@@ -311,7 +314,7 @@ def reopen_entry(path: str) -> FeatureTable:
         ) from error
 
 
-def _read_header(descriptor: int, key: str) -> dict[str, Any]:
+def _read_header(descriptor: int, key: str) -> Json:
     try:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             header = json.loads(file.read())
@@ -325,7 +328,7 @@ def _read_header(descriptor: int, key: str) -> dict[str, Any]:
     return dict(header)
 
 
-def _open_array(path: Path, name: str, expected: dict[str, Any], verify: bool) -> NDArray[Any]:
+def _open_array(path: Path, name: str, expected: Json, verify: bool) -> Rows:
     file = path / f"{name}.npy"
     try:
         status = file.stat()
@@ -339,7 +342,7 @@ def _open_array(path: Path, name: str, expected: dict[str, Any], verify: bool) -
                 raise InputError(f"{file.name} does not match its checksum")
             with contextlib.suppress(OSError):  # so that the next reader need not do it again
                 os.utime(file, ns=(expected["written_ns"], expected["written_ns"]))
-        array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        array: Rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -349,7 +352,7 @@ def _open_array(path: Path, name: str, expected: dict[str, Any], verify: bool) -
     return array
 
 
-def _digest_of(body: dict[str, Any]) -> str:
+def _digest_of(body: Json) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -99,7 +99,7 @@ class FeatureTable:
         arrays = {name: np.asarray(getattr(self, name)) for name in ARRAYS}
         return FeatureTable(**arrays, dtype=self.dtype, derived=self.derived)
 
-    def __reduce__(self) -> tuple[Callable[..., FeatureTable], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., FeatureTable], tuple[object, ...]]:
         if self.entry is not None:
             return _reopened, (self.entry.reopen(), self.derived)
         arrays = (getattr(self, name) for name in ARRAYS)
@@ -107,7 +107,7 @@ class FeatureTable:
 
 
 def _reopened(
-    how: tuple[Callable[..., FeatureTable], tuple[Any, ...]],
+    how: tuple[Callable[..., FeatureTable], tuple[object, ...]],
     derived: Mapping[str, NDArray[np.float32]],
 ) -> FeatureTable:
     """A table of a cache entry in another process."""
@@ -118,7 +118,7 @@ def _reopened(
 class CacheEntry(Protocol):
     """Where a table is mapped from; see `data.cache_files.Entry`."""
 
-    def reopen(self) -> tuple[Callable[..., FeatureTable], tuple[Any, ...]]:
+    def reopen(self) -> tuple[Callable[..., FeatureTable], tuple[object, ...]]:
         """A function, and its arguments, that opens the table in another process."""
         ...
 

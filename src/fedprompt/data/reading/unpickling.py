@@ -9,6 +9,7 @@ never sees the pickle.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from fedprompt.core.errors import InputError
 class _Type:
     """Stands for `numpy.dtype`."""
 
-    def __init__(self, code: Any = None, *_: Any) -> None:
+    def __init__(self, code: object = None, *_: object) -> None:
         self.code = code.decode("latin1") if isinstance(code, bytes) else code
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass  # byte order and padding: a byte has none
 
 
@@ -33,10 +34,10 @@ class _Array:
 
     state: Any = None
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
     def decoded(self) -> NDArray[np.uint8]:
@@ -55,7 +56,7 @@ _STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> type[_Array] | type[_Type]:
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data set needs")
         return _STAND_INS[module, name]
@@ -91,10 +92,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def as_texts(values: Any) -> tuple[str, ...]:
+def as_texts(values: Iterable[object]) -> tuple[str, ...]:
     """A pickled list of text."""
     return tuple(_text(value) for value in values)

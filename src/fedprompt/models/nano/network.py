@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.files import Json
 
 IMAGE_SIZE = 32
 EMBED_DIM = 128
@@ -42,7 +42,7 @@ class ConvStem(nn.Module):
         in_chans: int = 3,
         embed_dim: int = EMBED_DIM,
         bias: bool = True,
-        **_: Any,
+        **_: object,
     ) -> None:
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -83,9 +83,9 @@ def weights_path(name: str) -> Path:
     return Path(str(resources.files("fedprompt.models.nano") / "weights" / f"{name}.safetensors"))
 
 
-def read_card(name: str) -> dict[str, Any]:
+def read_card(name: str) -> Json:
     """The JSON card that says how the embedded weights were made and what they reach."""
-    card: dict[str, Any] = json.loads(weights_path(name).with_suffix(".json").read_text())
+    card: Json = json.loads(weights_path(name).with_suffix(".json").read_text())
     return card
 
 

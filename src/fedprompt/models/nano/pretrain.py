@@ -30,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.files import Json
 from fedprompt.core.seeding import derive_seed, numpy_generator, torch_generator
 from fedprompt.data.drawing.composition import (
     HUES,
@@ -436,7 +437,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def write_card(weights: Path, card: Mapping[str, Any]) -> None:
+def write_card(weights: Path, card: Mapping[str, object]) -> None:
     """Write the JSON card beside the weights."""
     text = json.dumps(card, indent=2) + "\n"
     _write_atomically(weights.with_suffix(".json"), text.encode())
@@ -449,7 +450,7 @@ def _card(
     history: list[dict[str, float]],
     seconds: float,
     init: Path | None,
-) -> dict[str, Any]:
+) -> Json:
     """Everything that says how the weights were made."""
     return {
         "name": config.name,

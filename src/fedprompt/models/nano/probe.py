@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprompt.core.files import Json
 from fedprompt.data.task import Images, Split, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.nano.pretrain import TASKS, Progress, torch_threads, untrained, write_card
@@ -87,11 +87,11 @@ def probe(backbone: Backbone, progress: Progress | None = None) -> dict[str, dic
     return result
 
 
-def add_probes(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+def add_probes(path: Path, progress: Progress | None = None) -> Json:
     """Probe stored weights, and a random network of the same seed, and write the figures into the
     card.
     """
-    card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    card: Json = json.loads(path.with_suffix(".json").read_text())
     random = untrained(card["seed"])
     with torch_threads(card["threads"]):
         card["linear_probe"] = {
