@@ -30,6 +30,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 import fedprompt
+from fedprompt.core.files import Json as Json
 from fedprompt.core.files import atomic_write, json_ready
 from fedprompt.core.intervals import t_interval
 from fedprompt.runs.events import PhaseStarted, Prepared, RoundFinished
@@ -39,11 +40,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"
-
-Json = dict[str, Any]
-"""A JSON object, as `json.loads` returns it."""
-Event = Callable[[object], None]
-"""Listens to what a run reports."""
 
 
 # What is recorded.
@@ -61,7 +57,7 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
-def header(name: str, **more: object) -> dict[str, object]:
+def header(name: str, **more: object) -> Json:
     """How a document of results starts: what was run, where, when, and with which versions.
 
     Args:
@@ -90,7 +86,7 @@ class Origin:
     usable_cpus: int
 
     @classmethod
-    def of(cls, about: Mapping[str, Any]) -> Origin:
+    def of(cls, about: Json) -> Origin:
         """From what `fedprompt.runs.manifest.manifest` returns."""
         git = about["git"] or {"commit": "", "dirty": False}
         versions = about["packages"].items()
@@ -117,7 +113,10 @@ class Origin:
 
 def read_json(path: Path) -> Json:
     """The document at `path`, or an empty one."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    found: Json = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:
@@ -174,12 +173,16 @@ def to_cell(value: object) -> str:
 def from_cell(text: str, kind: object) -> object:
     """The value of a cell whose column has some type.
 
-    >>> from_cell("0.1", float | None), from_cell("", float | None), from_cell("1 -", tuple[int, ...])
-    (0.1, None, (1, None))
+    >>> from_cell("0.1", float | None), from_cell("", float | None)
+    (0.1, None)
+    >>> from_cell("1 -", tuple[int, ...])
+    (1, None)
     """
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        return tuple(None if each == "-" else from_cell(each, arguments[0]) for each in text.split())
+        return tuple(
+            None if each == "-" else from_cell(each, arguments[0]) for each in text.split()
+        )
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if text == "":
             return None
@@ -202,7 +205,7 @@ def flat(row: object) -> dict[str, object]:
 def _build(kind: type[Row], cells: Mapping[str, str]) -> Row:
     """A dataclass of the cells of its columns."""
     values: dict[str, object] = {}
-    for name, hint in _hints(kind).items():
+    for name, hint in _hints(kind).items():  # type: ignore[arg-type]
         inner = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         values[name] = _build(hint, cells) if inner else from_cell(cells[name], hint)  # type: ignore[arg-type]
     return kind(**values)

@@ -71,7 +71,15 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.harness import RESULTS, Json, header, mean_and_half, one_thread, read_json, write_json
+from benchmarks.harness import (
+    RESULTS,
+    Json,
+    header,
+    mean_and_half,
+    one_thread,
+    read_json,
+    write_json,
+)
 from benchmarks.planted_figure import draw
 from benchmarks.released_loop import released_per_candidate
 from fedprompt import aggregation
@@ -605,9 +613,7 @@ def _released_start(problem: Problem) -> tuple[list[Tensor], list[Tensor], Promp
 # The file of results.
 
 
-def run_sweep(
-    sweep: Sweep, methods: Sequence[str], seeds: int | None, run: str, name: str
-) -> Json:
+def run_sweep(sweep: Sweep, methods: Sequence[str], seeds: int | None, run: str, name: str) -> Json:
     """All cases of a sweep under all methods; `run` is noted with each figure."""
     cases = []
     for value, case in zip(sweep.values, sweep.cases(), strict=True):
@@ -680,12 +686,14 @@ def merge(old: Json, new: Json) -> Json:
     if speed:
         used.add(speed["run"])
     runs = {**old.get("runs", {}), **new["runs"]}
-    result = {
+    result: Json = {
         "benchmark": "planted",
         "runs": {key: run for key, run in runs.items() if key in used},
         "sweeps": {name: sweeps[name] for name in SWEEPS if name in sweeps},
     }
-    return {**result, "speed": speed} if speed else result
+    if speed:
+        result["speed"] = speed
+    return result
 
 
 def _names(known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -58,8 +58,15 @@ def _client_scores(
     for index, candidate in enumerate(candidates):
         one = candidate[None]
         density = Normal(candidate, nets.alpha(one)[0])
-        gaussian.append(torch.stack([density.log_prob(prompt).sum() for prompt in local]))
+        gaussian.append(
+            torch.stack(
+                [
+                    density.log_prob(prompt).sum()  # type: ignore[no-untyped-call]
+                    for prompt in local
+                ]
+            )
+        )
         chance = Bernoulli(probs=torch.sigmoid(nets.inclusion_logit(one)[0]))
         used = torch.tensor(1.0 if index in using else 0.0)
-        inclusion.append(len(local) * chance.log_prob(used))
+        inclusion.append(len(local) * chance.log_prob(used))  # type: ignore[no-untyped-call]
     return gaussian, inclusion

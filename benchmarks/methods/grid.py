@@ -154,8 +154,8 @@ OWN_RATES = (*PROBES, *ADJUSTED, *ONE_DOMAIN)
 best for them."""
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMAIN}
 NEUTRAL: dict[str, object] = {"prompts.whiten": False}
-"""Options that not all runs had, because they came later or are gone, with the value that leaves the
-program as it is without them."""
+"""Options that not all runs had, because they came later or are gone, with the value that leaves
+the program as it is without them."""
 NO_MATCHING = "fedavg_pt_plus"
 """PFPT with a row-wise mean in the place of its matching is this very method."""
 WITHOUT_KEYS = tuple(method for method in MAIN if method not in ("pfpt", "fedavg_pt_plus"))
