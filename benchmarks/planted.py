@@ -739,7 +739,7 @@ def measure_all(arguments: argparse.Namespace, sweeps: Sequence[str]) -> None:
         started = time.perf_counter()
         swept = run_sweep(SWEEPS[name], arguments.methods, arguments.seeds, run, name)
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-        new = {"runs": {run: description}, "sweeps": {name: swept}}
+        new: Json = {"runs": {run: description}, "sweeps": {name: swept}}
         write_json(arguments.output, merge(read_json(arguments.output), new))
     if arguments.speed:
         new = {"runs": {run: description}, "sweeps": {}, "speed": {**measure_speed(), "run": run}}
