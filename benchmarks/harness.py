@@ -24,6 +24,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -301,6 +302,15 @@ def put_between(path: Path, name: str, text: str) -> None:
 
 
 # Intervals.
+
+
+def half_up(value: float, places: str) -> str:
+    """A recorded number with fewer decimals, as one rounds by hand.
+
+    >>> half_up(1.275, ".01"), f"{1.275:.2f}"
+    ('1.28', '1.27')
+    """
+    return str(Decimal(repr(value)).quantize(Decimal(places), ROUND_HALF_UP))
 
 
 def interval(values: Sequence[float], digits: int = 4) -> dict[str, float | None]:

@@ -170,9 +170,7 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=_cases, default=list(CASES), help="partitioners, by comma")
-    parser.add_argument(
-        "--output", type=Path, default=OUTPUT
-    )
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -18,54 +18,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 
 from benchmarks.harness import DOCS, IMAGES, RESULTS, Json, Paired, put_between, read_json
-from benchmarks.methods import grid
+from benchmarks.methods import details, grid
 from benchmarks.methods.figures import accuracy_figure, path_figure, pool_figure
 from benchmarks.methods.grid import Cell, is_defined
 from benchmarks.methods.results import FOLDER, Store
-from benchmarks.methods.runner import best_scale, tried_scales
+from benchmarks.methods.runner import tried_scales
 from benchmarks.methods.summary import (
-    Mean,
     Results,
     Summary,
     lead,
     read_results,
     summarise,
 )
-
-
-def percent(mean: float | None, half: float = math.nan) -> str:
-    """With interval, where one is known.
-
-    >>> percent(0.5, 0.0123), percent(0.5), percent(None)
-    ('50.0 ± 1.2', '50.0', '-')
-    """
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if math.isfinite(half) else "")
-
-
-def points(found: Mean | None) -> str:
-    """Percent of a mean over seeds."""
-    return "-" if found is None else percent(found.mean, found.half_width)
-
-
-def difference(found: Paired | None) -> str:
-    """Signed points with interval and p-value."""
-    if found is None:
-        return "-"
-    text = f"{100 * found.mean:+.1f}"
-    if math.isfinite(found.half_width):
-        text += f" ± {100 * found.half_width:.1f}"
-    if math.isfinite(found.p):
-        text += f" (p {found.p:.3f})" if found.p >= 0.001 else " (p < 0.001)"
-    return text
-
+from benchmarks.methods.text import difference, percent, points, rate_cells, table
 
 HEADS = (
     *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
@@ -99,16 +70,6 @@ def all_figures(row: Summary) -> list[str]:
         f"{row.cpu_seconds:.0f}" if math.isfinite(row.cpu_seconds) else "-",
         ", ".join(f"{scale:g}" for scale in row.scales),
     ]
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines of Markdown.
-
-    >>> table(["a", "b"], [["1", "2"]])
-    ['| a | b |', '|---|---|', '| 1 | 2 |']
-    """
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return [lines[0], "|---" * (lines[0].count(" | ") + 1) + "|", *lines[1:]]
 
 
 def markdown(rows: Sequence[Summary], rates: Sequence[str]) -> str:
@@ -294,13 +255,6 @@ def judge(goal: float | None, leads: Mapping[str, Paired]) -> list[str]:
     ]
 
 
-def _tried(value: float | None) -> str:
-    """A cell of the choice of rates."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if value else "diverged"
-
-
 def rate_lines(store: Store) -> list[str]:
     """Validation accuracy of every scale that was tried; the chosen one stands out."""
     lines = []
@@ -309,13 +263,7 @@ def rate_lines(store: Store) -> list[str]:
         tried = tried_scales(setting, method, store)
         if not tried:
             continue
-        shown = [
-            f"**{100 * tried[scale]:.1f}**"
-            if scale == best_scale(tried)
-            else _tried(tried.get(scale))
-            for scale in grid.ALL_SCALES
-        ]
-        lines.append([setting, method, *shown])
+        lines.append([setting, method, *rate_cells(tried)])
     return table(["setting", "method", *(f"x {scale:g}" for scale in grid.ALL_SCALES)], lines)
 
 
@@ -402,6 +350,26 @@ def changed_tables(results: Results) -> dict[str, str]:
     }
 
 
+def detail_tables(store: Store, results: Results, bounds: Json) -> dict[str, str]:
+    """The smaller tables of the page, by the name of their marks.
+
+    Args:
+        store: has the runs that chose learning rates.
+        results: from `read_results`.
+        bounds: what bounds.py found.
+    """
+    return {
+        "takeaways": details.takeaways(results, bounds["frozen head"]),
+        "spread": details.spread(results),
+        "by rate": details.by_rate(store),
+        "own images": details.own_images(results),
+        "pools": details.pools(results),
+        "known groups": details.known_groups(results, bounds, "domains_frozen"),
+        "known groups, shared head": details.known_groups(results, bounds, "domains_shared"),
+        "head bounds": details.head_bounds(bounds),
+    }
+
+
 def draw(store: Store, images: Path, results: Results, rows: Sequence[Summary]) -> None:
     """All figures of what has been run.
 
@@ -440,13 +408,13 @@ def main() -> None:
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
     arguments.tables.write_text(markdown(rows, rate_lines(store)), encoding="utf-8")
-    pages = page_tables(results, rows, read_json(arguments.bounds).get("frozen head", {}))
-    asked = read_json(arguments.domains)
-    if asked:
-        asked.pop("machine")
-        pages["recognised"] = recognised(asked.pop("recognised"))
-        pages["domains"] = known_domains(asked)
-        pages["together"] = selecting_together(asked)
+    bounds, asked = read_json(arguments.bounds), read_json(arguments.domains)
+    pages = page_tables(results, rows, bounds["frozen head"])
+    pages |= detail_tables(store, results, bounds)
+    asked.pop("machine")
+    pages["recognised"] = recognised(asked.pop("recognised"))
+    pages["domains"] = known_domains(asked)
+    pages["together"] = selecting_together(asked)
     for name, lines in pages.items():
         put_between(arguments.page, name, lines)
     draw(store, arguments.images, results, rows)

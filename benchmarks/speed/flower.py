@@ -21,8 +21,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from benchmarks.harness import ROOT, Json, run_once
+
+if TYPE_CHECKING:
+    from flwr.client import ClientApp
 
 ROUNDS = 8
 COHORT = 10
@@ -44,20 +48,12 @@ def fedprompt_side(*more: str) -> Json:
     return {"ends": list(once.rounds), "steps": steps, "versions": {"ray": ray.__version__}}
 
 
-def flower_side() -> Json:
-    """The same by Flower."""
-    started = time.perf_counter()
-    import flwr
-    import ray
+def client_app() -> ClientApp:
+    """Flower's client, which does fedprompt's work."""
     from flwr.client import ClientApp, NumPyClient
-    from flwr.common import Context, FitRes, ndarrays_to_parameters
-    from flwr.server import ServerApp, ServerAppComponents, ServerConfig
-    from flwr.server.strategy import FedAvg
-    from flwr.simulation import run_simulation
+    from flwr.common import Context
 
-    from benchmarks.speed.flower_client import Array, arrays, work
-
-    ends, steps = [], []
+    from benchmarks.speed.flower_client import Array, work
 
     class Client(NumPyClient):  # type: ignore[misc]
         def __init__(self, client_id: int) -> None:
@@ -68,6 +64,26 @@ def flower_side() -> Json:
         ) -> tuple[list[Array], int, dict[str, float]]:
             tuned, examples, done = work(parameters, self.client_id, int(config["round"]))
             return tuned, examples, {"steps": done}
+
+    def client(context: Context) -> object:
+        return Client(int(context.node_config["partition-id"])).to_client()
+
+    return ClientApp(client_fn=client)
+
+
+def flower_side() -> Json:
+    """The same by Flower."""
+    started = time.perf_counter()
+    import flwr
+    import ray
+    from flwr.common import Context, FitRes, ndarrays_to_parameters
+    from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+    from flwr.server.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    from benchmarks.speed.flower_client import arrays
+
+    ends, steps = [], []
 
     class Timed(FedAvg):  # type: ignore[misc]
         def aggregate_fit(
@@ -82,9 +98,6 @@ def flower_side() -> Json:
             steps.append(sum(result.metrics["steps"] for _, result in results))
             return merged
 
-    def client(context: Context) -> object:
-        return Client(int(context.node_config["partition-id"])).to_client()
-
     def server(context: Context) -> ServerAppComponents:
         strategy = Timed(
             fraction_fit=COHORT / 100,
@@ -98,7 +111,7 @@ def flower_side() -> Json:
 
     run_simulation(
         server_app=ServerApp(server_fn=server),
-        client_app=ClientApp(client_fn=client),
+        client_app=client_app(),
         num_supernodes=100,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
