@@ -119,7 +119,8 @@ def test_one_seed_has_no_interval_and_equal_differences_no_p() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["harness", "planted", "methods.results", "methods.tables", "methods.domains"]
+    "name",
+    ["harness", "planted", "methods.results", "methods.text", "methods.details", "methods.domains"],
 )
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module(f"benchmarks.{name}")

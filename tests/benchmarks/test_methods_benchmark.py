@@ -16,7 +16,7 @@ import torch
 
 import fedprompt
 from benchmarks.harness import DOCS, Origin
-from benchmarks.methods import bounds, domains, figures, grid, runner, summary, tables
+from benchmarks.methods import bounds, details, domains, figures, grid, runner, summary, tables
 from benchmarks.methods.grid import Cell
 from benchmarks.methods.results import FOLDER, Configuration, Run, Store, rest_of
 from benchmarks.methods.runner import MissingRunError
@@ -361,6 +361,48 @@ def test_tables_by_hand(store: Store, tmp_path: Path) -> None:
     assert (len(dots.get_offsets()), len(ends.get_offsets())) == (18, 2)
     for number, figure in enumerate((gains, pool, path)):
         figure.savefig(tmp_path / f"{number}.png")
+
+
+def test_the_smaller_tables_by_hand(store: Store) -> None:
+    curves = ((5, 20, 20, 25), (5, 10, 25, 25))  # mean 5, 15, 22.5, 25
+    for setting in details.FROZEN:
+        for seed, (value, curve) in enumerate(zip((0.6, 0.5), curves, strict=True)):
+            keep(store, Cell(setting, "pfpt", seed), value, prompts_curve=curve)
+        for seed, value in enumerate((0.25, 0.5, 0.4)):
+            keep(store, Cell(setting, "fedavg_pt", seed), value)
+    results = summary.read_results(store)
+    spread = details.spread(results, ("fedavg_pt",)).splitlines()[2]
+    assert spread == "| `fedavg_pt` | 25.0 to 50.0 | 25.0 to 50.0 | 25.0 to 50.0 |"
+    ends, settled = details.pools(results).splitlines()[2:]
+    assert ends.endswith("| 25 to 25 | 25 to 25 | 25 to 25 |")
+    assert settled.endswith("| 4 | 4 | 4 |")  # in the third round it is 2.5 off
+    try_scales(store, "domains_frozen/imbalance", "pfpt", 0.5, 0.625, None)
+    line = details.by_rate(store).splitlines()[4]
+    shown = "| - | - | 50.0 | - | **62.5** | - | diverged | - | - |"
+    assert line == f"| `pfpt` | 99 % imbalance {shown}"
+
+
+def test_what_knowing_the_domains_gives_stands_beside_pfpt(store: Store) -> None:
+    for setting in details.FROZEN:
+        for seed, value in enumerate((0.5, 0.6, 0.7, 0.9)):  # the last is no seed of bounds.py
+            keep(store, Cell(setting, "pfpt", seed), value, scale=0.3)
+
+    def told(*values: float) -> dict[str, object]:
+        return {"test": {"mean": values[0], "half_width_95": values[1]}}
+
+    known = {"rates x 0.3": told(0.7, 0.01), "rates x 3": told(0.8, 0.02)}
+    found = {"true groups": dict.fromkeys(grid.PARTITIONS, known)}
+    lines = details.known_groups(summary.read_results(store), found, "domains_frozen")
+    assert [line.split(" | ")[1] for line in lines.splitlines()[2:]] == [
+        *("70.0 ± 1.0", "60.0", "80.0 ± 2.0")
+    ]
+    heads = {
+        "rates x 1": {"validation": {"mean": 0.6}, **told(0.5, 0.01)},
+        "rates x 3": {"validation": {"mean": 0.4}, **told(0.9, 0.01)},  # worse on validation
+    }
+    parts = dict.fromkeys(grid.PARTITIONS, heads)
+    shown = details.head_bounds({"head only": parts, "head only, domain tokens": parts})
+    assert shown.splitlines()[2].endswith("| 50.0 ± 1.0 | 50.0 ± 1.0 | 50.0 ± 1.0 |")
 
 
 def test_pages_are_made_of_the_committed_results(
