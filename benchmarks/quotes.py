@@ -64,7 +64,7 @@ PAGES = (
         quoted.pfpt_rows,
         frozenset({"Planted correspondences", "Speed", "Keys, drift and 200 rounds", "Extensions"}),
     ),
-    Page(DOCS / "data.md", quoted.data, only=frozenset({"The prefix cache"})),
+    Page(DOCS / "data.md", quoted.data, only=frozenset({"Partitions", "The prefix cache"})),
 )
 
 
