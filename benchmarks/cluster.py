@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS, Json, Once, header, read_json, run_once, write_json
 from fedprompt.runs.events import RoundFinished
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 from fedprompt.runtime.ray.local import import_ray, start_ray, stop_ray
 
 OUTPUT = RESULTS / "cluster.json"
@@ -242,7 +242,7 @@ def measure_runs() -> Json:
     """Start-up, speed and recovery."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import_ray()
-    os.environ.update(spare_workers.ENVIRONMENT)
+    os.environ.update(private.ENVIRONMENT)
     load_before = os.getloadavg()
     bench = Bench()
     starts = measure_starts()

@@ -40,8 +40,8 @@ from benchmarks.harness import RESULTS, Json, header, interval, one_thread, writ
 from fedprompt.core.seeding import torch_generator
 from fedprompt.data.task import Split, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
-from fedprompt.models.nano.pretrain import TASKS
 from fedprompt.models.nano.probe import features_of
+from fedprompt.models.nano.recipe import TASKS
 
 BACKBONES = ("nano_promptable", "nano")
 

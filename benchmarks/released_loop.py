@@ -1,8 +1,9 @@
 """The released aggregation with a Python loop over candidates: slow, written for comparison only.
 
-`released_per_candidate` does step for step what `fedprompt.aggregation.literal.released_matching`
-does, but builds every score from one `torch.distributions` object per candidate, as the released
-code is described to do. The vectorised form is timed against it and tested against it.
+`released_per_candidate` does step for step what `released_matching` in
+`fedprompt.aggregation.pfpt.released` does, but builds every score from one `torch.distributions`
+object per candidate, as the released code is described to do. The vectorised form is timed against
+it and tested against it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from fedprompt.aggregation.literal import Fit, released_objective
-from fedprompt.aggregation.nets import PromptNets
+from fedprompt.aggregation.pfpt.candidates import Fit
+from fedprompt.aggregation.pfpt.nets import PromptNets
+from fedprompt.aggregation.pfpt.released import released_objective
 
 
 def released_per_candidate(

@@ -16,10 +16,10 @@ from unittest import mock
 
 from rich.console import Console
 
-from fedprompt.report.live import RoundDisplay
-from fedprompt.runs.directory import RunDirectory
-from fedprompt.report.table import render_summary
 from fedprompt.core.types import RoundReport
+from fedprompt.report.live import RoundDisplay
+from fedprompt.report.table import render_summary
+from fedprompt.runs.directory import RunDirectory
 
 
 def main(run_dir: Path) -> None:

@@ -39,7 +39,7 @@ SPARE_WORKERS = {
     "RAY_worker_maximum_startup_concurrency": "16",
 }
 """Idle workers have Lightning and timm imported before a run asks for them; these are the settings
-of `fedprompt.runtime.spare_workers`, which is not imported here because torch comes with it."""
+of `fedprompt.runtime.ray.private`, which is not imported here because torch comes with it."""
 
 RAY_START = """
 import ray._private.ray_constants as constants

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import json
 import os
 import shlex
 import shutil
@@ -21,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cluster import ROOT, fail, read_state
@@ -69,7 +72,76 @@ def stage(folder: Path, name: str) -> Path:
     shutil.copytree(ROOT / "conf", package / "conf", ignore=ignored)
     if Path(name).is_file():  # an experiment of the user's own travels along
         shutil.copy(name, folder / Path(name).name)
+        experiment = read_yaml(Path(name)).get("experiment")
+        if isinstance(experiment, str) and Path(experiment).is_file():  # that of a sweep
+            shutil.copy(experiment, folder / Path(experiment).name)
     return folder
+
+
+def stage_plugins(folder: Path, name: str, arguments: list[str]) -> list[str]:
+    """Copy the plug-in files of an experiment or a sweep, and the YAML files beside them.
+
+    Args:
+        folder: what is shipped; the job's current folder.
+        name: an experiment's or a sweep's name or file.
+        arguments: of its command line; plug-ins that they name count instead of the file's.
+
+    Returns:
+        The arguments for the job, which name the copies.
+
+    Raises:
+        JobError: a file is missing, or two have the same name.
+    """
+    if "--resume" in arguments:  # what is continued has copies of its own
+        return arguments
+    given = [each for each in arguments if each.startswith("plugins=")]
+    if given:
+        base, specs = Path(), yaml.safe_load(given[-1].removeprefix("plugins="))
+    else:
+        base, specs = named_plugins(Path(name))
+    if not isinstance(specs, list) or not specs:
+        return arguments
+    shipped: list[str] = []
+    for spec in map(str, specs):
+        path = base / Path(spec).expanduser()
+        if not spec.endswith(".py"):  # a module: it has to be installed there
+            shipped.append(spec)
+            continue
+        if not path.is_file() or f"plugins/{path.name}" in shipped:
+            what = "two have the same name" if path.is_file() else f"no file {path.resolve()}"
+            raise JobError(f"plug-in '{spec}': {what}")
+        shipped.append(f"plugins/{path.name}")
+        for file in (path, *path.parent.glob("conf/*/*.yaml")):
+            copy = folder / "plugins" / file.relative_to(path.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.exists():  # of two YAML files of a name the first counts
+                shutil.copy(file, copy)
+    kept = [each for each in arguments if each not in given]
+    return [*kept, f"plugins={json.dumps(shipped)}"]
+
+
+def named_plugins(file: Path) -> tuple[Path, Any]:
+    """The plug-ins that a file of an experiment or a sweep names, and the folder they start from.
+
+    A sweep may name them under `set` or in its experiment, which may be a file of its own.
+    """
+    tree = read_yaml(file)
+    for section in (tree, tree.get("set"), tree.get("experiment")):
+        if isinstance(section, dict) and section.get("plugins"):
+            return file.parent, section["plugins"]
+    experiment = tree.get("experiment")
+    if isinstance(experiment, str):
+        return named_plugins(Path(experiment))
+    return file.parent, None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """What a YAML file says; nothing if it is none, which the job will complain about."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def connect(address: str | None) -> Any:
@@ -128,11 +200,12 @@ def submit(client: Any, options: argparse.Namespace) -> int:
     storage = Path(options.storage).resolve() if local else Path(options.storage)
     arguments = with_storage(options.command, options.name, options.arguments, storage)
     name = Path(options.name).name if Path(options.name).is_file() else options.name
-    line = entrypoint(python, options.command, name, arguments)
     runtime_env: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fedprompt-job-") as folder:
         if not options.installed:
             runtime_env["working_dir"] = str(stage(Path(folder), options.name))
+            arguments = stage_plugins(Path(folder), options.name, arguments)
+        line = entrypoint(python, options.command, name, arguments)
         job = client.submit_job(
             entrypoint=line, runtime_env=runtime_env, metadata={"experiment": options.name}
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +21,20 @@ ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
 """A whole PNG file."""
+FEW_DIGITS = "data={name: digits, train: 0.12, validation: 0.05, test: 0.05}"
+"""214 images to train on, 90 and 90 to evaluate."""
 LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--plugin FILE`: the tests that run on all registered entries run on a plug-in's, too."""
+    parser.addoption("--plugin", action="append", default=[], help="a plug-in to test (repeatable)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from fedprompt.core.plugins import load_plugins
+
+    load_plugins(config.getoption("--plugin"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,14 +68,26 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def digits_may_have_domains() -> Iterator[None]:
-    """So that PFPT selects by key in the tests' smallest experiments, too."""
-    from fedprompt.data.sets.digits import DigitsOptions
+@pytest.fixture
+def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test loads as plug-ins is unknown to the next; no installed package offers any."""
+    from fedprompt.config import REGISTRIES
+    from fedprompt.core import plugins
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DigitsOptions, "several_domains", True, raising=False)
-        yield
+    modules = set(sys.modules)
+    for group, registry in REGISTRIES.items():
+        if group != "runtime":  # would import Ray, and no test adds one
+            registry._scan()
+            monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for name in ("_plugins", "_copies"):
+        monkeypatch.setattr(plugins, name, {})
+    monkeypatch.setattr(plugins, "_installed", None)
+    monkeypatch.setattr(plugins, "_failures", [])
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: ())
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith((plugins.FILE_MODULE, "outside_")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +95,9 @@ def local_ray() -> Iterator[None]:
     """One Ray for the tests of a file that can share it."""
     from fedprompt.runtime.ray.local import start_ray, stop_ray
 
-    start_ray(4, verbose=False)
+    # Ray starts a worker for each CPU, and one for the driver, and imports everything in each:
+    # here none that nobody needs. More client actors than CPUs share them.
+    start_ray(1, verbose=False)
     yield
     stop_ray()
 
@@ -88,18 +117,37 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a file that is laid out as those of MedMNIST, and holds digits."""
+    from fedprompt.data.sets.digits import enlarge, source_digits
+
+    grey, labels = source_digits()
+    images, folder = enlarge(grey[:300], 28), tmp_path_factory.mktemp("medmnist")
+    arrays = {}
+    for name, rows in (("train", slice(200)), ("val", slice(200, 240)), ("test", slice(240, 300))):
+        arrays[f"{name}_images"] = images[rows]
+        arrays[f"{name}_labels"] = labels[:300][rows, None].astype(np.uint8)
+    np.savez(folder / "pneumoniamnist.npz", **arrays)
+    return folder
+
+
 @pytest.fixture
 def tiny(random_backbone: str, tmp_path: Path) -> Callable[..., list[str]]:
-    """Overrides that make `quickstart` tiny; more can be added: `tiny("seed=1")`."""
+    """Overrides that make `quickstart` tiny; more can be added: `tiny("seed=1")`.
+
+    Those that say something about the data are alone with it.
+    """
 
     def overrides(*more: str) -> list[str]:
+        about_data = any(each.startswith(("data=", "data.")) for each in more)
         return [
             "rounds=2",
             "compare=[]",
             "clients.count=6",
             "clients.per_round=3",
             "clients.epochs=1",
-            "clients.batch_size=64",
+            *(["clients.batch_size=64"] if about_data else [FEW_DIGITS, "clients.batch_size=16"]),
             "prompts.count=2",
             "prompts.pool=null",
             "runtime=serial",

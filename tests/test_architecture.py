@@ -69,24 +69,27 @@ def test_every_room_says_what_lives_there() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize(
-    ("module", "forbidden"),
-    [
-        ("fedprompt.aggregation", ["ray", "pytorch_lightning", "timm"]),
-        ("fedprompt.runtime.serial", ["ray"]),
-        # A wrong call is refused without waiting for them.
-        (
-            "fedprompt.cli.main, fedprompt.experiment",
-            ["ray", "pytorch_lightning", "timm", "torchvision"],
-        ),
-    ],
-)
-def test_heavy_packages_stay_out(module: str, forbidden: list[str]) -> None:
-    code = f"import sys, {module}; print([m for m in {forbidden!r} if m in sys.modules])"
+HEAVY = ["ray", "pytorch_lightning", "timm"]
+STAY_OUT = [
+    ("import fedprompt.aggregation", HEAVY),
+    # A wrong call, and a sweep of which a cell is wrong, are refused without waiting for them.
+    ("import fedprompt.cli.main, fedprompt.experiment", [*HEAVY, "torchvision"]),
+    ("from fedprompt.sweep.space import load_sweep; load_sweep('alpha_prompts').trials()", HEAVY),
+    ("import fedprompt.sweep.ray_tune", ["ray", "timm"]),
+    ("import fedprompt.runtime.serial", ["ray"]),
+]
+"""What is done one after the other in one new process, and what that must not import."""
+
+
+def test_heavy_packages_stay_out() -> None:
+    lines = ["import sys"]
+    for code, forbidden in STAY_OUT:
+        lines += [code, f"print([name for name in {forbidden!r} if name in sys.modules])"]
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "[]"
+    found = dict(zip(dict(STAY_OUT), result.stdout.splitlines(), strict=True))
+    assert found == {code: "[]" for code, _ in STAY_OUT}
 
 
 def test_timm_is_used_by_models_alone() -> None:
@@ -97,3 +100,35 @@ def test_timm_is_used_by_models_alone() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "timm"
     }
     assert users == {"models"}
+
+
+NAMELESS = ["client", "server", "objectives", "prompt_generators", "models", "runtime", "runs"]
+"""Rooms through which tensors travel."""
+FOREIGN = {
+    "models/timm_vit.py": "files of timm",
+    "models/torchvision_weights.py": "files of torchvision",
+    "models/nano/network.py": "files of weights",
+    "models/nano/pretrain.py": "files of weights",
+    "runtime/ray/nodes.py": "names of nodes",
+    "runtime/ray/local.py": "names of folders",
+    "runs/directory.py": "names of files",
+}
+"""Files that may ask how a name begins, as it is no name of a tensor that travels."""
+
+
+def asks_how_a_name_begins(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("startswith", "removeprefix")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def test_no_code_asks_how_a_tensor_s_name_begins() -> None:
+    """What a tensor is says its field: the one mapping of fields to paths is `core.types`."""
+    asking = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in (*files(), PACKAGE / "core" / "types.py")
+        if room_of(path)[0] in NAMELESS or path.name == "types.py"
+        if asks_how_a_name_begins(path)
+    }
+    assert asking <= FOREIGN.keys()

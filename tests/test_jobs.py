@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -48,9 +48,9 @@ def test_the_command_line_survives_the_shell(scripts: tuple[Any, Any]) -> None:
 def test_the_cluster_keeps_the_spare_workers_of_the_package(scripts: tuple[Any, Any]) -> None:
     """The script imports no torch, so that it has the settings twice."""
     cluster, _ = scripts
-    assert spare_workers.ENVIRONMENT == cluster.SPARE_WORKERS
-    assert spare_workers.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
-    importlib.import_module(spare_workers.PRELOADED)
+    assert private.ENVIRONMENT == cluster.SPARE_WORKERS
+    assert private.ENVIRONMENT.items() <= cluster.environment(Path("token")).items()
+    importlib.import_module(private.PRELOADED)
 
 
 def test_options_may_stand_before_and_after_the_name(scripts: tuple[Any, Any]) -> None:
@@ -86,21 +86,53 @@ def test_what_is_shipped_runs_without_the_checkout(
     folder = tmp_path / "shipped"
     folder.mkdir()
     submit.stage(folder, str(mine))
+    code = (
+        "import fedprompt, fedprompt.config as c; print(fedprompt.__file__, c.conf_root()); "
+        "import fedprompt.__main__ as m; m.main(['run', 'mine.yaml', '--print-config'])"
+    )
     result = subprocess.run(
-        [sys.executable, "-m", "fedprompt", "run", "mine.yaml", "--print-config"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
-    assert yaml.safe_load(result.stdout)["rounds"] == 7
-    where = "import fedprompt, fedprompt.config as c; print(fedprompt.__file__, c.conf_root())"
-    shown = subprocess.run(
-        [sys.executable, "-c", where], cwd=folder, capture_output=True, text=True, check=True
-    )
-    assert all(path.startswith(str(folder)) for path in shown.stdout.split())
+    where, _, printed = result.stdout.partition("\n")
+    assert yaml.safe_load(printed)["rounds"] == 7
+    assert all(path.startswith(str(folder)) for path in where.split())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size < 50e6
+
+
+def test_plug_in_files_are_shipped_with_the_yaml_beside_them(
+    scripts: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, submit = scripts
+    lab, folder = tmp_path / "lab", tmp_path / "shipped"
+    for name in ("a.py", "sub/b.py", "sub/conf/aggregator/b.yaml", "other/c.py"):
+        path = lab / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    experiment, sweep = lab / "experiment.yaml", tmp_path / "sweep.yaml"
+    experiment.write_text("plugins: [a.py, sub/b.py, my_package.rules]\n")
+    sweep.write_text(f"experiment: {experiment}\n")
+    shipped = 'plugins=["plugins/a.py", "plugins/b.py", "my_package.rules"]'
+    for number, file in enumerate((experiment, sweep)):
+        given = submit.stage_plugins(folder / str(number), str(file), ["rounds=2"])
+        assert given == ["rounds=2", shipped]
+    assert (folder / "0/plugins/conf/aggregator/b.yaml").read_text() == "sub/conf/aggregator/b.yaml"
+
+    # The command line's count instead, and start from the current folder.
+    monkeypatch.chdir(lab / "other")
+    line = ["plugins=[c.py]", "rounds=2"]
+    given = submit.stage_plugins(folder / "line", str(experiment), line)
+    assert given == ["rounds=2", 'plugins=["plugins/c.py"]']
+    assert [path.name for path in (folder / "line").rglob("*.py")] == ["c.py"]
+    for same in ("quickstart", str(lab / "a.py")):  # nothing is named, or it is no YAML mapping
+        assert submit.stage_plugins(folder, same, ["rounds=2"]) == ["rounds=2"]
+    assert submit.stage_plugins(folder, str(experiment), ["--resume", "x"]) == ["--resume", "x"]
+    for wrong, message in (
+        ("[d.py]", "plug-in 'd.py': no file .*other/d.py"),
+        ("[c.py, ../other/c.py]", "plug-in '../other/c.py': two have the same name"),
+    ):
+        with pytest.raises(submit.JobError, match=message):
+            submit.stage_plugins(folder / wrong, "quickstart", [f"plugins={wrong}"])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def project_files() -> list[Path]:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         files = [Path(name) for name in listed.split("\0") if name]
     else:
-        patterns = ("*.*", "LICENSE", "src/fedprompt/**/*", "conf/**/*")
+        patterns = ("*.*", "LICENSE", "src/fedprompt/**/*", "conf/**/*", "examples/**/*")
         files = [path.relative_to(ROOT) for each in patterns for path in ROOT.glob(each)]
     return [path for path in files if (ROOT / path).is_file() and "__pycache__" not in path.parts]
 
@@ -114,7 +114,7 @@ def test_the_wheel_has_the_command_and_the_licence(copy: Path, wheel: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         entry_points = archive.read(f"{information}/entry_points.txt").decode()
         licences = [name for name in archive.namelist() if Path(name).name == "LICENSE"]
-    assert "fedprompt = fedprompt.cli:main" in entry_points
+    assert "fedprompt = fedprompt.cli.main:main" in entry_points
     assert len(licences) == (copy / "LICENSE").is_file()
 
 
@@ -127,18 +127,21 @@ def test_the_fresh_environment_uses_the_wheel(python: Path, tmp_path: Path) -> N
 
 
 def test_the_wheel_runs_in_an_empty_folder(
-    python: Path, copy: Path, tmp_path: Path, random_backbone: str
+    python: Path, copy: Path, medmnist: Path, tmp_path: Path, random_backbone: str
 ) -> None:
     weights = copy / "src/fedprompt/models/nano/weights/nano.safetensors"
     more = [] if weights.is_file() else [f"model.backbone={random_backbone}"]
+    plugins = (copy / "examples").glob("*.py")
     folder = tmp_path / "empty"
     folder.mkdir()
     result = run(
         python,
         folder,
         *("-m", "fedprompt", "run", "quickstart", "rounds=2", "compare=[]", "clients.epochs=1"),
-        *("clients.per_round=2", "data.validation=0.05", "data.test=0.05", "runtime=serial"),
-        *more,
+        *("clients.count=4", "clients.per_round=2", "runtime=serial", *more),
+        # With the plug-ins of `examples/`, which are not in the wheel.
+        *(f"plugins={json.dumps([str(path) for path in sorted(plugins)])}", "data=medmnist"),
+        *(f"data.root={medmnist}", "objective=fedcm", "aggregator=trimmed_mean"),
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -150,5 +153,7 @@ def test_the_wheel_runs_in_an_empty_folder(
     assert f"state sha256: {summary['state_sha256']}" in result.stdout
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["packages"]["fedprompt"] == fedprompt.__version__
-    expected = {"config.yaml", "status.json", "state", "figures", "report.html"}
+    kept = [record["copy"] for record in manifest["plugins"]]
+    assert kept == ["plugins/fedcm.py", "plugins/medmnist.py", "plugins/trimmed_mean.py"]
+    expected = {"config.yaml", "status.json", "state", "figures", "report.html", "plugins"}
     assert expected <= {path.name for path in run_dir.iterdir()}

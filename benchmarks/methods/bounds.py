@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,10 @@ from benchmarks.methods import grid
 from benchmarks.methods.grid import Cell
 from benchmarks.methods.results import Store
 from benchmarks.methods.runner import choose, experiment_of, overrides_of
-from fedprompt.aggregation import Aggregation, Aggregator
+from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator
 from fedprompt.aggregation import create as create_aggregator
 from fedprompt.config import ExperimentConfig, compose
+from fedprompt.core.errors import InputError
 from fedprompt.core.types import ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
@@ -47,39 +48,31 @@ from fedprompt.runs.driver import evaluator, settings_of
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runtime.serial import SerialRuntime
-from fedprompt.server.round import run_round
+from fedprompt.server.round import run_rounds
 
 OUTPUT = RESULTS / "methods_bounds.json"
 MEMORY = 10.0
 
 
-class RowMean:
+class RowMean(Aggregator):
     """Row-wise mean with a memory; keys are left as they are."""
 
     keeps_rows = True
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
-        """See `Aggregator.aggregate`."""
-        assert origins is not None and previous is not None and previous_keys is not None
-        strength = (state or {}).get("strength", torch.zeros(len(previous)))
+    def merge(self, given: AggregationInput) -> Aggregation:
+        """See `Aggregator.merge`; origins, broadcast prompts and their keys must be given."""
+        previous, origins, keys = given.previous, given.origins, given.previous_keys
+        if previous is None or origins is None or keys is None:
+            raise InputError("expected origins, previous and previous_keys; pass all of them")
+        strength = given.state.get("strength", torch.zeros(len(previous)))
         total, mass = strength[:, None] * previous, strength.clone()
-        for prompts, rows in zip(prompt_sets, origins, strict=True):
+        for prompts, rows in zip(given.prompt_sets, origins, strict=True):
             total[rows] += prompts
             mass[rows] += 1
         used = torch.isin(torch.arange(len(previous)), torch.cat(list(origins)))
         return Aggregation(
             prompts=torch.where(used[:, None], total / mass.clamp_min(1)[:, None], previous),
-            keys=previous_keys.clone(),
+            keys=keys.clone(),
             assignment=[rows.clone() for rows in origins],
             state={"strength": mass.clamp_max(MEMORY)},
             diagnostics={"num_prompts": float(len(previous))},
@@ -94,8 +87,7 @@ def federate(
     runtime.open(federation.setup)
     settings = settings_of(config, federation)
     evaluate = evaluator(runtime, federation, settings)
-    while state.round_index < config.rounds:
-        state, report = run_round(state, settings, runtime, aggregator, evaluate)
+    *_, (state, report) = run_rounds(state, settings, runtime, aggregator, evaluate)
     runtime.close()
     return state, {"test": report.accuracy, "validation": report.validation_accuracy}
 
@@ -157,7 +149,7 @@ def frozen_head() -> dict[str, dict[str, float]]:
     head = federation.frozen_head
     assert head is not None
     own = [tokens_of(federation.backbone, name) for name in head.conditions]
-    weight, bias = (head.tensors[f"head.0.{name}"].numpy() for name in ("weight", "bias"))
+    weight, bias = (head.tensors[f"0.{name}"].numpy() for name in ("weight", "bias"))
     result = {}
     for name, tokens in (("own tokens", own), ("no prompts", [None] * len(own))):
         scores = {}

@@ -153,7 +153,12 @@ OWN_RATES = (*PROBES, *ADJUSTED, *ONE_DOMAIN)
 """Of the changed methods, those that choose rates of their own: other ones than the preset's may be
 best for them."""
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMAIN}
-NEUTRAL: dict[str, object] = {"prompts.whiten": False}
+NEUTRAL: dict[str, object] = {
+    "prompts.whiten": False,
+    "data.train": None,
+    "clients.callbacks": [],
+    "plugins": [],
+}
 """Options that not all runs had, because they came later or are gone, with the value that leaves
 the program as it is without them."""
 NO_MATCHING = "fedavg_pt_plus"

@@ -319,10 +319,10 @@ def is_there(cell: Cell, rounds: int, store: Store) -> bool:
     if sorted(done.overrides) != sorted(now):
         return False
     known = store.configuration(done)
-    had = {**grid.NEUTRAL, **known.read()}
-    would_have = {**grid.NEUTRAL, **rest_of(config_of(cell.setting, now), now)}
+    had = known.read()
+    would_have = rest_of(config_of(cell.setting, now), now)
     if known.complete:
-        return had == would_have
+        return {**grid.NEUTRAL, **had} == {**grid.NEUTRAL, **would_have}
     return all(would_have.get(key) == value for key, value in had.items())
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.speed.timing import Laid, lay_open
 from fedprompt.core.seeding import derive_seed
-from fedprompt.core.types import Broadcast, ClientJob
+from fedprompt.core.types import Broadcast, ClientJob, Parts
 
 Array = NDArray[np.float32]
 OVERRIDES = "FEDPROMPT_BENCH_OVERRIDES"
@@ -30,7 +30,7 @@ def laid() -> Laid:
 def arrays() -> list[Array]:
     """Prompts and shared tensors of the first round."""
     state = laid().state
-    return [state.prompts.numpy(), *(state.shared[name].numpy() for name in sorted(state.shared))]
+    return [state.prompts.numpy(), *(tensor.numpy() for tensor in state.shared.tensors().values())]
 
 
 def work(arrays: list[Array], client_id: int, round_index: int) -> tuple[list[Array], int, float]:
@@ -46,13 +46,14 @@ def work(arrays: list[Array], client_id: int, round_index: int) -> tuple[list[Ar
     """
     state = laid().state
     prompts, *shared = (torch.from_numpy(array.copy()) for array in arrays)
-    named = dict(zip(sorted(state.shared), shared, strict=True))
+    named = dict(zip(state.shared.tensors(), shared, strict=True))
     job = ClientJob(
         client_id=client_id,
         round_index=round_index,
         seed=derive_seed(0, "client", round_index, client_id),
-        broadcast=Broadcast(prompts, state.keys, named),
+        broadcast=Broadcast(prompts, state.keys, Parts.from_tensors(named)),
     )
     update = laid().worker.train(laid().recipe, [job])[0]
-    tuned = [update.prompts.numpy(), *(update.shared[name].numpy() for name in sorted(named))]
+    sent = update.shared.tensors()
+    tuned = [update.prompts.numpy(), *(sent[path].numpy() for path in named)]
     return tuned, update.num_examples, update.metrics["steps"]

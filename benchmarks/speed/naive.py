@@ -65,12 +65,11 @@ class NaiveModel(nn.Module):
         self.backbone = backbone
         shared = job.broadcast.shared
         self.prompts = nn.Parameter(job.broadcast.prompts.clone())
-        self.projection = nn.Parameter(shared["query_projection"].clone())
+        assert shared.query_projection is not None
+        self.projection = nn.Parameter(shared.query_projection.clone())
         generator = torch_generator(job.seed, "head")
         self.head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
-        self.head.load_state_dict(
-            {name[5:]: value for name, value in shared.items() if name.startswith("head.")}
-        )
+        self.head.load_state_dict(dict(shared.head))
         self.used = torch.zeros(len(self.prompts), dtype=torch.int64)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

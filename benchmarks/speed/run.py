@@ -14,11 +14,12 @@ import datetime
 import functools
 import gc
 import json
+import math
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -44,8 +45,9 @@ from benchmarks.speed.timing import (
 )
 from fedprompt import aggregation
 from fedprompt.aggregation.base import Aggregator
-from fedprompt.aggregation.literal import Fit, released_matching
-from fedprompt.aggregation.nets import PromptNets
+from fedprompt.aggregation.pfpt.candidates import Fit
+from fedprompt.aggregation.pfpt.nets import PromptNets
+from fedprompt.aggregation.pfpt.released import released_matching
 from fedprompt.cli import bench
 from fedprompt.client import worker as train
 from fedprompt.client.loop import fit
@@ -62,7 +64,8 @@ from fedprompt.runtime.ray.pool import RayRuntime
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server import evaluate as evaluate_module
 from fedprompt.server import round as round_module
-from fedprompt.server.round import RoundSettings, aggregate_prompts, merge_shared, run_round
+from fedprompt.server.figures import Evaluation
+from fedprompt.server.round import RoundSettings, aggregate_prompts, merge_shared, run_rounds
 
 OUTPUT = RESULTS / "speed.json"
 CPU = torch.device("cpu")
@@ -100,7 +103,7 @@ def assert_same_training(models: list[NaiveModel], updates: list[ClientUpdate]) 
         assert torch.equal(model.used[update.origins], update.use_counts)
         theirs = {"prompts": model.prompts[update.origins], "query_projection": model.projection}
         theirs |= {f"head.{name}": value for name, value in model.head.named_parameters()}
-        for name, tensor in {"prompts": update.prompts, **update.shared}.items():
+        for name, tensor in {"prompts": update.prompts, **update.shared.tensors()}.items():
             worst = max(worst, float((theirs[name].detach() - tensor).norm() / tensor.norm()))
     assert worst < 1e-3, f"the two sides trained to different results ({worst:.1e})"
     return worst
@@ -344,7 +347,7 @@ def round_overheads(runtime: str, rounds: int) -> list[float]:
             report = event.report
             clients = sum(client["seconds"] for client in report.clients)
             spent = clients + report.seconds["aggregate"] + report.seconds["evaluate"]
-            found.append(event.seconds - spent)
+            found.append(report.wall_seconds - spent)
 
     overrides = [
         *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
@@ -393,24 +396,24 @@ def case_loops(repeats: int) -> Json:
 
     With prompts, and of the head alone, where a step takes about a millisecond.
     """
-    loops: dict[str, Loop] = {
-        "trainer": by_trainer,
-        "fabric": ByFabric(),
-        "fedprompt": fit,
-        "no hooks": by_nothing,
-    }
     methods = {"pfpt": [], "head_only": ["method=head_only", "prompts.count=0"]}
-    return {name: compare_loops(loops, lay_open(each), repeats) for name, each in methods.items()}
+    return {name: compare_loops(lay_open(each), repeats) for name, each in methods.items()}
 
 
-def compare_loops(loops: Mapping[str, Loop], laid: Laid, repeats: int) -> Json:
-    """Milliseconds of a step by each loop, fit included.
+def compare_loops(laid: Laid, repeats: int) -> Json:
+    """Milliseconds of a step by each loop, fit included; all must end in the same bits.
 
     Args:
-        loops: by name; all must end in the same bits.
         laid: whose first five clients are fitted.
         repeats: how often each loop runs.
     """
+    ours = functools.partial(fit, fabric=laid.worker.fabric)
+    loops: dict[str, Loop] = {
+        "trainer": by_trainer,
+        "fabric": ByFabric(),
+        "fedprompt": ours,
+        "no hooks": by_nothing,
+    }
     jobs = laid.jobs[:5]
 
     def run(loop: Loop) -> list[Tensor]:
@@ -424,7 +427,7 @@ def compare_loops(loops: Mapping[str, Loop], laid: Laid, repeats: int) -> Json:
             tuned.append(weight.detach())
         return tuned
 
-    first = run(fit)
+    first = run(ours)
     for loop in loops.values():
         assert all(map(torch.equal, run(loop), first))
     steps = sum(len(client_batches(laid, job)) for job in jobs) * laid.recipe.training.epochs
@@ -602,8 +605,8 @@ def case_packs(repeats: int) -> Json:
         worst = 0.0
         for size in (2, 5, 10):
             for one, other in zip(run(size), alone, strict=True):
-                for key, tensor in {"prompts": other.prompts, **other.shared}.items():
-                    mine = one.prompts if key == "prompts" else one.shared[key]
+                for key, tensor in {"prompts": other.prompts, **other.shared.tensors()}.items():
+                    mine = one.prompts if key == "prompts" else one.shared.tensors()[key]
                     if tensor.numel():
                         difference = float((mine - tensor).abs().max() / tensor.abs().max())
                         worst = max(worst, difference)
@@ -639,14 +642,17 @@ def case_flat(repeats: int) -> Json:
         setup = dataclasses.replace(laid.federation.setup, data=data)
         training = dataclasses.replace(laid.recipe.training, count=clients)
         recipe = dataclasses.replace(laid.recipe, training=training)
-        settings = dataclasses.replace(laid.settings, recipe=recipe, eval_every=10**6, rounds=10**6)
+        settings = dataclasses.replace(laid.settings, recipe=recipe, rounds=1)
         runtime = SerialRuntime(RuntimeOptions("serial"))
         runtime.open(setup)
 
         def play(settings: RoundSettings = settings, runtime: SerialRuntime = runtime) -> Played:
-            evaluate = driver.evaluator(runtime, laid.federation, settings)
+            unknown = Evaluation(math.nan, math.nan)
             mean = aggregation.create("mean")
-            return run_round(laid.state, settings, runtime, mean, evaluate)
+            rounds = run_rounds(
+                laid.state, settings, runtime, mean, lambda state: lambda: (unknown, unknown)
+            )
+            return next(rounds)
 
         rounds[str(clients)] = play
     steps = {key: sum(c["steps"] for c in play()[1].clients) for key, play in rounds.items()}

@@ -14,7 +14,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fedprompt.aggregation import Aggregator, aggregators
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
 from fedprompt.core.checks import check_choice, check_integer
 from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.core.plugins import conf_folders, load_plugins
 from fedprompt.core.registry import Registry
 from fedprompt.data.partition.base import partitioners
 from fedprompt.data.prefix.cache import CacheOptions
@@ -87,6 +88,8 @@ class ExperimentConfig:
     """What the reader of the result should know; shown under the summary table."""
     method: str
     compare: tuple[str, ...]
+    plugins: tuple[str, ...]
+    """Files by their absolute paths, modules by their names; loaded when this is composed."""
     data: Choice
     partition: Choice
     aggregator: Choice
@@ -238,9 +241,16 @@ class ExperimentConfig:
                 tree[field.name] = list(value) if isinstance(value, tuple) else value
         return tree
 
-    def to_yaml(self) -> str:
-        """The whole config as YAML, in the order of the fields."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.tree()))
+    def to_yaml(self, plugins: Iterable[str] | None = None) -> str:
+        """The whole config as YAML, in the order of the fields.
+
+        Args:
+            plugins: names to write in the place of those that the config has.
+        """
+        tree = self.tree()
+        if plugins is not None:
+            tree["plugins"] = list(plugins)
+        return OmegaConf.to_yaml(OmegaConf.create(tree))
 
     def recipe(self, num_classes: int) -> LocalRecipe:
         """What clients need to know of the config."""
@@ -279,17 +289,31 @@ def load_group(group: str, name: str) -> Tree:
     Raises:
         ConfigError: no such file, and nothing registered under the name.
     """
-    path = conf_root() / group / f"{name}.yaml"
-    if FILE_NAME.fullmatch(name) and path.is_file():
+    path = _group_file(group, name)
+    if path is not None:
         return _read_yaml(path)
     registry = REGISTRIES.get(group)
     if registry is not None:
         registry.entry(name)  # raises for an unknown name, with the names that exist
+    path = _group_file(group, name, installed=True)
+    if path is not None:
+        return _read_yaml(path)
+    if registry is not None:
         return {"name": name}
-    names = sorted(file.stem for file in (conf_root() / group).glob("*.yaml"))
+    roots = (conf_root(), *conf_folders())
+    names = sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
     raise ConfigError(
         f"unknown {group} '{name}': expected one of {', '.join(names)}{suggest(name, names)}"
     )
+
+
+def _group_file(group: str, name: str, installed: bool = False) -> Path | None:
+    """The file of a name: the package's own, or that of a plug-in."""
+    if not FILE_NAME.fullmatch(name):
+        return None
+    roots = (conf_root(), *conf_folders(installed))
+    found = (root / group / f"{name}.yaml" for root in roots)
+    return next((path for path in found if path.is_file()), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,6 +352,7 @@ def compose(
     else:
         experiment = _read_experiment(os.fspath(config))
     changes = _parse_overrides(overrides)
+    _load_plugins(config, experiment, changes)
     tree: Tree = {}
     _merge_layer(tree, _read_yaml(conf_root() / "default.yaml"))
     # A method named on the command line takes the place of the experiment's own, of which nothing
@@ -339,6 +364,20 @@ def compose(
         _merge_layer(tree, load_group("method", _name(changes["method"])))
     _merge_layer(tree, changes)
     return build(tree)
+
+
+def _load_plugins(
+    config: str | os.PathLike[str] | Mapping[str, Any], experiment: Tree, changes: Tree
+) -> None:
+    """Load the plug-ins, before anything else is looked up, and put their full paths in place."""
+    given = changes if "plugins" in changes else experiment
+    specs = given.get("plugins") or []
+    if not isinstance(specs, (list, tuple)) or not all(isinstance(each, str) for each in specs):
+        raise ConfigError(f"plugins: expected a list such as [rule.py], got {_shown(specs)}")
+    base = None
+    if given is experiment and not isinstance(config, Mapping):
+        base = Path(os.fspath(config)).parent
+    given["plugins"] = [plugin.key for plugin in load_plugins(specs, base)]
 
 
 def build(tree: Tree) -> ExperimentConfig:
@@ -376,7 +415,9 @@ def build(tree: Tree) -> ExperimentConfig:
         prompts["selection"] = automatic_selection(prompts, parts["data"].options)
     parts["prompts"] = _typed(PromptOptions, prompts, "prompts")
     root = _typed(_Scalars, scalars, "")
-    return ExperimentConfig(**{**vars(root), "compare": tuple(root.compare)}, **parts)
+    return ExperimentConfig(
+        **{**vars(root), "compare": tuple(root.compare), "plugins": tuple(root.plugins)}, **parts
+    )
 
 
 def automatic_selection(prompts: Mapping[str, Any], data: Any) -> str:
@@ -412,6 +453,7 @@ class _Scalars:
     note: str | None = None
     method: str = "pfpt"
     compare: list[str] = dataclasses.field(default_factory=list)
+    plugins: list[str] = dataclasses.field(default_factory=list)
 
 
 _SECTIONS: dict[str, type] = {

@@ -21,6 +21,7 @@ from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, PhaseStarted, Plan, Prepared
+from fedprompt.runs.plugins import check_kept
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
 
@@ -56,7 +57,7 @@ def run(
         config: name of a file in `conf/experiment/`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
         overwrite: replace the run that `run_dir` holds.
-        on_event: called with each event as it comes.
+        on_event: called with each event as it happens.
         verbose: let Ray speak.
 
     Raises:
@@ -79,7 +80,7 @@ def resume(
     Args:
         run_dir: directory of the run.
         overrides: runtime and its number of actors and CPUs only; nothing else leaves the bits.
-        on_event: called with each event as it comes.
+        on_event: called with each event as it happens.
         verbose: let Ray speak.
     """
     return execute(dataclasses.replace(plan_resume(run_dir, overrides), verbose=verbose), on_event)
@@ -118,8 +119,13 @@ def plan_resume(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) 
             f"{directory.path}: the run was stopped before it began, so there is nothing to "
             "resume; start it again with --overwrite"
         )
-    config = compose(directory.path / "config.yaml", overrides)
-    return Plan(config, str(directory.path.resolve()), resume=True)
+    return Plan(kept_config(directory, overrides), str(directory.path.resolve()), resume=True)
+
+
+def kept_config(directory: RunDirectory, overrides: Sequence[str]) -> ExperimentConfig:
+    """The config of a run, with the plug-ins that the run started with."""
+    check_kept(directory)
+    return compose(directory.path / "config.yaml", overrides)
 
 
 def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunResult:
@@ -135,14 +141,14 @@ def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunR
         )
         # A resume that is refused, say for damaged checkpoints, leaves the run as it is.
         first = PhaseStarted if plan.resume else Prepared
-        begun = False
+        started = False
         try:
             for event in runtime.launch(drive, plan, verbose=plan.verbose):
-                begun = begun or isinstance(event, first)
+                started = started or isinstance(event, first)
                 if on_event is not None:
                     on_event(event)
         except Exception as error:
-            if begun:
+            if started:
                 mark_failed(directory, error)
             if isinstance(error, OSError):
                 raise WorkerError(
@@ -185,7 +191,7 @@ def mark_failed(directory: RunDirectory, error: Exception) -> None:
 
 
 def unfinished(directory: RunDirectory) -> list[RunDirectory]:
-    """The run and its comparisons, as far as they are begun and not finished."""
+    """The run and its comparisons, as far as they are started and not finished."""
     runs = [directory, *directory.comparisons()]
     return [run for run in runs if run.is_run() and not run.is_finished()]
 
@@ -227,7 +233,7 @@ def replay_client(
     directory = RunDirectory.open(run_dir)
     if method is not None:
         directory = RunDirectory.open(directory.comparison(method).path)
-    config = compose(directory.path / "config.yaml", ["runtime=serial"])
+    config = kept_config(directory, ["runtime=serial"])
     if not 0 <= client_id < config.clients.count:
         raise ConfigError(
             f"--client: expected a client from 0 to {config.clients.count - 1}, got {client_id}"

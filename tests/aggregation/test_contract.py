@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+import sys
+import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
 from fedprompt.core.errors import ConfigError, InputError
+from fedprompt.core.registry import Registry
 
 DOCS = Path(__file__).parents[2] / "docs" / "aggregation.md"
 
@@ -174,7 +177,7 @@ def test_one_client(aggregator: Aggregator) -> None:
 
 
 def test_what_says_that_it_adds_no_prompts_adds_none(aggregator: Aggregator) -> None:
-    if getattr(aggregator, "adds_prompts", not getattr(aggregator, "keeps_rows", False)):
+    if aggregator.adds_prompts and not aggregator.keeps_rows:
         pytest.skip("may add prompts")
     inputs = make_inputs(sizes=(6, 6, 6, 6))
     generator = torch.Generator().manual_seed(0)
@@ -283,18 +286,21 @@ def test_unknown_names_and_options_are_refused() -> None:
 
 
 @pytest.fixture
-def documented() -> Iterator[Aggregator]:
-    """The aggregator that docs/aggregation.md builds as an example."""
+def documented(monkeypatch: pytest.MonkeyPatch) -> Aggregator:
+    """The aggregator that docs/aggregation.md builds as an example.
+
+    It has a registry of its own: a reader may have added the very file to this checkout.
+    """
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     [code] = [block for block in blocks if "@aggregators.register" in block]
     [name] = re.findall(r'@aggregators.register\("(\w+)"', code)
-    # Dataclasses look their module up, so the example is executed in a namespace of this module.
-    aggregation.names()
-    exec(compile(code, str(DOCS), "exec"), {"__name__": __name__})
-    try:
-        yield aggregation.create(name)
-    finally:
-        aggregation.aggregators._entries.pop(name)
+    own: Registry[Aggregator] = Registry("aggregator", "fedprompt.aggregation")
+    module = types.ModuleType("documented_aggregator")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look it up
+    with monkeypatch.context() as patch:
+        patch.setattr(aggregation, "aggregators", own)
+        exec(compile(code, str(DOCS), "exec"), module.__dict__)
+    return own.create(name)
 
 
 def test_the_example_of_the_documentation_keeps_the_contract(documented: Aggregator) -> None:

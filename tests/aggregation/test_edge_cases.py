@@ -15,12 +15,14 @@ from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
-from fedprompt.aggregation.beta_bernoulli import BetaBernoulliModel, Block, Inclusion
-from fedprompt.aggregation.matching import Columns, match_client
+from fedprompt.aggregation.pfpt.map.blocks import Block
+from fedprompt.aggregation.pfpt.map.columns import Columns
+from fedprompt.aggregation.pfpt.map.inclusion import Inclusion
+from fedprompt.aggregation.pfpt.map.matching import match_client
+from fedprompt.aggregation.pfpt.map.model import BetaBernoulliModel
 from fedprompt.core.errors import InputError
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "neural": {"parameterisation": "neural", "loops": 5},
     "paper": {"variant": "paper", "loops": 2},
     "released": {"variant": "released", "loops": 2},
 }
@@ -29,10 +31,8 @@ METHODS: dict[str, Aggregator] = {
     **{name: aggregation.create("pfpt", **options) for name, options in VARIANTS.items()},
     **{name: aggregation.create(name) for name in ("gmm", "kmeans", "mean")},
 }
-MATCHING = ("map", "neural")
-"""Find the planted groups below."""
 LITERAL = ("paper", "released")
-INJECTIVE = (*MATCHING, *LITERAL)
+INJECTIVE = ("map", *LITERAL)
 """Give prompts of one client to different summarizing prompts."""
 DTYPES = (torch.float32, torch.float64)
 
@@ -111,7 +111,7 @@ def test_an_empty_set_among_others(name: str) -> None:
     origins = [torch.arange(len(each)) for each in sets] if name == "mean" else None
     result = METHODS[name].aggregate(sets, origins=origins)
     check(result, sets, name)
-    if name in MATCHING:
+    if name == "map":
         assert partition(result) == [0, 1, 2, 3] * 2
 
 
@@ -136,7 +136,7 @@ def test_one_client_and_one_prompt(name: str, dtype: torch.dtype) -> None:
         check(result, few, name)
         if len(few) == 1 and name not in LITERAL:  # whose gradient steps move every prompt
             torch.testing.assert_close(result.prompts[result.assignment[0]], few[0])
-        if name in MATCHING:
+        if name == "map":
             assert len(result.prompts) == len(few[0])
 
 
@@ -146,7 +146,7 @@ def test_identical_prompts_within_a_client(name: str) -> None:
     sets[0] = sets[0][:1].repeat(4, 1)
     result = METHODS[name].aggregate(sets)
     check(result, sets, name)
-    if name in MATCHING:  # the copies stay apart; each other client's prompt 0 joins one of them
+    if name == "map":  # the copies stay apart; each other client's prompt 0 joins one of them
         groups = partition(result)
         assert len(result.prompts) == 7
         assert groups[5:8] == groups[9:] == [5, 6, 7]
@@ -171,7 +171,7 @@ def test_one_prompt_beside_a_hundred(name: str) -> None:
     origins = [torch.tensor([41]), torch.arange(100)] if name == "mean" else None
     result = METHODS[name].aggregate(sets, origins=origins)
     check(result, sets, name)
-    if name in (*MATCHING, "mean"):
+    if name in ("map", "mean"):
         assert len(result.prompts) == 100
         assert result.assignment[0][0] == result.assignment[1][41]
 

@@ -12,7 +12,7 @@ MEAN = aggregation.create("mean")
 
 
 def test_rows_are_averaged_over_the_clients_that_used_them() -> None:
-    # Row 0: client 0 alone. Row 1: (1 * [2, 2] + 3 * [6, 10]) / 4 = [5, 8]. Row 2: nobody.
+    # Row 0: client 0 alone. Row 1: (1 * [2, 2] + 3 * [6, 10]) / 4 = [5, 8]. Row 2: no client.
     result = MEAN.aggregate(
         [torch.tensor([[2.0, 2.0], [1.0, 1.0]]), torch.tensor([[6.0, 10.0]])],
         weights=torch.tensor([1.0, 3.0]),

@@ -54,7 +54,7 @@ def test_shared_tensors_follow_the_same_rule() -> None:
         assert before["head"].tolist() == [expected]
 
 
-def test_a_row_that_nobody_used_stays_with_its_moments() -> None:
+def test_an_unused_row_stays_with_its_moments() -> None:
     aggregator = aggregation.create("server_opt", beta1=0.9)
     previous = torch.zeros(2, 1)
     both = [torch.tensor([0, 1])]

@@ -88,7 +88,7 @@ def test_the_command_writes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert document["effects"][2]["default"] == PfptOptions().patience
     assert document["worlds"]["b"]["keyed"]["prompt_noise"] == 0.1
     assert document["seeds"] == [0, 1]
-    assert {"command", "date", "machine", "versions", "default_world"} <= set(document)
+    assert {"command", "date", "machine", "packages", "default_world"} <= set(document)
     for row in document["effects"]:
         assert set(row["measures"]) == {
             *("ari", "pool", "pool_error", "start_error", "milliseconds")

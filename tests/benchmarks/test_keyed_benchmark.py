@@ -197,7 +197,7 @@ def test_the_command_writes_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert document["seeds"] == [0, 1]
     assert document["options"] == {"memory": 2.0}
     assert document["parts"]["keys"][0]["world"]["groups"] == 2
-    assert {"command", "date", "machine", "versions", "default_world"} <= set(document)
+    assert {"command", "date", "machine", "packages", "default_world"} <= set(document)
 
 
 def test_an_unknown_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_the_true_groups_and_their_means_score_1_0_1() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    problem = by_hand(planted)
+    problem = by_hand()
     # Everything in a cluster of its own: every distance is 1, and the true groups' means are
     # the true prompts, up to the floor of a millionth of the true prompts' RMS length sqrt(50).
     alone = planted.score(problem, planted.Answer(np.arange(4), problem.points))
@@ -294,7 +294,7 @@ def run(methods: list[str], name: str, seeds: int = 2) -> dict[str, Any]:
 
 
 def test_a_sweep_is_reproducible_and_valid_json(tmp_path: Path) -> None:
-    results = [run(planted, ["oracle", "map", "kmeans", "mean"], "one") for _ in range(2)]
+    results = [run(["oracle", "map", "kmeans", "mean"], "one") for _ in range(2)]
     for result in results:
         for case in result["sweeps"]["noise_full"]["cases"]:
             for figures in case["methods"].values():
@@ -314,9 +314,9 @@ def test_a_sweep_is_reproducible_and_valid_json(tmp_path: Path) -> None:
 
 
 def test_results_are_merged_method_by_method() -> None:
-    first = planted.merge({}, run(planted, ["oracle", "mean"], "one"))
+    first = planted.merge({}, run(["oracle", "mean"], "one"))
     speed = {**first, "speed": {"map": [], "run": "one"}}
-    second = planted.merge(speed, run(planted, ["oracle"], "two", seeds=3))
+    second = planted.merge(speed, run(["oracle"], "two", seeds=3))
     [case, _] = second["sweeps"]["noise_full"]["cases"]
     assert list(case["methods"]) == ["mean", "oracle"]
     assert (case["methods"]["oracle"]["seeds"], case["methods"]["oracle"]["run"]) == (3, "two")
@@ -324,10 +324,10 @@ def test_results_are_merged_method_by_method() -> None:
     assert list(second["runs"]) == ["one", "two"]
     assert second["speed"]["run"] == "one"
     # All that was measured in run `one` is measured anew, so nothing refers to it.
-    third = planted.merge(first, run(planted, ["oracle", "mean"], "three"))
+    third = planted.merge(first, run(["oracle", "mean"], "three"))
     assert list(third["runs"]) == ["three"]
     # Another base case: figures of the old one do not mix with it.
-    other = run(planted, ["oracle"], "four")
+    other = run(["oracle"], "four")
     for each in other["sweeps"]["noise_full"]["cases"]:
         each["settings"]["prompts"] = 5
     assert list(planted.merge(first, other)["sweeps"]["noise_full"]["cases"][0]["methods"]) == [

@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fedprompt
+from conftest import FEW_DIGITS
 from fedprompt.cli.main import main
 from fedprompt.client.module import ClientModule
 from fedprompt.config import compose
@@ -30,7 +31,7 @@ def small(random_backbone: str) -> list[str]:
     """Overrides that make `quickstart` tiny, without a run directory."""
     return [
         *("rounds=3", "compare=[]", "clients.count=30", "clients.per_round=2", "clients.epochs=1"),
-        *("prompts.count=2", "eval_every=3", "data.validation=0.05", "data.test=0.05"),
+        *("prompts.count=2", "eval_every=3", FEW_DIGITS),
         *("runtime=serial", f"model.backbone={random_backbone}"),
     ]
 
@@ -157,7 +158,7 @@ def test_more_cpus_than_exist(desk: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cpus = available_cpus()
     line = refused(desk, "run", "quickstart", "runtime=ray", f"runtime.cpus={cpus + 7}")
-    assert line.startswith(f"runtime.cpus: {cpus + 7} CPUs were asked for")
+    assert line.startswith(f"runtime.cpus: {cpus + 7} CPUs were requested")
     assert f"set runtime.cpus={cpus}" in line
 
 

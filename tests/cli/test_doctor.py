@@ -142,13 +142,13 @@ def test_the_table_says_the_same_and_nothing_is_written(tmp_path: Path) -> None:
 
 def test_the_narrow_table_keeps_every_word() -> None:
     buffer = io.StringIO()
-    finding = doctor.Finding("disk", "feature cache", "x" * 100, "problem", "free [some] space")
+    finding = doctor.Finding("disk", "feature cache", "#" * 100, "problem", "free [some] space")
     Console(file=buffer, width=60).print(doctor.render([finding]))
     text = "".join(buffer.getvalue().split())
-    assert text.count("x") == 200  # in the table and below it
+    assert text.count("#") == 200  # in the table and below it
     assert "problem:featurecache:" in text
     assert "free[some]space" in text
-    assert "Thequickstartcannotrununtiltheproblemsaremended." in text
+    assert "Thequickstartcannotrununtiltheproblemsarefixed." in text
 
 
 def test_the_size_of_the_cache_is_that_of_its_entries(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 
 FORBIDDEN = """
 import json, os, sys
-from fedprompt import doctor
+from fedprompt.cli import doctor
 if os.getuid() == 0:
     os.setuid(65534)
 print(json.dumps(doctor.as_tree([*doctor.disk(), *doctor.data_sets()])))
@@ -343,7 +343,7 @@ def test_a_pair_that_does_not_import_together_is_a_problem(
     result = call()
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert lines[-1] == "The quickstart cannot run until the problems are mended."
+    assert lines[-1] == "The quickstart cannot run until the problems are fixed."
     assert lines[-2] == f"problem: {found['name']}: {found['value']}; {found['fix']}"
 
 

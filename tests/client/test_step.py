@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import FEW_DIGITS
 from fedprompt.cli import bench
 from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.config import compose
@@ -44,7 +45,8 @@ class Seen(TorchDispatchMode):
 
 def first_step(tiny: Overrides, *overrides: str) -> tuple[Any, Any, Any]:
     """The module of a pack of one round's clients, its first batch, and the worker."""
-    config = compose("quickstart", tiny("clients.batch_size=8", *overrides))
+    keyed = tiny("clients.batch_size=8", "prompts.selection=keyed", *overrides)
+    config = compose("quickstart", keyed)
     federation = prepare(config)
     settings = settings_of(config, federation)
     worker = federation.setup.build()
@@ -104,7 +106,11 @@ def test_step_flops_by_hand(random_backbone: str, images: int, length: int) -> N
 
 
 def test_bench_measures_a_share_of_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "LARGE", "vit_tiny_patch16_224")
+    """With smaller products, networks and clients than `fedprompt bench` has."""
+    few = [FEW_DIGITS, "clients.epochs=1", "clients.per_round=2"]
+    monkeypatch.setattr(bench, "_SIZES", ((512, 512, 512),))
+    monkeypatch.setattr(bench, "LARGE", "test_vit")
+    monkeypatch.setattr(bench, "compose", lambda name, changes: compose(name, [*changes, *few]))
     peak, rows = bench.run_bench(device="cpu")
     assert peak > 1e8
     shares = [row.share for row in rows if row.share is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 import fedprompt
-from cluster.conftest import assert_all_gone, experiment_of, session_members
+from cluster.conftest import ROOT, assert_all_gone, experiment_of, session_members
 from fedprompt.runs.directory import RunDirectory
 
 
@@ -65,9 +66,15 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.usefixtures("forgotten_plugins")
 def test_a_killed_sweep_ends_with_the_same_table(random_backbone: str, tmp_path: Path) -> None:
+    """Its trials use a plug-in, whose file is gone when the sweep is continued."""
     before = temporary()
     file = sweep_file(random_backbone, tmp_path)
+    tree = yaml.safe_load(file.read_text())
+    tree["set"].update({"plugins": ["trimmed_mean.py"], "aggregator": "trimmed_mean"})
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    plugin = Path(shutil.copy(ROOT / "examples/trimmed_mean.py", tmp_path))
     out = finish(start([str(file), "--dir", "whole"], tmp_path))
     assert "4/4" in out
     assert temporary() <= before
@@ -89,6 +96,7 @@ def test_a_killed_sweep_ends_with_the_same_table(random_backbone: str, tmp_path:
     done = {path: path.stat().st_mtime_ns for path in cut.glob("trials/*/summary.json")}
     assert 1 <= len(done) < 4
 
+    plugin.unlink()
     out = finish(start(["--resume", "cut"], tmp_path))
     assert f"{4 - len(done)} of 4 trials to do" in out
     for name in ("table.json", "table.csv"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +17,22 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig, compose, conf_root, load_group
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate, RoundReport, ServerState
+from fedprompt.core.types import (
+    Broadcast,
+    ClientJob,
+    ClientState,
+    ClientUpdate,
+    Parts,
+    RoundReport,
+    ServerState,
+)
 from fedprompt.models.head import build_head
 from fedprompt.objectives.scaffold import Scaffold
 from fedprompt.runs.driver import evaluator, settings_of
-from fedprompt.runs.events import Note
+from fedprompt.runs.events import Note, PhaseStarted
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
-from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_round
+from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_rounds
 
 Overrides = Callable[..., list[str]]
 METHODS = sorted(path.stem for path in (conf_root() / "method").glob("*.yaml"))
@@ -76,21 +83,17 @@ class Laid:
             self.updates.extend(self.worker.train(recipe, [job]))
             yield self.updates[-1]
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
-        return lambda: [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
+        return lambda: [measure_piece(self.worker, recipe, piece) for piece in pieces]
 
     def play(self, rounds: int = 1) -> tuple[ServerState, list[RoundReport]]:
         aggregator = aggregators.create(
             self.config.aggregator.name, **dataclasses.asdict(self.config.aggregator.options)
         )
         measure = evaluator(self, self.federation, self.settings, self.config.measures_clients)
-        state, reports = self.state, []
-        for _ in range(rounds):
-            state, report = run_round(state, self.settings, self, aggregator, measure)
-            reports.append(report)
-        return state, reports
+        settings = dataclasses.replace(self.settings, rounds=rounds)
+        played = list(run_rounds(self.state, settings, self, aggregator, measure))
+        return played[-1][0], [report for _, report in played]
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}
@@ -99,8 +102,8 @@ FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 @pytest.fixture
 def lay(tiny: Overrides) -> Callable[..., Laid]:
     def make(*overrides: str) -> Laid:
-        config = compose("quickstart", tiny(*overrides))
-        key = (config.clients.count, config.partition.name)
+        config = compose("quickstart", tiny("eval_every=9", *overrides))  # the last is evaluated
+        key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
@@ -113,8 +116,7 @@ def lay(tiny: Overrides) -> Callable[..., Laid]:
 
 def flat(state: ServerState) -> dict[str, torch.Tensor]:
     """Prompts and shared tensors without what an objective or aggregator adds."""
-    kept = {name: value for name, value in state.shared.items() if not name.startswith("control.")}
-    return {"prompts": state.prompts, **kept}
+    return state.received().trained().tensors()
 
 
 def assert_equal_bits(left: ServerState, right: ServerState) -> None:
@@ -153,7 +155,7 @@ def test_a_preset_names_its_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_runs(tiny: Overrides, name: str) -> None:
-    result = fedprompt.run("quickstart", tiny(*method(name)))
+    result = fedprompt.run("quickstart", tiny("clients.per_round=2", "eval_every=2", *method(name)))
     last = result.reports[-1]
     personal = name == "local_only"
     assert (last["accuracy"] is None) == personal
@@ -162,22 +164,6 @@ def test_every_preset_runs(tiny: Overrides, name: str) -> None:
     assert last["quarantined"] == []
     assert (last["bytes_up"] == 0) == personal
     assert result.summary["method"] == name
-
-
-def test_serial_and_ray_give_the_same_bits(
-    local_ray: None, tiny: Overrides, tmp_path: Path
-) -> None:
-    """For methods whose clients send or keep something else than prompts."""
-    compared = ["pfedpg", "fedopt_pt", "lora_fedavg", "local_only"]
-    hashes = {}
-    for runtime in ("serial", "ray"):
-        more = [f"runtime={runtime}", "runtime.actors=1", f"run_dir={tmp_path / runtime}"]
-        overrides = tiny("method=scaffold_pt", f"compare={compared}", *more)
-        summary = fedprompt.run("quickstart", overrides).summary
-        rows = [summary, *summary["comparison"]]
-        hashes[runtime] = [row["state_sha256"] for row in rows]
-    assert hashes["ray"] == hashes["serial"]
-    assert len(set(hashes["serial"])) == 5
 
 
 def test_a_comparison_does_not_inherit_what_the_main_method_set(tiny: Overrides) -> None:
@@ -216,7 +202,7 @@ def test_aggregator_objective_and_placement_combine(
     state, _ = laid.play()
     assert state.prompts.isfinite().all()
     assert state.prompts.shape[1] == 128 * (5 if placement == "deep" else 1)
-    assert ("control.prompts" in state.shared) == (
+    assert ("prompts" in state.shared.objective) == (
         objective == "scaffold" and aggregator in ("mean", "server_opt")
     )
 
@@ -225,11 +211,12 @@ def test_a_server_optimiser_leaves_control_variates_alone(lay: Callable[..., Lai
     common = ("method=scaffold_pt", "clients.per_round=2", "eval_clients=never", "rounds=1")
     plain, _ = lay(*common).play()
     adam, _ = lay(*common, "aggregator=server_opt", "aggregator.rule=adam").play()
-    assert not torch.equal(plain.shared["head.0.weight"], adam.shared["head.0.weight"])
-    for name in plain.shared:
-        if name.startswith("control."):
-            assert torch.equal(plain.shared[name], adam.shared[name])
-            assert not any(name in key for key in adam.aggregator)
+    assert not torch.equal(plain.shared.head["0.weight"], adam.shared.head["0.weight"])
+    assert plain.shared.objective
+    for name, variate in plain.shared.objective.items():
+        assert torch.equal(variate, adam.shared.objective[name])
+    trained = {"prompts", *(f"shared.{path}" for path in adam.shared.trained().tensors())}
+    assert {key.rpartition(".")[0] for key in adam.aggregator} == trained
 
 
 @pytest.mark.parametrize(
@@ -269,22 +256,34 @@ def test_what_does_not_fit_together_is_refused(
         (["method=fedavg_pt_plus"], True),
         (["method=fedavg_pt_plus", "prompts.pool=3"], False),
         (["method=fedavg_pt"], False),
-        (["method=pfpt"], False),  # its pool grows
+        (["method=pfpt", "prompts.selection=keyed"], False),  # its pool grows
         (["method=pfpt_plus"], False),
         (["method=gmm_pt_plus"], True),  # as many components as were broadcast
         (["method=gmm_pt_plus", "aggregator.max_components=9"], False),
     ],
 )
-def test_a_pool_without_choice_is_said(
+def test_a_pool_without_choice_is_known(
     tiny: Overrides, overrides: list[str], expected: bool
 ) -> None:
+    assert compose("quickstart", tiny(*overrides)).selects_in_vain == expected
+
+
+class Stop(Exception):
+    """Ends a run before its first round."""
+
+
+def test_a_pool_without_choice_is_said(tiny: Overrides) -> None:
     notes: list[str] = []
-    fedprompt.run(
-        "quickstart",
-        tiny("rounds=1", *overrides),
-        on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
-    )
-    assert any("nothing to select" in note for note in notes) == expected
+
+    def listen(event: object) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, PhaseStarted):
+            raise Stop
+
+    with pytest.raises(Stop):
+        fedprompt.run("quickstart", tiny("method=fedavg_pt_plus"), on_event=listen)
+    assert any("nothing to select" in note for note in notes)
 
 
 # Methods that must agree
@@ -299,15 +298,12 @@ def test_fedprox_without_weight_is_fedavg(lay: Callable[..., Laid]) -> None:
 def test_scaffold_with_zero_variates_is_fedavg(lay: Callable[..., Laid]) -> None:
     rates = ["prompts.lr=0.3", "head.lr=0.1"]
     laid = lay("method=scaffold_pt", *rates)
-    names = {name for name in laid.state.shared if name.startswith("control.")}
-    assert names == {"control.prompts", *(f"control.head.{n}" for n in ("0.weight", "0.bias"))} | {
-        "control.head.2.weight",
-        "control.head.2.bias",
-    }
+    head = ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert set(laid.state.shared.objective) == {"prompts", *(f"head.{name}" for name in head)}
     plain, _ = lay("method=fedavg_pt", "clients.optimizer=sgd", *rates).play()
     scaffold, _ = laid.play()
     assert_equal_bits(plain, scaffold)
-    assert all(bool(scaffold.shared[name].any()) for name in names)
+    assert all(bool(value.any()) for value in scaffold.shared.objective.values())
 
 
 def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[..., Laid]) -> None:
@@ -317,7 +313,7 @@ def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[...,
     laid = lay(*common)
     number = laid.config.clients.count
     server = flat(laid.state)
-    controls = {f"control.{name}": torch.zeros_like(value) for name, value in server.items()}
+    controls = {name: torch.zeros_like(value) for name, value in server.items()}
     seen, own = dict.fromkeys(range(number), server), dict[int, Any]()
     cohorts: list[list[int]] = []
     for round_index in range(4):
@@ -325,13 +321,15 @@ def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[...,
         moves, changes = [], []
         for job in make_jobs(state, laid.settings):
             client = job.client_id
-            begin = {**seen[client], **controls}
-            begin = dataclasses.replace(job.broadcast, prompts=begin.pop("prompts"), shared=begin)
-            moved = dataclasses.replace(job, broadcast=begin, state=own.get(client, {}))
+            start = Parts.from_tensors(seen[client])
+            shared = dataclasses.replace(start, prompts=None, objective=controls)
+            begin = dataclasses.replace(job.broadcast, prompts=start.prompts, shared=shared)
+            state_of_client = own.get(client, ClientState())
+            moved = dataclasses.replace(job, broadcast=begin, state=state_of_client)
             (update,) = laid.worker.train(laid.settings.recipe, [moved])
-            end = {"prompts": update.prompts, **update.shared}
-            moves.append({name: end[name] - start for name, start in seen[client].items()})
-            changes.append({name: update.shared[name] for name in controls})
+            end = {"prompts": update.prompts, **update.shared.tensors()}
+            moves.append({name: end[name] - value for name, value in seen[client].items()})
+            changes.append(update.shared.objective)
             own[client] = update.state
         server = {name: x + sum(move[name] for move in moves) / 2 for name, x in server.items()}
         controls = {
@@ -342,16 +340,16 @@ def test_released_scaffold_starts_from_what_a_client_last_saw(lay: Callable[...,
         seen.update(dict.fromkeys(cohorts[-1], server))
     # Somebody came back after a round without it.
     assert any(set(cohorts[n]) & set(cohorts[n + 2]) - set(cohorts[n + 1]) for n in range(2))
-    there = {"prompts": released.prompts, **released.shared}
-    assert there.keys() == server.keys() | controls.keys()
-    for name, value in {**server, **controls}.items():
-        torch.testing.assert_close(there[name], value, atol=1e-5, rtol=1e-4)
+    for there, here in ((flat(released), server), (released.shared.objective, controls)):
+        assert there.keys() == here.keys()
+        for name, value in here.items():
+            torch.testing.assert_close(there[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_released_scaffold_with_all_clients_is_the_published_one_with_equal_weights(
     lay: Callable[..., Laid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everybody = ("method=scaffold_pt", "clients.per_round=null")
+    everybody = ("method=scaffold_pt", "clients.per_round=null", "eval_clients=never")
     released, _ = lay(*everybody, "objective.variant=released").play(2)
     published, _ = lay(*everybody).play(2)
     assert (published.prompts - released.prompts).abs().max() > 1e-4
@@ -371,10 +369,10 @@ def test_first_round_of_pfedpg_is_fedavg(lay: Callable[..., Laid]) -> None:
     """Its output projection starts at zero, and the base prompts' part of the step is the mean."""
     plain, _ = lay("method=fedavg_pt").play()
     generated, _ = lay("method=pfedpg", "generator.lr=1").play()
-    torch.testing.assert_close(generated.aggregator["base"], plain.prompts, atol=1e-6, rtol=1e-5)
-    assert bool(generated.aggregator["output"].any())
-    for name, value in plain.shared.items():
-        assert torch.equal(generated.shared[name], value)
+    torch.testing.assert_close(generated.generator["base"], plain.prompts, atol=1e-6, rtol=1e-5)
+    assert bool(generated.generator["output"].any())
+    for name, value in plain.shared.tensors().items():
+        assert torch.equal(generated.shared.tensors()[name], value)
 
 
 def test_one_client_with_all_data_is_centralised(lay: Callable[..., Laid]) -> None:
@@ -419,17 +417,14 @@ def test_personal_heads_never_leave_the_client(lay: Callable[..., Laid]) -> None
     state, reports = laid.play(2)
     assert len(laid.updates) == 12
     for update in laid.updates:
-        assert not any(name.startswith("head.") for name in update.shared)
-        assert sorted(update.state) == [
-            "head.0.bias",
-            "head.0.weight",
-            "head.2.bias",
-            "head.2.weight",
-        ]
+        assert not update.shared.tensors()
+        assert set(update.state.tensors()) == {
+            f"head.{layer}.{name}" for layer in (0, 2) for name in ("weight", "bias")
+        }
     for job in make_jobs(state, laid.settings):
-        assert not any(name.startswith("head.") for name in job.broadcast.shared)
-    start = laid.state.fixed["head.0.weight"]
-    own = [state.clients[client]["head.0.weight"] for client in range(6)]
+        assert not job.broadcast.shared.tensors()
+    start = laid.state.fixed.kept.head["0.weight"]
+    own = [state.clients[client].kept.head["0.weight"] for client in range(6)]
     assert not any(torch.equal(one, start) for one in own)
     assert not torch.equal(own[0], own[1])
     # The second round went on from the first one's head.
@@ -447,12 +442,12 @@ def test_personal_heads_never_leave_the_client(lay: Callable[..., Laid]) -> None
 def test_local_only_sends_nothing_and_goes_on_alone(lay: Callable[..., Laid]) -> None:
     laid = lay("method=local_only", "clients.per_round=6")
     state, reports = laid.play(2)
-    assert all(not update.shared and not len(update.prompts) for update in laid.updates)
+    assert all(not update.shared.tensors() and not len(update.prompts) for update in laid.updates)
     assert [(report.bytes_up, report.bytes_down) for report in reports] == [(0, 0)] * 2
     first, second = laid.updates[0], laid.updates[6]
     assert first.client_id == second.client_id == 0
-    assert not torch.equal(first.state["prompts"], second.state["prompts"])
-    assert torch.equal(state.clients[0]["prompts"], second.state["prompts"])
+    assert not torch.equal(first.state.kept.prompts, second.state.kept.prompts)
+    assert torch.equal(state.clients[0].kept.prompts, second.state.kept.prompts)
     assert reports[-1].personalised["test"]["clients"] > 0
 
 
@@ -465,11 +460,11 @@ def test_bytes_of_fedavg_pt_are_the_published_count(lay: Callable[..., Laid]) ->
     """
     config = compose("quickstart", ["method=fedavg_pt", "head=linear", "prompts.count=20"])
     head = build_head(config.head, 768, 100, torch.Generator())
-    shared = {f"head.{name}": value.detach() for name, value in head.named_parameters()}
+    shared = Parts(head={name: value.detach() for name, value in head.named_parameters()})
     prompts, rows = torch.zeros(20, 768), torch.arange(20)
     keys = torch.zeros(20, 768 if config.prompts.sends_keys else 0)
     job = ClientJob(0, 1, 0, Broadcast(prompts, keys, shared))
-    update = ClientUpdate(0, 1, prompts, keys, rows, rows, shared, {}, {"loss": 0.0})
+    update = ClientUpdate(0, 1, 1, prompts, keys, rows, rows, shared)
     jobs, updates = [job] * 10, [update] * 10
     assert 120 * sum(count_bytes(config.recipe(100), jobs, updates)) == 884_736_000
     # A run counts by the same formula.
@@ -487,7 +482,7 @@ def test_bytes_are_the_sum_of_what_travels(lay: Callable[..., Laid], name: str) 
     keyed = name == "pfpt"
     up = 0
     for update in laid.updates:
-        tensors = [update.prompts, *update.shared.values()]
+        tensors = [update.prompts, *update.shared.tensors().values()]
         if keyed:
             tensors += [update.keys]
         if name.startswith("pfpt"):  # selected: which rows, and how often
@@ -495,6 +490,6 @@ def test_bytes_are_the_sum_of_what_travels(lay: Callable[..., Laid], name: str) 
         up += sum(tensor.nbytes for tensor in tensors)
     down = 0
     for job in make_jobs(laid.state, laid.settings):
-        tensors = [job.broadcast.prompts, *job.broadcast.shared.values()]
+        tensors = [job.broadcast.prompts, *job.broadcast.shared.tensors().values()]
         down += sum(tensor.nbytes for tensor in [*tensors, job.broadcast.keys])
     assert (report.bytes_up, report.bytes_down) == (up, down)

@@ -33,6 +33,17 @@ def test_the_splits_are_stratified_and_disjoint() -> None:
     np.testing.assert_allclose(share, 0.2, atol=0.01)
 
 
+def test_fewer_training_images_leave_the_other_splits_as_they_are() -> None:
+    whole, few = datasets.create("digits"), datasets.create("digits", train=0.1)
+    assert len(few.train) == pytest.approx(180, abs=5)  # a tenth of 1797, rounded in each class
+    assert set(few.train.labels.tolist()) == set(range(10))
+    for one, other in ((few.test, whole.test), (few.validation, whole.validation)):
+        np.testing.assert_array_equal(one.images, other.images)
+    kept = {image.tobytes() for image in whole.train.images}
+    assert all(image.tobytes() in kept for image in few.train.images)
+    assert len(datasets.create("digits", train=0.65).train) == len(whole.train)
+
+
 def test_the_seed_decides_the_division_and_nothing_else_does() -> None:
     first, again, other = (datasets.create("digits", seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.test.images, again.test.images)
@@ -53,6 +64,8 @@ def test_enlarging_keeps_constants_and_orientation() -> None:
     [
         ({"test": 1.5}, "data.test: expected a finite number > 0 and < 1, got 1.5"),
         ({"validation": 0.5, "test": 0.5}, "expected at most 0.9"),
+        ({"train": 0.7}, "expected at most 1, got 0.7 \\+ 0.15 \\+ 0.2"),
+        ({"train": 0}, "data.train: expected a finite number > 0"),
         ({"vaildation": 0.1}, "did you mean 'validation'"),
     ],
 )

@@ -10,7 +10,7 @@ from fedprompt.data.sets.digits import source_digits
 from fedprompt.data.sets.domains import EXPRESSIONS, GROUPS, DomainsOptions, domains, split_sources
 from fedprompt.data.task import Split, Task, datasets
 
-SMALL = {"train": 400, "validation": 80, "test": 120, "public": 80}
+SMALL = {"train": 160, "validation": 40, "test": 80, "public": 80}
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def test_splits_share_no_source_digit_and_no_image(task: Task) -> None:
 
 
 def test_one_split_does_not_depend_on_the_size_of_another(task: Task) -> None:
-    other = domains(DomainsOptions(**{**SMALL, "train": 200}))
+    other = domains(DomainsOptions(**{**SMALL, "train": 80}))
     np.testing.assert_array_equal(task.test.images, other.test.images)
 
 
 def test_difficulty_and_resolution() -> None:
     clean = domains(DomainsOptions(difficulty=0.0, resolution=64, **SMALL))
-    assert clean.test.images.shape == (120, 64, 64, 3)
+    assert clean.test.images.shape == (SMALL["test"], 64, 64, 3)
     hard = domains(DomainsOptions(difficulty=1.0, **SMALL))
     easy = domains(DomainsOptions(difficulty=0.0, **SMALL))
 

@@ -55,7 +55,7 @@ def test_every_partitioner_is_tested_here() -> None:
     seed=st.integers(0, 2**63 - 1),
     data=st.integers(0, 1000),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_sample_goes_to_exactly_one_client(
     name: str, num_clients: int, seed: int, data: int
 ) -> None:
@@ -251,7 +251,7 @@ def test_lots_decide_where_a_class_is_asked_for_too_often() -> None:
     each=st.integers(1, 6),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_shards_give_each_client_so_many_classes(
     num_clients: int, classes: int, each: int, seed: int
 ) -> None:

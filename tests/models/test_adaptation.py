@@ -113,7 +113,7 @@ def test_adapter_by_its_formula(backbone: Backbone, tokens: torch.Tensor) -> Non
 def test_full_leaves_out_what_is_cached(backbone: Backbone) -> None:
     names = begin(tunings.create("full"), backbone)
     assert not any("patch_embed" in name or "pos_embed" in name for name in names)
-    assert {"backbone.vit.blocks.0.attn.qkv.weight", "backbone.vit.norm.weight"} <= set(names)
+    assert {"vit.blocks.0.attn.qkv.weight", "vit.norm.weight"} <= set(names)
     whole = sum(value.numel() for value in backbone.parameters())
     tuned = sum(value.numel() for value in names.values())
     embedding = sum(

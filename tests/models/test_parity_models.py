@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedprompt.client.module import ClientModule
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions
-from fedprompt.core.types import Broadcast, ClientJob
+from fedprompt.core.types import Broadcast, ClientJob, Parts
 from fedprompt.models import Backbone, from_torchvision
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.selection import PromptOptions
@@ -58,14 +58,13 @@ class Case:
         return self.tokens, queries, labels, torch.zeros_like(labels)
 
     def module(self) -> ClientModule:
-        """Our client, begun with the weights of the file."""
+        """Our client, started with the weights of the file."""
         settings, lr = self.settings, float(self.settings["lr"])
         start = self.weights["pool.prompt"] if self.pool else self.weights["prompt_embeddings"][0]
         head = pick(self.weights, "classification_head.")
         hidden = head["0.weight"].shape[0]
-        shared = {f"head.{name}": value for name, value in head.items()}
-        if self.pool:
-            shared["query_projection"] = self.weights["pool.features_proj.weight"]
+        projection = self.weights["pool.features_proj.weight"] if self.pool else None
+        shared = Parts(query_projection=projection, head=head)
         recipe = LocalRecipe(
             training=TrainingOptions(count=1, per_round=1, lr=lr),
             prompts=PromptOptions(

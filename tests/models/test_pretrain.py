@@ -21,15 +21,15 @@ from fedprompt.data.drawing.shapes import ShapeCounts
 from fedprompt.data.task import datasets
 from fedprompt.models.backbone import load_backbone
 from fedprompt.models.nano import network as nano
-from fedprompt.models.nano.pretrain import (
+from fedprompt.models.nano.pretrain import pretrain
+from fedprompt.models.nano.probe import features_of, linear_probe
+from fedprompt.models.nano.recipe import (
     PLAIN,
     PROMPTABLE,
     TASKS,
     TOKENS_PER_TASK,
     PretrainConfig,
-    pretrain,
 )
-from fedprompt.models.nano.probe import features_of, linear_probe
 
 TINY = {
     "images": 48,
@@ -45,19 +45,23 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain(dataclasses.replace(PLAIN, **TINY), tmp_path_factory.mktemp("plain"))
 
 
-def test_same_seed_same_bits(plain: Path, tmp_path: Path) -> None:
-    torch.manual_seed(123)  # the global generator must not matter
-    again = pretrain(dataclasses.replace(PLAIN, **TINY), tmp_path / "again")
+def test_same_seed_same_bits_and_the_global_generator_has_no_part(
+    plain: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    seen: dict[str, tuple[int, int]] = {}
+    again = pretrain(
+        dataclasses.replace(PLAIN, **TINY),
+        tmp_path / "again",
+        lambda stage, done, total, metrics: seen.update({stage: (done, total)}),
+    )
+    assert torch.equal(before, torch.get_rng_state())
     other = pretrain(dataclasses.replace(PLAIN, seed=1, **TINY), tmp_path / "other")
     assert plain.read_bytes() == again.read_bytes()
     assert plain.read_bytes() != other.read_bytes()
-
-
-def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    pretrain(dataclasses.replace(PLAIN, **TINY), tmp_path)
-    assert torch.equal(before, torch.get_rng_state())
+    # Progress reaches the end of every stage.
+    assert seen == {"draw": (48, 48), "train": (6, 6), "query": (32, 32)}
 
 
 def test_the_file_holds_half_precision_weights_and_query_statistics(plain: Path) -> None:
@@ -96,16 +100,6 @@ def test_the_card_describes_the_run(plain: Path) -> None:
     assert card["images"] == 48 and card["classes"] == 12
     assert card["parameters"] == sum(value.numel() for value in nano.build().parameters())
     assert card["history"][-1]["step"] == 6
-
-
-def test_progress_reaches_the_end_of_every_stage(tmp_path: Path) -> None:
-    seen: dict[str, tuple[int, int]] = {}
-    pretrain(
-        dataclasses.replace(PLAIN, **TINY),
-        tmp_path,
-        lambda stage, done, total, metrics: seen.update({stage: (done, total)}),
-    )
-    assert seen == {"draw": (48, 48), "train": (6, 6), "query": (32, 32)}
 
 
 @pytest.mark.parametrize(

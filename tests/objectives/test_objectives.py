@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from fedprompt.core.errors import ConfigError, RoundError
-from fedprompt.core.types import ClientUpdate
+from fedprompt.core.types import ClientUpdate, Parts
 from fedprompt.objectives import LocalResult, Objective, objectives
 
 NOTHING = torch.empty(0)
@@ -22,21 +24,35 @@ NOTHING = torch.empty(0)
 def local(start: float, end: float, control: float, own: dict[str, Tensor]) -> LocalResult:
     """One number `w`, 4 steps of rate 0.5."""
     return LocalResult(
-        start={"w": torch.tensor([start])},
-        end={"w": torch.tensor([end])},
-        received={"control.w": torch.tensor([control])},
+        start=Parts(head={"w": torch.tensor([start])}),
+        end=Parts(head={"w": torch.tensor([end])}),
+        received=Parts(objective={"head.w": torch.tensor([control])}),
         own=own,
         steps=4,
-        rates={"w": 0.5},
+        rates={"head.w": 0.5},
         features=NOTHING,
         labels=NOTHING,
         num_classes=1,
     )
 
 
-def update(client: int, shared: dict[str, Tensor], number: int = 1) -> ClientUpdate:
+def update(
+    client: int, sent: Mapping[str, Tensor], number: int = 1, w: Tensor | None = None
+) -> ClientUpdate:
     empty, rows = torch.empty(0, 1), torch.empty(0, dtype=torch.int64)
-    return ClientUpdate(client, number, empty, empty, rows, rows, shared, {}, {"loss": 0.0})
+    head = {} if w is None else {"w": w}
+    return ClientUpdate(
+        client, 1, number, empty, empty, rows, rows, Parts(head=head, objective=sent)
+    )
+
+
+def nothing_trained(features: Tensor, labels: Tensor, own: Mapping[str, Tensor]) -> LocalResult:
+    """The work of a client of an objective that does not train."""
+    return LocalResult(Parts(), Parts(), Parts(), own, 0, {}, features, labels, CLASSES)
+
+
+def zero_head() -> Parts:
+    return Parts(head={"0.weight": torch.zeros(CLASSES, WIDTH)})
 
 
 # SCAFFOLD
@@ -45,25 +61,24 @@ def update(client: int, shared: dict[str, Tensor], number: int = 1) -> ClientUpd
 def test_scaffold_by_hand() -> None:
     """From 3 to 1 in 4 steps of 0.5: a mean gradient of (3 - 1) / 2 = 1."""
     scaffold = objectives.create("scaffold")
-    sent, kept = scaffold.finish(
-        local(3.0, 1.0, control=0.25, own={"control.w": torch.ones(1) * 2})
-    )
+    done = scaffold.finish(local(3.0, 1.0, control=0.25, own={"head.w": torch.ones(1) * 2}))
     # c_i+ = 2 - 0.25 + 1
-    assert kept["control.w"].tolist() == [2.75]
-    assert sent["control.w"].tolist() == [0.75]
-    correction = scaffold.correction({"control.w": torch.tensor([0.25])}, kept)
-    assert correction["w"].tolist() == [0.25 - 2.75]
+    assert done.kept["head.w"].tolist() == [2.75]
+    assert done.sent["head.w"].tolist() == [0.75]
+    correction = scaffold.correction({"head.w": torch.tensor([0.25])}, done.kept)
+    assert correction["head.w"].tolist() == [0.25 - 2.75]
 
 
 @pytest.mark.parametrize(("variant", "share"), [("scaffold", 1 / 8), ("sampled", 1 / 2)])
 def test_scaffold_s_server_variate(variant: str, share: float) -> None:
     """Two of eight clients, whose variates changed by 1 and 3."""
     scaffold = objectives.create("scaffold", variant=variant)
-    before = {"w": torch.zeros(1), "control.w": torch.tensor([0.5])}
-    updates = [update(n, {"control.w": torch.tensor([c])}) for n, c in enumerate((1.0, 3.0))]
-    shared, memory = scaffold.combine(before, {"w": torch.ones(1)}, updates, 8, {})
-    assert shared["w"].tolist() == [1.0]
-    assert shared["control.w"].tolist() == [0.5 + 4 * share]
+    before = Parts(head={"w": torch.zeros(1)}, objective={"head.w": torch.tensor([0.5])})
+    updates = [update(n, {"head.w": torch.tensor([c])}) for n, c in enumerate((1.0, 3.0))]
+    mean = Parts(head={"w": torch.ones(1)})
+    shared, memory = scaffold.combine(before, mean, updates, 8, {})
+    assert shared.head["w"].tolist() == [1.0]
+    assert shared.objective["head.w"].tolist() == [0.5 + 4 * share]
     assert memory == {}
 
 
@@ -76,25 +91,27 @@ def test_scaffold_removes_the_drift_of_unequal_clients() -> None:
 
     def train(name: str) -> float:
         objective = objectives.create(name)
-        w = torch.zeros(1)
-        shared = {"w": w, **objective.begin({"w": w})}
-        own: list[dict[str, Tensor]] = [{}, {}]
+        shared = Parts(head={"w": torch.zeros(1)})
+        shared = dataclasses.replace(shared, objective=objective.begin(shared))
+        own: list[Mapping[str, Tensor]] = [{}, {}]
         for _ in range(400):
             updates = []
             for client, (s, t) in enumerate(((1.0, 0.0), (3.0, 1.0))):
-                y = shared["w"].clone()
-                constant = objective.correction(shared, own[client]).get("w", torch.zeros(1))
+                y = shared.head["w"].clone()
+                constants = objective.correction(shared.objective, own[client])
+                constant = constants.get("head.w", torch.zeros(1))
                 for _ in range(10):
                     y = y - 0.05 * (s * (y - t) + constant)
+                end, rates = Parts(head={"w": y}), {"head.w": 0.05}
                 result = LocalResult(
-                    {"w": shared["w"]}, {"w": y}, shared, own[client], 10, {"w": 0.05},
-                    NOTHING, NOTHING, 1,
-                )  # fmt: skip
-                sent, own[client] = objective.finish(result)
-                updates.append(update(client, {"w": y, **sent}))
-            mean = {"w": (updates[0].shared["w"] + updates[1].shared["w"]) / 2}
-            shared, _ = objective.combine(shared, mean, updates, 2, {})
-        return float(shared["w"])
+                    shared.trained(), end, shared, own[client], 10, rates, NOTHING, NOTHING, 1
+                )
+                done = objective.finish(result)
+                own[client] = done.kept
+                updates.append(update(client, done.sent, w=y))
+            mean = (updates[0].shared.head["w"] + updates[1].shared.head["w"]) / 2
+            shared, _ = objective.combine(shared, Parts(head={"w": mean}), updates, 2, {})
+        return float(shared.head["w"])
 
     assert train("scaffold") == pytest.approx(0.75, abs=1e-4)
     assert abs(train("plain") - 0.75) > 0.05
@@ -102,9 +119,9 @@ def test_scaffold_removes_the_drift_of_unequal_clients() -> None:
 
 def test_a_rate_of_zero_teaches_scaffold_nothing() -> None:
     result = local(3.0, 3.0, control=0.25, own={})
-    frozen = LocalResult(**{**vars(result), "rates": {"w": 0.0}})
-    sent, kept = objectives.create("scaffold").finish(frozen)
-    assert sent["control.w"].tolist() == kept["control.w"].tolist() == [0.0]
+    frozen = dataclasses.replace(result, rates={"head.w": 0.0})
+    done = objectives.create("scaffold").finish(frozen)
+    assert done.sent["head.w"].tolist() == done.kept["head.w"].tolist() == [0.0]
 
 
 # Closed-form heads
@@ -122,27 +139,26 @@ def data() -> tuple[Tensor, Tensor]:
 
 def head_of(objective: Objective, features: Tensor, labels: Tensor, clients: int) -> Tensor:
     """The head that one round over `clients` equal clients gives."""
-    head = {"head.0.weight": torch.zeros(CLASSES, WIDTH)}
-    assert objective.outgoing(head) == {}
+    head = zero_head()
+    assert objective.outgoing(head) == Parts()
     updates = []
     for client in range(clients):
         rows = torch.arange(len(labels)) % clients == client
-        result = LocalResult(
-            {}, {}, {}, {}, 0, {}, features[rows], labels[rows], CLASSES
-        )  # fmt: skip
-        sent, kept = objective.finish(result)
-        reply = objective.reply(head)
-        assert {n: v.shape for n, v in sent.items()} == {n: v.shape for n, v in reply.items()}
-        again, _ = objective.finish(LocalResult(**{**vars(result), "own": kept}))
-        assert not any(value.any() for value in again.values())  # counted once
-        updates.append(update(client, sent, int(rows.sum())))
-    shared, memory = objective.combine(head, {}, updates, clients, {})
+        result = nothing_trained(features[rows], labels[rows], {})
+        done = objective.finish(result)
+        reply = objective.reply(head).objective
+        assert {n: v.shape for n, v in done.sent.items()} == {n: v.shape for n, v in reply.items()}
+        assert done.kept == objective.keeps(head)
+        again = objective.finish(dataclasses.replace(result, own=done.kept))
+        assert not any(value.any() for value in again.sent.values())  # counted once
+        updates.append(update(client, done.sent, int(rows.sum())))
+    shared, memory = objective.combine(head, Parts(), updates, clients, {})
     # The same clients over two rounds.
-    half, kept_sums = objective.combine(head, {}, updates[: clients // 2], clients, {})
-    later, _ = objective.combine(half, {}, updates[clients // 2 :], clients, kept_sums)
-    torch.testing.assert_close(later["head.0.weight"], shared["head.0.weight"])
+    half, kept_sums = objective.combine(head, Parts(), updates[: clients // 2], clients, {})
+    later, _ = objective.combine(half, Parts(), updates[clients // 2 :], clients, kept_sums)
+    torch.testing.assert_close(later.head["0.weight"], shared.head["0.weight"])
     assert memory["count"].sum() == len(labels)
-    return shared["head.0.weight"]
+    return shared.head["0.weight"]
 
 
 def test_ncm_is_the_nearest_class_mean_by_cosine(data: tuple[Tensor, Tensor]) -> None:
@@ -184,7 +200,7 @@ def test_cof_s_covariances_are_those_of_the_samples_when_clients_are_many() -> N
     total = module._nothing(torch.zeros(CLASSES, WIDTH), "cof")
     for rows in torch.arange(16_000).split(4):
         one_hot = torch.nn.functional.one_hot(labels[rows], CLASSES).float()
-        sent = {"stats.sum": one_hot.T @ features[rows], "stats.count": one_hot.sum(dim=0)}
+        sent = {"sum": one_hot.T @ features[rows], "count": one_hot.sum(dim=0)}
         module._add(total, sent, "cof")
     means = total["sum"] / total["count"][:, None]
     scatter = module._scatter(total, means, options).numpy()
@@ -212,10 +228,9 @@ def test_cof_is_its_definition(data: tuple[Tensor, Tensor], between: bool) -> No
     updates = []
     for client in range(4):
         own = clients == client
-        result = LocalResult({}, {}, {}, {}, 0, {}, features[own], labels[own], CLASSES)
-        updates.append(update(client, objective.finish(result)[0]))
-    head = {"head.0.weight": torch.zeros(CLASSES, WIDTH)}
-    shared, _ = objective.combine(head, {}, updates, 4, {})
+        done = objective.finish(nothing_trained(features[own], labels[own], {}))
+        updates.append(update(client, done.sent))
+    shared, _ = objective.combine(zero_head(), Parts(), updates, 4, {})
 
     x, y, k = features.double().numpy(), labels.numpy(), clients.numpy()
     covariances = {}
@@ -240,23 +255,21 @@ def test_cof_is_its_definition(data: tuple[Tensor, Tensor], between: bool) -> No
     sums = np.stack([x[y == c].sum(axis=0) for c in range(CLASSES)])
     weight = np.linalg.solve(scatter + 0.7 * np.eye(WIDTH), sums.T).T
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
-    np.testing.assert_allclose(shared["head.0.weight"].numpy(), weight, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(shared.head["0.weight"].numpy(), weight, rtol=1e-4, atol=1e-6)
 
 
 def test_cof_needs_a_class_that_two_clients_hold(data: tuple[Tensor, Tensor]) -> None:
     features, labels = data
     objective = objectives.create("closed_form")
-    head = {"head.0.weight": torch.zeros(CLASSES, WIDTH)}
+    head = zero_head()
 
     def combined(*parts: Tensor) -> Tensor:
         sent = [
-            objective.finish(
-                LocalResult({}, {}, {}, {}, 0, {}, features[part], labels[part], CLASSES)
-            )[0]
+            objective.finish(nothing_trained(features[part], labels[part], {})).sent
             for part in parts
         ]
         updates = [update(client, each) for client, each in enumerate(sent)]
-        return objective.combine(head, {}, updates, len(updates), {})[0]["head.0.weight"]
+        return objective.combine(head, Parts(), updates, len(updates), {})[0].head["0.weight"]
 
     low, one = labels < 2, torch.arange(len(labels)) == int(torch.nonzero(labels == 0)[0])
     with pytest.raises(RoundError, match="a class that two clients hold, got 1 client without"):

@@ -12,9 +12,12 @@ from fedprompt.core.types import RoundReport
 from fedprompt.report.live import RoundDisplay
 
 
-def make_report(round_index: int, accuracy: float = 0.9432, loss: float = 0.1234) -> RoundReport:
-    seconds = {"train": 1.0, "aggregate": 0.1, "evaluate": 0.2}
-    return RoundReport(round_index, accuracy, loss, accuracy, 0.3, 27, 100, 200, seconds)
+def make_report(
+    round_index: int, wall_seconds: float, accuracy: float = 0.9432, loss: float = 0.1234
+) -> RoundReport:
+    phases = {"train": 1.0, "aggregate": 0.1, "evaluate": 0.2}
+    figures = (accuracy, loss, accuracy, 0.3, 27, 100, 200)
+    return RoundReport(round_index, *figures, phases, wall_seconds)
 
 
 def make_console(terminal: bool, kind: str = "xterm-256color") -> tuple[Console, io.StringIO]:
@@ -28,8 +31,8 @@ def test_plain_lines_are_aligned_and_tell_the_numbers() -> None:
     console, file = make_console(terminal=False)
     with RoundDisplay(10, "quickstart [20 clients]", console) as display:
         display.start_phase("pfpt", 10)
-        display.update(make_report(0, math.nan, math.nan), 0.5)
-        display.update(make_report(1), 2.04)
+        display.update(make_report(0, 0.5, math.nan, math.nan))
+        display.update(make_report(1, 2.04))
         display.message("checkpoint [1] saved")
     title, phase, head, before, first, message = file.getvalue().splitlines()
     assert title == "quickstart [20 clients]"
@@ -47,7 +50,7 @@ def test_quiet_shows_nothing(terminal: bool) -> None:
     console, file = make_console(terminal)
     with RoundDisplay(1, "run", console, quiet=True) as display:
         display.start_phase("pfpt", 1)
-        display.update(make_report(1), 1.0)
+        display.update(make_report(1, 1.0))
         display.message("hello")
     assert file.getvalue() == ""
 
@@ -56,7 +59,7 @@ def test_dumb_terminal_gets_plain_lines() -> None:
     console, file = make_console(terminal=True, kind="dumb")
     with RoundDisplay(1, "run", console) as display:
         display.start_phase("pfpt", 1)
-        display.update(make_report(1), 1.0)
+        display.update(make_report(1, 1.0))
     assert "94.3 %" in file.getvalue()
     assert "\x1b[?25l" not in file.getvalue()
 
@@ -65,10 +68,10 @@ def test_time_left_is_mean_times_remaining_over_all_phases() -> None:
     display = RoundDisplay(10, "run", quiet=True)
     display.start_phase("pfpt", 6)
     assert math.isnan(display.seconds_left())
-    display.update(make_report(0), 100.0)  # the evaluation before training is no round
+    display.update(make_report(0, 100.0))  # the evaluation before training is no round
     assert math.isnan(display.seconds_left())
     for round_index, seconds in ((1, 1.0), (2, 3.0)):
-        display.update(make_report(round_index), seconds)
+        display.update(make_report(round_index, seconds))
     assert display.seconds_left() == 2.0 * 8
     display.start_phase("mean", 4)
     assert display.seconds_left() == 2.0 * 8
@@ -79,10 +82,10 @@ def test_time_left_is_mean_times_remaining_over_all_phases() -> None:
 def test_resumed_phase_counts_its_finished_rounds() -> None:
     display = RoundDisplay(10, "run", quiet=True)
     display.start_phase("pfpt", 10, finished=6)
-    display.update(make_report(7), 2.0)
+    display.update(make_report(7, 2.0))
     assert display.seconds_left() == 2.0 * 3
     for round_index in (8, 9, 10):
-        display.update(make_report(round_index), 2.0)
+        display.update(make_report(round_index, 2.0))
     assert display.seconds_left() == 0.0
 
 
@@ -91,7 +94,7 @@ def test_terminal_shows_bar_percent_and_the_latest_rounds() -> None:
     with RoundDisplay(24, "quickstart", console) as display:
         display.start_phase("pfpt", 12)
         for round_index in range(1, 13):
-            display.update(make_report(round_index, accuracy=round_index / 100), 1.0)
+            display.update(make_report(round_index, 1.0, accuracy=round_index / 100))
         display.message("half time")
         picture, _ = make_console(terminal=False)
         with picture.capture() as capture:

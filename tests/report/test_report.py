@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from fedprompt.core.errors import ConfigError
@@ -19,11 +20,13 @@ from fedprompt.core.types import RoundReport
 from fedprompt.report import page as report
 from fedprompt.report import style
 from fedprompt.report.figures import (
+    OVERLAP,
     accuracy_figure,
     aggregation_figure,
     clients_figure,
     make_figures,
     seconds_figure,
+    seconds_stack,
 )
 from fedprompt.report.style import png_bytes
 from fedprompt.report.table import render_summary
@@ -39,7 +42,11 @@ def pictures_are_not_drawn() -> None:
 
 
 def write_run(
-    run: RunDirectory, method: str, accuracies: list[float], prompts: int = 10
+    run: RunDirectory,
+    method: str,
+    accuracies: list[float],
+    prompts: int = 10,
+    wall: float = math.nan,
 ) -> RunDirectory:
     """A finished run; validation accuracy is test accuracy, 1 MB up and 2 MB down a round."""
     RunDirectory.create(run.path)
@@ -49,7 +56,8 @@ def write_run(
         seconds = {"train": 2.0, "aggregate": 0.5, "evaluate": 0.25}
         run.append_round(
             RoundReport(
-                round_index, accuracy, 1.0, accuracy, 1.0, prompts, 1_000_000, 2_000_000, seconds
+                *(round_index, accuracy, 1.0, accuracy, 1.0, prompts, 1_000_000, 2_000_000),
+                *(seconds, wall),
             )
         )
     run.write_summary({"state_sha256": DIGEST})
@@ -228,6 +236,26 @@ def test_seconds_figure_stacks_the_phases(tmp_path: Path) -> None:
     top = figure.axes[0].transData.inverted().transform((0, max(tops)))[1]
     assert top == pytest.approx(2.75)
     assert figure.axes[0].get_title(loc="left") == "pfpt  ·  11 s"
+
+
+def test_seconds_figure_shows_an_overlap_once(tmp_path: Path) -> None:
+    """Evaluation of 0.25 s, of which 0.2 s while the next round trained for 2 s: 2.55 s a round."""
+    directory = write_run(RunDirectory(tmp_path / "run"), "pfpt", [0.5, 0.6, 0.7], wall=2.55)
+    (run,) = read_runs([directory.path])
+    parts = seconds_stack(run)
+    assert {name: values.tolist() for name, values in parts.items()} == {
+        "train": pytest.approx([1.8, 1.8, 1.8]),
+        "aggregate": [0.5, 0.5, 0.5],
+        "evaluate": pytest.approx([0.05, 0.05, 0.25]),  # nothing trains after the last
+        OVERLAP: pytest.approx([0.2, 0.2, 0.0]),
+    }
+    axes = seconds_figure([run]).axes[0]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert max(bar.get_y() + bar.get_height() for bar in bars) == pytest.approx(2.55)
+    assert sum(bar.get_height() for bar in bars) == pytest.approx(3 * 2.55)
+    assert {bar.get_hatch() for bar in bars} == {None, "////"}
+    (row,) = comparison_table([directory.path])
+    assert row["seconds"] == pytest.approx(3 * 2.55)
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (20, 37), (100, 100)])

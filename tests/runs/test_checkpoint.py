@@ -14,7 +14,7 @@ import torch
 
 from fedprompt.core.errors import CheckpointError, InputError
 from fedprompt.core.files import atomic_write, json_ready
-from fedprompt.core.types import ServerState
+from fedprompt.core.types import ClientState, Parts, ServerState
 from fedprompt.runs import checkpoint
 from fedprompt.runs.checkpoint import load_latest, save_state
 
@@ -27,9 +27,15 @@ def make_state(round_index: int, prompts: int = 3) -> ServerState:
         torch.randn(prompts, 5, generator=generator),
         torch.randn(prompts, 2, generator=generator),
         # A transposed view and a slice of the same storage: safetensors refuses both as they are.
-        {"head.weight": weight, "head.weight_t": weight.t(), "head.bias": weight[0]},
-        {"age": torch.arange(prompts), "scale": torch.tensor(0.5, dtype=torch.float64)},
-        {7: {"head/personal": torch.ones(2)}, 12: {"mask": torch.tensor([True, False])}},
+        Parts(head={"weight": weight, "weight_t": weight.t(), "bias": weight[0]}),
+        aggregator={
+            "age": torch.arange(prompts),
+            "scale": torch.tensor(0.5, dtype=torch.float64),
+        },
+        clients={
+            7: ClientState(Parts(head={"a/b": torch.ones(2)})),
+            12: ClientState(Parts(objective={"mask": torch.tensor([True, False])})),
+        },
     )
 
 
@@ -99,7 +105,7 @@ def test_rounds_after_the_saved_one_are_forgotten(tmp_path: Path) -> None:
         (lambda folder: (folder / "round_00002.safetensors").unlink(), "No such file"),
         (lambda folder: os.truncate(folder / "round_00002.json", 30), "json is damaged"),
         (lambda folder: (folder / "round_00002.json").write_text("[]"), "json is damaged"),
-        (lambda folder: (folder / "round_00002.json").write_text("{}"), "expected format 1"),
+        (lambda folder: (folder / "round_00002.json").write_text("{}"), "expected format 2"),
     ],
 )
 def test_damage_falls_back_to_the_round_before(

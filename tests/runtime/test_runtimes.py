@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 import fedprompt
+from conftest import FEW_DIGITS
+from fedprompt.cli.main import main
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.config import compose
 from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
-from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
+from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate, RoundReport
 from fedprompt.report.page import make_html
 from fedprompt.runs import driver
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
-from fedprompt.runs.events import Note, Plan, RoundFinished
+from fedprompt.runs.events import Plan, RoundFinished
 from fedprompt.runs.federation import initial_state, prepare
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.ray import pool as ray_runtime
@@ -37,17 +40,11 @@ from fedprompt.server.evaluate import Piece, Tally
 Overrides = Callable[..., list[str]]
 
 
-EVALUATED = ("accuracy", "loss", "validation_accuracy")
-FIGURES: list[dict[str, float]] = []
-"""What `straight` measured in its last round."""
-
-
 @pytest.fixture(scope="module")
 def straight(random_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """State hash of the tiny experiment, run serially without interruption."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     result = fedprompt.run("quickstart", experiment_of(random_backbone, folder))
-    FIGURES.append({key: result.reports[-1][key] for key in EVALUATED})
     return str(result.summary["state_sha256"])
 
 
@@ -62,6 +59,7 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
         "prompts.count=2",
         "prompts.pool=null",
         "prompts.selection=keyed",
+        FEW_DIGITS,
         "runtime=serial",
         f"model.backbone={backbone}",
         f"run_dir={folder}",
@@ -69,32 +67,31 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("actors", "killed"), [(1, False), (2, True), (3, False)])
-def test_ray_gives_the_bits_of_serial(
-    local_ray: None,
-    straight: str,
-    random_backbone: str,
-    tmp_path: Path,
-    actors: int,
-    killed: bool,
-) -> None:
-    """For any number of actors; and when the process of one is killed in the middle of the run."""
-    victims: list[int] = []
-
-    def kill_one(event: object) -> None:
-        if killed and isinstance(event, RoundFinished) and event.report.round == 1:
-            victims.append(actor_process("ClientActor"))
-            os.kill(victims[0], signal.SIGKILL)
-
-    overrides = experiment_of(
-        random_backbone, tmp_path / "run", "runtime=ray", f"runtime.actors={actors}"
-    )
-    result = fedprompt.run("quickstart", overrides, on_event=kill_one)
-    assert len(victims) == killed
-    assert result.summary["state_sha256"] == straight
-    assert result.state.sha256() == straight
-    assert [report["round"] for report in result.reports] == [1, 2, 3]
-    assert {key: result.reports[-1][key] for key in EVALUATED} == FIGURES[0]
+def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
+    """With all that may travel: control variates, generated prompts, layers inside the backbone, a
+    client's own state, whitened queries, rounded features of the cache; and clients in packs (a
+    whole one and a rest).
+    """
+    compared = ["scaffold_pt", "pfedpg", "lora_fedavg", "local_only"]
+    hashes, figures = {}, {}
+    for runtime in ("serial", "ray"):
+        overrides = [
+            *("rounds=2", "clients.count=6", "clients.per_round=3", "clients.epochs=1"),
+            *("clients.batch_size=64", "prompts.count=2", "prompts.whiten=true"),
+            *("data.train=80", "data.validation=40", "data.test=40", "data.public=80"),
+            *(f"cache.folder={tmp_path / 'cache'}", "cache.dtype=bfloat16", "runtime.pack=2"),
+            *(f"runtime={runtime}", "runtime.actors=2", f"compare={compared}"),
+            f"run_dir={tmp_path / runtime}",
+        ]
+        result = fedprompt.run("domains", overrides)
+        rows = [result.summary, *result.summary["comparison"]]
+        hashes[runtime] = [row["state_sha256"] for row in rows]
+        evaluated = ("accuracy", "loss", "validation_accuracy", "personalised")
+        figures[runtime] = [[each[key] for key in evaluated] for each in result.reports]
+        assert [each["round"] for each in result.reports] == [1, 2]
+    assert hashes["ray"] == hashes["serial"]
+    assert figures["ray"] == figures["serial"]
+    assert len(set(hashes["serial"])) == 5
 
 
 class Watched(SerialRuntime):
@@ -117,11 +114,9 @@ class Watched(SerialRuntime):
 
         return wait()
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
         self.log.append("measure")
-        tallies = super().measure(recipe, model, pieces)
+        tallies = super().measure(recipe, pieces)
 
         def wait() -> list[Tally]:
             self.log.append("measured")
@@ -214,24 +209,6 @@ def test_tasks_are_given_out_in_their_order_and_the_last_to_the_idle(
     assert set(runtime._held.values()) == {0}
 
 
-def test_packs_do_not_depend_on_runtime_or_actors(
-    local_ray: None, random_backbone: str, tmp_path: Path
-) -> None:
-    """Four clients a round in packs of three: one whole pack and a rest."""
-    hashes = {
-        runtime: fedprompt.run(
-            "quickstart",
-            experiment_of(
-                random_backbone,
-                tmp_path / runtime,
-                *("rounds=1", f"runtime={runtime}", "runtime.actors=2", "runtime.pack=3"),
-            ),
-        ).summary["state_sha256"]
-        for runtime in ("serial", "ray")
-    }
-    assert hashes["serial"] == hashes["ray"]
-
-
 def actor_process(name: str, session: int = 0) -> int:
     """Process id of an actor of one session (0: this process's), by the title Ray gives it."""
     deadline = time.monotonic() + 20
@@ -261,23 +238,22 @@ def stop_after(rounds: int) -> Callable[[object], None]:
     return stop
 
 
-@pytest.mark.parametrize("after", [1, 2])
-def test_resume_equals_straight(
-    straight: str, random_backbone: str, tmp_path: Path, after: int
-) -> None:
+def test_resume_equals_straight(straight: str, random_backbone: str, tmp_path: Path) -> None:
+    """After the first round; after the second, and after crashes in between: test_cli.py."""
     with pytest.raises(Stop):
         fedprompt.run(
             "quickstart",
             experiment_of(random_backbone, tmp_path / "run"),
-            on_event=stop_after(after),
+            on_event=stop_after(1),
         )
-    assert load_latest(tmp_path / "run" / "state").state.round_index == after
+    assert load_latest(tmp_path / "run" / "state").state.round_index == 1
     result = fedprompt.resume(tmp_path / "run")
     assert result.summary["state_sha256"] == straight
     assert [report["round"] for report in result.reports] == [1, 2, 3]
 
 
 def test_resume_goes_on_with_unfinished_comparisons(random_backbone: str, tmp_path: Path) -> None:
+    """The second one was cut before its header, and starts again."""
     more = ["rounds=1", "compare=[head_only, fedavg_pt]"]
     whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *more))
     with pytest.raises(Stop):
@@ -286,25 +262,24 @@ def test_resume_goes_on_with_unfinished_comparisons(random_backbone: str, tmp_pa
             experiment_of(random_backbone, tmp_path / "cut", *more),
             on_event=stop_after(2),
         )
+    unfinished = RunDirectory(tmp_path / "cut").comparison("fedavg_pt")
+    if not unfinished.path.exists():
+        RunDirectory.create(unfinished.path)
+    assert not unfinished.has_header()
     assert not (tmp_path / "cut" / "summary.json").exists()
     resumed = fedprompt.resume(tmp_path / "cut")
+    assert unfinished.has_header()
 
     def hashes(summary: dict) -> list[str]:
         return [summary["state_sha256"], *(row["state_sha256"] for row in summary["comparison"])]
 
     assert hashes(resumed.summary) == hashes(whole.summary)
     assert len(set(hashes(whole.summary))) == 3
-
-
-def test_a_comparison_that_was_cut_before_its_header_is_begun_again(
-    random_backbone: str, tmp_path: Path
-) -> None:
-    overrides = experiment_of(random_backbone, tmp_path / "run", "rounds=1", "compare=[head_only]")
-    with pytest.raises(Stop):
-        fedprompt.run("quickstart", overrides, on_event=stop_after(1))
-    RunDirectory.create(tmp_path / "run" / "compare" / "head_only")
-    fedprompt.resume(tmp_path / "run")
-    assert RunDirectory(tmp_path / "run" / "compare" / "head_only").has_header()
+    # A finished run without its report gets one.
+    report = tmp_path / "cut" / "report.html"
+    report.unlink()
+    fedprompt.resume(tmp_path / "cut")
+    assert report.stat().st_size > 1000
 
 
 def test_a_run_that_was_cut_before_its_header_says_so(tmp_path: Path) -> None:
@@ -337,13 +312,6 @@ def test_resume_refuses_another_backbone_or_partition(random_backbone: str, tmp_
     assert fedprompt.resume(run_dir).state.round_index == 3
 
 
-def test_a_finished_run_without_its_report_gets_one(random_backbone: str, tmp_path: Path) -> None:
-    fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "run", "rounds=1"))
-    (tmp_path / "run" / "report.html").unlink()
-    fedprompt.resume(tmp_path / "run")
-    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
-
-
 def test_a_full_disk_is_one_line_and_a_failed_status(
     random_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,9 +319,14 @@ def test_a_full_disk_is_one_line_and_a_failed_status(
         raise OSError(28, "No space left on device", "rounds.jsonl")
 
     monkeypatch.setattr(RunDirectory, "append_round", full)
-    with pytest.raises(WorkerError, match=r"^No space left on device \(rounds.jsonl\)$"):
-        fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "run"))
-    status = RunDirectory(tmp_path / "run").read_status()
+    run_dir = tmp_path / "run"
+    result = call("run", "quickstart", *experiment_of(random_backbone, run_dir))
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: No space left on device (rounds.jsonl); "
+        f"continue with: fedprompt run --resume {run_dir}\n"
+    )
+    status = RunDirectory(run_dir).read_status()
     assert status["state"] == "failed"
     assert "No space left" in status["message"]
 
@@ -365,32 +338,30 @@ def test_every_method_starts_from_the_same_head(random_backbone: str, tmp_path: 
         initial_state(each, federation)
         for each in (config, config.with_method("fedavg_pt"), config.with_method("head_only"))
     ]
-    head = states[0].shared["head.0.weight"]
-    assert all(head.equal(state.shared["head.0.weight"]) for state in states)
+    head = states[0].shared.head["0.weight"]
+    assert all(head.equal(state.shared.head["0.weight"]) for state in states)
     assert states[0].prompts.equal(states[1].prompts)
 
 
-def raising(runtime: SerialRuntime, plan: Plan) -> Iterator[object]:
-    """Stands in for `drive` inside the driver actor: the second client raises."""
-    yield Note("before")
-    raise ClientError(7, 3, "fit", "RuntimeError: burst")
+def test_errors_come_out_of_ray_as_they_are() -> None:
+    """Out of a client actor, and then of the driver actor."""
+    from ray import cloudpickle
+    from ray.exceptions import RayTaskError
+
+    from fedprompt.runtime.ray.local import unwrapped
+
+    error: Exception = ClientError(7, 3, "fit", "RuntimeError: burst")
+    for actor in ("ClientActor", "DriverActor"):
+        error = cloudpickle.loads(cloudpickle.dumps(RayTaskError(actor, "a traceback", error)))
+    assert isinstance(error, RayTaskError)
+    cause = unwrapped(error.as_instanceof_cause())
+    assert isinstance(cause, ClientError)
+    assert (cause.client_id, cause.round_index, cause.stage) == (7, 3, "fit")
+    foreign = RayTaskError("DriverActor", "a traceback", KeyError("x"))
+    assert unwrapped(foreign) is foreign
 
 
-def test_errors_come_out_of_ray_as_they_are(local_ray: None) -> None:
-    import ray.cloudpickle
-
-    from fedprompt.runtime.ray.pool import RayRuntime
-
-    # The workers cannot import this file.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    events = RayRuntime(RuntimeOptions("ray", actors=1)).launch(raising, None)
-    assert next(events) == Note("before")
-    with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
-        next(events)
-    assert (caught.value.client_id, caught.value.stage) == (7, "fit")
-
-
-def test_a_failing_client_says_on_which_node_it_was(local_ray: None, tmp_path: Path) -> None:
+def test_a_failing_client_says_on_which_node_it_was(tmp_path: Path) -> None:
     """From the actor to `status.json`."""
     from fedprompt.experiment import mark_failed
     from fedprompt.runtime.ray.actors import ClientActor
@@ -402,7 +373,7 @@ def test_a_failing_client_says_on_which_node_it_was(local_ray: None, tmp_path: P
 
     actor = ClientActor(threads=1)
     actor._worker = Failing()  # type: ignore[assignment]
-    job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0), {}), {})
+    job = ClientJob(7, 3, 0, Broadcast(torch.empty(0, 0), torch.empty(0, 0)))
     with pytest.raises(ClientError, match="client 7 failed in round 3") as caught:
         actor.train([], None, [job], job.broadcast)  # type: ignore[arg-type]
     assert caught.value.node == node_name()
@@ -422,6 +393,11 @@ def test_a_wrong_request_writes_nothing_under_ray(
     with pytest.raises(ConfigError, match="5000 clients"):
         fedprompt.run("quickstart", overrides)
     assert list(tmp_path.iterdir()) == []
+
+
+def call(*arguments: str) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(main, arguments, prog_name="fedprompt")
 
 
 def cli(arguments: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -469,69 +445,114 @@ def assert_all_gone(session: int) -> None:
     assert session_members(session) == []
 
 
-@pytest.mark.parametrize("runtime", ["ray", "serial"])
-def test_a_stopped_run_keeps_its_rounds_and_leaves_no_process(
-    random_backbone: str, tmp_path: Path, runtime: str
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_its_rounds(
+    random_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """SIGINT and SIGTERM, each to a program of its own; both programs run at the same time."""
-    programs = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        run_dir = tmp_path / number.name
-        more = [f"runtime={runtime}", "runtime.actors=1", "rounds=2000"]
-        overrides = experiment_of(random_backbone, run_dir, *more)
-        programs[number] = run_dir, cli(["quickstart", *overrides], tmp_path)
-    for number, (run_dir, process) in programs.items():
-        wait_for_rounds(run_dir, 2, process)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, errors
-        assert_all_gone(process.pid)
-        lines = [line for line in errors.splitlines() if line.strip()]
-        assert len(lines) == 1
-        assert f"fedprompt run --resume {run_dir}" in lines[0]
-        status = json.loads((run_dir / "status.json").read_text())
-        assert (status["state"], status["message"]) == ("interrupted", "stopped by a signal")
-        state = load_latest(run_dir / "state").state
-        assert state.round_index >= 2
-        assert f"stopped; {state.round_index} finished rounds are on disk" in lines[0]
-        assert len((run_dir / "rounds.jsonl").read_text().splitlines()) >= state.round_index
+    """Stopped in its third round, after that one's line in `rounds.jsonl`.
+
+    Under Ray, and with a process that ends: `test_a_killed_and_stopped_run_...`.
+    """
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    append_round = RunDirectory.append_round
+
+    def stop_at_the_third(directory: RunDirectory, report: RoundReport) -> None:
+        append_round(directory, report)
+        if report.round == 3:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(RunDirectory, "append_round", stop_at_the_third)
+    monkeypatch.setattr("fedprompt.cli.console.os._exit", leave)
+    run_dir = tmp_path / "run"
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        result = call("run", "quickstart", *experiment_of(random_backbone, run_dir))
+    finally:  # on its way out the program does not put them back
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert result.exit_code == 128 + number
+    check_stopped(run_dir, result.stderr)
+    assert load_latest(run_dir / "state").state.round_index == 2
 
 
-def test_a_killed_driver_resumes_to_the_same_bits(random_backbone: str, tmp_path: Path) -> None:
-    """SIGKILL to the driver actor, then to the whole program, both in the middle of a run."""
-    long = ["rounds=16", "clients.per_round=2", "eval_every=16"]
+def check_stopped(run_dir: Path, errors: str) -> None:
+    """One line on standard error, and what is on disk agrees with it."""
+    (line,) = [line for line in errors.splitlines() if line.strip()]
+    assert f"fedprompt run --resume {run_dir}" in line
+    status = json.loads((run_dir / "status.json").read_text())
+    assert (status["state"], status["message"]) == ("interrupted", "stopped by a signal")
+    rounds = load_latest(run_dir / "state").state.round_index
+    assert f"stopped; {rounds} finished rounds are on disk" in line
+    assert len((run_dir / "rounds.jsonl").read_text().splitlines()) >= rounds
+
+
+def test_a_killed_and_stopped_run_ends_with_the_same_bits(
+    local_ray: None, random_backbone: str, tmp_path: Path
+) -> None:
+    """SIGKILL to a client actor, whose work others do, and then to the driver actor; SIGTERM to the
+    program that goes on; the rest without Ray.
+    """
+    long = ["rounds=16", "eval_every=16"]
     whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *long))
     run_dir = tmp_path / "run"
-    process = cli(
-        [
-            "quickstart",
-            *experiment_of(random_backbone, run_dir, "runtime=ray", "runtime.actors=1", *long),
-        ],
-        tmp_path,
-    )
-    wait_for_rounds(run_dir, 1, process)
-    os.kill(actor_process("DriverActor", process.pid), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "the driver process died" in errors
-    assert f"continue with: fedprompt run --resume {run_dir}" in errors
+    victims: list[int] = []
+
+    def kill(event: object) -> None:
+        name = {1: "ClientActor", 3: "DriverActor"}.get(
+            event.report.round if isinstance(event, RoundFinished) else 0
+        )
+        if name:
+            victims.append(actor_process(name))
+            os.kill(victims[-1], signal.SIGKILL)
+
+    overrides = experiment_of(random_backbone, run_dir, "runtime=ray", "runtime.actors=3", *long)
+    with pytest.raises(WorkerError, match="the driver process died"):
+        fedprompt.run("quickstart", overrides, on_event=kill)
+    assert len(victims) == 2
     assert json.loads((run_dir / "status.json").read_text())["state"] == "failed"
+    assert not (run_dir / "summary.json").exists()
 
     done = load_latest(run_dir / "state").state.round_index
+    assert 3 <= done < 14
     # Two threads in the environment: `runtime.threads` must still hold.
-    process = cli(["--resume", str(run_dir)], tmp_path, OMP_NUM_THREADS="2")
-    wait_for_rounds(run_dir, done + 2, process)
-    process.kill()
-    process.communicate(timeout=30)
-    # Ray's agents notice only after a minute or two that their raylet is gone.
-    for member in session_members(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(member, signal.SIGKILL)
+    fewer = ["runtime.actors=1", "runtime.cpus=1"]
+    process = cli(["--resume", str(run_dir), *fewer], tmp_path, OMP_NUM_THREADS="2")
+    wait_for_rounds(run_dir, done + 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert_all_gone(process.pid)
+    check_stopped(run_dir, errors)
     assert not (run_dir / "summary.json").exists()
 
     result = fedprompt.resume(run_dir, ["runtime=serial"])
     assert result.summary["state_sha256"] == whole.summary["state_sha256"]
     assert [report["round"] for report in result.reports] == list(range(1, 17))
+
+
+def test_ray_puts_no_signal_handler_in_the_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from fedprompt.runtime.ray import local
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(each) for each in signals]
+
+    def init(**_: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "init", init)
+    try:
+        local.start_ray(1, verbose=False)
+        assert [signal.getsignal(each) for each in signals] == before
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
 
 
 def test_a_ray_that_does_not_start_is_one_line_and_leaves_no_folder(

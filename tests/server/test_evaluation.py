@@ -16,7 +16,7 @@ from fedprompt.config import list_methods
 from fedprompt.data.partition.mirror import mirror_partition
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.summary import comparison_table
-from fedprompt.server.personalised import ClientFigures, describe
+from fedprompt.server.figures import ClientFigures, describe
 
 Overrides = Callable[..., list[str]]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +13,21 @@ import torch
 import torch.nn.functional as F
 
 from fedprompt import aggregation
-from fedprompt.client.loop import fit_batch, only_optimizer
+from fedprompt.aggregation import Aggregation
+from fedprompt.aggregation.mean import Mean, MeanOptions
+from fedprompt.client.loop import FitTrainer, Hooks, fit_batch, only_optimizer
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientBatches, ClientWorker
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import ClientError, RoundError
 from fedprompt.core.seeding import torch_generator
-from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate, ServerState
+from fedprompt.core.types import ClientJob, ClientState, ClientUpdate, Parts, ServerState
 from fedprompt.data.partition.mirror import mirror_partition
-from fedprompt.runs.driver import evaluator, measure_clients, settings_of
+from fedprompt.runs.driver import evaluator, settings_of
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import (
+    Evaluation,
     Model,
     Piece,
     Tally,
@@ -36,7 +40,7 @@ from fedprompt.server.round import (
     download_bytes,
     make_jobs,
     merge_shared,
-    run_round,
+    run_rounds,
     upload_bytes,
 )
 
@@ -71,13 +75,15 @@ class Direct:
             self.updates.append(self.tamper(self.worker.train(recipe, [job])[0]))
             yield self.updates[-1]
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
-        return lambda: [measure_piece(self.worker, recipe, model, piece) for piece in pieces]
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
+        return lambda: [measure_piece(self.worker, recipe, piece) for piece in pieces]
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}
+
+
+KEYED = "prompts.selection=keyed"
+"""Prompts with keys, where the data set alone asks for none."""
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def bench(tiny: Overrides) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
         config = compose("quickstart", tiny(*overrides))
         # Data and partition do not depend on the method: prepared once for all tests.
-        key = (config.clients.count, config.partition.name)
+        key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
@@ -106,13 +112,84 @@ def play(
     bench: Bench, runtime: Direct | None = None, name: str = "mean"
 ) -> tuple[ServerState, object]:
     runtime = runtime or Direct(bench.worker)
-    return run_round(
+    rounds = run_rounds(
         bench.state,
-        bench.settings,
+        dataclasses.replace(bench.settings, rounds=1),
         runtime,
         aggregation.create(name),
         evaluator(runtime, bench.federation, bench.settings),
     )
+    return next(rounds)
+
+
+class FakeClock:
+    """Shows the seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def job(self, seconds: float) -> Callable[[], None]:
+        """Start work that others do meanwhile; the result waits for its end."""
+        end = self.now + seconds
+
+        def wait() -> None:
+            self.now = max(self.now, end)
+
+        return wait
+
+
+def test_each_second_of_overlapping_rounds_is_counted_once(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients train 10 s, aggregation takes 1 s, evaluation 4 s beside the next training, and the
+    caller needs half a second for each report:
+
+    round 1: trained at 10, aggregated at 11, evaluated and reported at 15
+    round 2: started at 11, trained at 21, aggregated at 22, reported at 26
+    round 3: started at 22, trained at 32, aggregated at 33, reported at 37
+    """
+    clock = FakeClock()
+    monkeypatch.setattr("fedprompt.server.round.perf_counter", clock)
+    b = bench("rounds=3")
+
+    class Beside(Direct):
+        def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
+            return self.after(clock.job(10), super().map(recipe, jobs))
+
+        def after(
+            self, wait: Callable[[], None], updates: Iterator[ClientUpdate]
+        ) -> Iterator[ClientUpdate]:
+            wait()
+            yield from updates
+
+    class Slow(Mean):
+        def aggregate(self, *sets: Any, **options: Any) -> Aggregation:
+            clock.now += 1
+            return super().aggregate(*sets, **options)
+
+    def evaluate(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
+        wait = clock.job(4)
+
+        def figures() -> tuple[Evaluation, Evaluation]:
+            wait()
+            return Evaluation(0.5, 1.0), Evaluation(0.25, 2.0)
+
+        return figures
+
+    slow, reports = Slow(MeanOptions()), []
+    for state, report in run_rounds(b.state, b.settings, Beside(b.worker), slow, evaluate):
+        assert state.round_index == report.round
+        assert sum(each.wall_seconds for each in [*reports, report]) == clock.now
+        reports.append(report)
+        clock.now += 0.5
+    assert [report.wall_seconds for report in reports] == [15, 11, 11]
+    assert [report.seconds for report in reports] == [
+        {"train": 10, "aggregate": 1, "evaluate": 4}
+    ] * 3
+    assert {report.accuracy for report in reports} == {0.5}
 
 
 def storages(tensors: dict[str, torch.Tensor]) -> set[int]:
@@ -123,7 +200,7 @@ def storages(tensors: dict[str, torch.Tensor]) -> set[int]:
 def test_backbone_is_unchanged_and_nothing_shares_memory(
     bench: Callable[..., Bench], name: str
 ) -> None:
-    b = bench()
+    b = bench(KEYED)
     before = b.worker.backbone.checksum()
     old = {key: value.clone() for key, value in b.state.tensors().items()}
     runtime = Direct(b.worker)
@@ -134,7 +211,7 @@ def test_backbone_is_unchanged_and_nothing_shares_memory(
     assert state.round_index == 1
     assert not storages(state.tensors()) & storages(b.state.tensors())
     for update in runtime.updates:
-        sent = {"prompts": update.prompts, "keys": update.keys, **update.shared}
+        sent = update.tensors()
         assert not storages(sent) & (storages(state.tensors()) | storages(b.state.tensors()))
         assert not any(tensor.requires_grad for tensor in sent.values())
 
@@ -156,8 +233,8 @@ def test_only_prompts_head_and_declared_tensors_get_gradients(
     expected = {"prompts", "head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"}
     if selection == "l2p":
         expected.add("projection")
-    assert with_gradient == expected
-    assert {name for name, _ in module.trainable()} == {
+    assert with_gradient == {f"model.{name}" for name in expected}
+    assert set(module.trainable().tensors()) == {
         name.replace("projection", "query_projection") for name in expected
     }
     assert all(p.grad is None for p in b.worker.backbone.parameters())
@@ -177,11 +254,7 @@ def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Benc
 
     job = make_jobs(b.state, b.settings)[0]
     prompts = b.state.prompts.clone().requires_grad_()
-    head = {
-        name: value.clone().requires_grad_()
-        for name, value in b.state.shared.items()
-        if name.startswith("head.")
-    }
+    head = {name: value.clone().requires_grad_() for name, value in b.state.shared.head.items()}
     optimizer = torch.optim.Adam(
         [
             {"params": [prompts], "lr": b.recipe.prompts.lr},
@@ -194,25 +267,25 @@ def test_one_client_with_mean_equals_ordinary_training(bench: Callable[..., Benc
     generator = torch_generator(job.seed, "batches")
     for _ in range(2):
         order = torch.randperm(len(rows), generator=generator)
-        for batch in order.split(64):
+        for batch in order.split(b.config.clients.batch_size):
             index = rows[batch.numpy()]
             features = b.worker.backbone.encode(torch.from_numpy(table.tokens[index]), prompts)
-            hidden = F.linear(features, head["head.0.weight"], head["head.0.bias"])
-            logits = F.linear(hidden, head["head.2.weight"], head["head.2.bias"])
+            hidden = F.linear(features, head["0.weight"], head["0.bias"])
+            logits = F.linear(hidden, head["2.weight"], head["2.bias"])
             loss = F.cross_entropy(logits, torch.from_numpy(table.labels[index]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     assert torch.equal(state.prompts, prompts.detach())
     for name, value in head.items():
-        assert torch.equal(state.shared[name], value.detach()), name
+        assert torch.equal(state.shared.head[name], value.detach()), name
 
 
 @pytest.mark.parametrize(("chooser", "alike"), [("client", True), ("batch", False)])
 def test_keyed_selection_goes_by_the_client_or_by_the_batch(
     bench: Callable[..., Bench], chooser: str, alike: bool
 ) -> None:
-    b = bench(f"prompts.choose_by={chooser}", "prompts.selection=keyed")
+    b = bench(f"prompts.choose_by={chooser}", KEYED)
     batches = ClientBatches(
         b.federation.data, 0, 8, b.recipe.prompts, torch_generator(0, "batches")
     )
@@ -227,8 +300,8 @@ def test_keyed_selection_goes_by_the_client_or_by_the_batch(
 @pytest.mark.parametrize(
     ("overrides", "used", "unused"),
     [
-        (["prompts.selection=keyed"], "style", "cls"),
-        (["prompts.selection=keyed", "prompts.query=cls"], "cls", "style"),
+        ([KEYED], "style", "cls"),
+        ([KEYED, "prompts.query=cls"], "cls", "style"),
         (["prompts.selection=l2p"], "cls", "style"),
     ],
 )
@@ -252,7 +325,7 @@ def test_prompts_are_selected_by_the_queries_of_their_rule(
 
 
 def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
     job = make_jobs(b.state, b.settings)[0]
     update = b.worker.train(b.recipe, [job])[0]
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
@@ -272,7 +345,7 @@ def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[...,
 
 
 def test_a_job_depends_on_nothing_but_itself(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
     jobs = make_jobs(b.state, b.settings)
     first = b.worker.train(b.recipe, [jobs[0]])[0]
     torch.manual_seed(99)  # neither the global generator
@@ -280,11 +353,12 @@ def test_a_job_depends_on_nothing_but_itself(bench: Callable[..., Bench]) -> Non
     b.worker.train(b.recipe, [jobs[1]])  # nor what the worker did before
     again = b.worker.train(b.recipe, [jobs[0]])[0]
     assert torch.equal(first.prompts, again.prompts)
-    assert all(torch.equal(value, again.shared[name]) for name, value in first.shared.items())
+    twice = again.tensors()
+    assert all(torch.equal(value, twice[path]) for path, value in first.tensors().items())
 
 
 def test_global_generators_are_left_alone(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     play(b)
@@ -292,7 +366,7 @@ def test_global_generators_are_left_alone(bench: Callable[..., Bench]) -> None:
 
 
 def test_order_of_finishing_does_not_matter(bench: Callable[..., Bench]) -> None:
-    b = bench()
+    b = bench(KEYED)
 
     class InOrder(Direct):
         def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
@@ -314,18 +388,14 @@ def spoil(field: str, value: object, client: int) -> Callable[[ClientUpdate], Cl
     ("field", "value", "reason"),
     [
         ("prompts", torch.full((2, 128), torch.nan), "prompts: 256 of 256 values are not finite"),
-        ("prompts", torch.zeros(2, 7), r"prompts: expected \(2, 128\)"),
-        ("prompts", torch.zeros(2, 128, dtype=torch.float64), "float64"),
-        ("keys", torch.full((2, 128), torch.inf), "keys: 256 of 256"),
-        ("origins", torch.tensor([0, 9]), r"origins: expected rows 0\.\.1"),
-        ("num_examples", 0, "expected num_examples >= 1, got 0"),
-        ("shared", {}, "expected shared tensors"),
+        ("shared", {}, "shared: expected a Parts, got dict"),
+        ("metrics", {"loss": torch.nan}, "expected the metrics steps, seconds, pack, loss"),
     ],
 )
 def test_a_bad_update_is_quarantined_and_named(
     bench: Callable[..., Bench], field: str, value: object, reason: str
 ) -> None:
-    b = bench()
+    b = bench(KEYED)
     cohort = [job.client_id for job in make_jobs(b.state, b.settings)]
     state, report = play(b, Direct(b.worker, spoil(field, value, cohort[1])))
     assert [refused["client"] for refused in report.quarantined] == [cohort[1]]
@@ -339,19 +409,77 @@ def test_a_bad_update_is_quarantined_and_named(
     rest = [update for update in good.updates if update.client_id != cohort[1]]
     rest = sorted(rest, key=lambda update: update.client_id)
     expected = merge_shared(rest, [float(update.num_examples) for update in rest])
-    assert all(torch.equal(state.shared[name], expected[name]) for name in expected)
+    merged, alone = state.shared.tensors(), expected.tensors()
+    assert merged.keys() == alone.keys()
+    assert all(torch.equal(merged[path], value) for path, value in alone.items())
 
 
 def test_a_round_without_a_usable_update_ends_the_run(bench: Callable[..., Bench]) -> None:
-    b = bench("clients.lr=1e30")
+    b = bench(KEYED, "clients.lr=1e30")
     with pytest.raises(RoundError, match="all 3 updates were refused"):
         play(b)
+
+
+def test_a_run_of_local_clients_that_all_diverge_does_not_end_well(
+    bench: Callable[..., Bench],
+) -> None:
+    """Nothing is sent, and what is kept is checked all the same."""
+    b = bench("method=local_only", "clients.lr=1e30")
+    with pytest.raises(RoundError, match=r"all 3 updates .*state/prompts: 256 of 256 values"):
+        play(b)
+
+
+def test_a_client_whose_own_state_is_refused_keeps_its_old_one(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench("method=local_only", "clients.per_round=6")
+    first, report = play(b)
+    assert report.quarantined == ()
+    nan = torch.full((2, 128), torch.nan)
+    bad = ClientState(dataclasses.replace(first.clients[4].kept, prompts=nan))
+    later = dataclasses.replace(b, state=first)
+    second, report = play(later, Direct(b.worker, spoil("state", bad, 4)))
+    assert report.quarantined == (
+        {"client": 4, "reason": "state/prompts: 256 of 256 values are not finite"},
+    )
+    for client in range(6):
+        same = torch.equal(second.clients[client].kept.prompts, first.clients[client].kept.prompts)
+        assert same == (client == 4)
+
+
+def test_pooled_and_clients_own_models_are_measured_together_by_the_workers(
+    bench: Callable[..., Bench],
+) -> None:
+    """In one call of the runtime; clients that receive the same share one broadcast."""
+    b = bench("method=fedavg_pt", "head.mode=shared")
+    asked: list[Sequence[Piece]] = []
+
+    class Counting(Direct):
+        def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> object:
+            asked.append(pieces)
+            return super().measure(recipe, pieces)
+
+    evaluate = evaluator(Counting(b.worker), b.federation, b.settings, lambda round_index: True)
+    test, validation = evaluate(b.state)()
+    (pieces,) = asked
+    splits = b.federation.setup.splits
+    sizes = [sum(len(x.index) for x in pieces if x.split == split) for split in (0, 1)]
+    assert sizes == [2 * len(split) for split in splits]
+    assert len({id(piece.broadcast) for piece in pieces}) == 1
+    for split, found in zip(splits, (test, validation), strict=True):
+        assert found.clients is not None
+        data, table = b.federation.data, b.federation.data.table
+        shares = mirror_partition(
+            data.parts, table.labels, table.groups, split.labels, split.groups
+        )
+        correct = sum(found.clients.accuracy[c] * len(s) for c, s in enumerate(shares) if len(s))
+        assert correct / len(split) == pytest.approx(found.accuracy, abs=1e-6)
 
 
 def test_a_raising_client_is_named(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    b = bench()
+    b = bench(KEYED)
     job = make_jobs(b.state, b.settings)[0]
 
     def burst(*_: object) -> None:
@@ -367,7 +495,7 @@ def test_a_raising_client_is_named(
 
 
 def test_bytes_are_the_sum_of_tensor_sizes(bench: Callable[..., Bench]) -> None:
-    b = bench("head=linear")
+    b = bench(KEYED, "head=linear")
     job = make_jobs(b.state, b.settings)[0]
     update = b.worker.train(b.recipe, [job])[0]
     head = 4 * 128 * 10
@@ -390,7 +518,7 @@ def test_proximal_with_zero_weight_is_plain_and_pulls_otherwise(
 
 def gradients(module: ClientModule, batch: Batch) -> dict[str, torch.Tensor]:
     """Of one step's loss, by the tensors' names."""
-    trainable = dict(module.trainable())
+    trainable = module.trainable().tensors()
     found = torch.autograd.grad(module.training_step(batch, 0), list(trainable.values()))
     return dict(zip(trainable, found, strict=True))
 
@@ -416,7 +544,7 @@ def test_the_sign_of_the_similarity_term_is_an_option(bench: Callable[..., Bench
         similarity = module.choose(batch[1])[1]
     assert similarity is not None
     for name in ("prompts", "query_projection"):
-        tensor = dict(module.trainable())[name]
+        tensor = module.trainable().tensors()[name]
         (towards,) = torch.autograd.grad(similarity, tensor, retain_graph=True)
         assert towards.norm() > 0
         for weight in (0.01, -0.5):
@@ -437,7 +565,7 @@ def test_the_proximal_term_s_gradient_is_mu_times_the_way_from_the_broadcast(
         batch = first_batch(b, job)
         at_start = gradients(module, batch)
         with torch.no_grad():
-            for number, (_, value) in enumerate(module.trainable(), start=1):
+            for number, value in enumerate(module.trainable().tensors().values(), start=1):
                 value += 0.01 * number
         found[objective] = at_start, gradients(module, batch)
     assert next(iter(found["plain"][1])) == "prompts"
@@ -455,24 +583,33 @@ def test_a_client_s_step_of_scaffold_is_equation_3(bench: Callable[..., Bench]) 
     b = bench("method=scaffold_pt", "head.dropout=0")
     plain = bench("method=fedavg_pt", "head.dropout=0")
     job = make_jobs(b.state, b.settings)[0]
-    controls = {
-        name: torch.randn_like(value) for name, value in job.broadcast.shared.items()
-        if name.startswith("control.")
-    }  # fmt: skip
+    shared = job.broadcast.shared
+    controls = {name: torch.randn_like(value) for name, value in shared.objective.items()}
     own = {name: torch.randn_like(value) for name, value in controls.items()}
-    broadcast = dataclasses.replace(job.broadcast, shared={**job.broadcast.shared, **controls})
-    job = dataclasses.replace(job, broadcast=broadcast, state=own)
+    shared = dataclasses.replace(shared, objective=controls)
+    broadcast = dataclasses.replace(job.broadcast, shared=shared)
+    kept = ClientState(Parts(objective=own))
+    job = dataclasses.replace(job, broadcast=broadcast, state=kept)
     mask = b.federation.data.class_mask
     batch = first_batch(b, job)
     expected = gradients(ClientModule(plain.recipe, b.worker.backbone, job, mask), batch)
     module = ClientModule(b.recipe, b.worker.backbone, job, mask)
-    start = {name: value.detach().clone() for name, value in module.trainable()}
-    assert {f"control.{name}" for name in start} == set(controls)
-    fit_batch(module, only_optimizer(module), batch, 0, 0)
-    for name, value in module.trainable():
-        change = expected[name] - own[f"control.{name}"] + controls[f"control.{name}"]
-        wanted = start[name] - b.recipe.rate(name) * change
+    start = module.trainable().cloned().tensors()
+    assert set(start) == set(controls)
+    optimizer = only_optimizer(module)
+    fit_batch(Hooks(module, FitTrainer(1, [optimizer], [])), optimizer, batch, 0, 0)
+    for part, name, value in module.trainable().labelled():
+        change = expected[name] - own[name] + controls[name]
+        wanted = start[name] - b.recipe.rate(part) * change
         torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def own_accuracies(b: Bench, state: ServerState, settings: RoundSettings) -> Mapping[int, float]:
+    """Of each client's own model on its share of the test split."""
+    evaluate = evaluator(Direct(b.worker), b.federation, settings, lambda round_index: True)
+    test, _ = evaluate(state)()
+    assert test.clients is not None
+    return test.clients.accuracy
 
 
 def test_each_client_s_own_model_is_what_is_measured(bench: Callable[..., Bench]) -> None:
@@ -484,16 +621,13 @@ def test_each_client_s_own_model_is_what_is_measured(bench: Callable[..., Bench]
     data, table = b.federation.data, b.federation.data.table
     shares = mirror_partition(data.parts, table.labels, table.groups, test.labels, test.groups)
     named = {client: client % 10 for client in range(len(shares))}
-    own = {
-        client: {
-            "prompts": b.state.fixed["prompts"],
-            "head.0.weight": torch.zeros(10, 128),
-            "head.0.bias": 9.0 * F.one_hot(torch.tensor(label), 10).float(),
-        }
-        for client, label in named.items()
-    }
+    own = {}
+    for client, label in named.items():
+        bias = 9.0 * F.one_hot(torch.tensor(label), 10).float()
+        head = {"0.weight": torch.zeros(10, 128), "0.bias": bias}
+        own[client] = ClientState(dataclasses.replace(b.state.fixed.kept, head=head))
     state = dataclasses.replace(b.state, clients=own)
-    found = measure_clients(state, b.federation, b.settings, test).accuracy
+    found = own_accuracies(b, state, b.settings)
     assert found == {
         client: pytest.approx(float((test.labels[share] == named[client]).mean()))
         for client, share in enumerate(shares)
@@ -508,15 +642,13 @@ def test_clients_of_a_generator_are_measured_with_their_own_prompts(
     b = bench("method=pfedpg", "head=linear")
     draws = torch.Generator().manual_seed(0)
     memory = {
-        name: torch.randn(value.shape, generator=draws)
-        for name, value in b.state.aggregator.items()
+        name: torch.randn(value.shape, generator=draws) for name, value in b.state.generator.items()
     }
     table = b.federation.data.table
     means = [table.features[table.labels == label].mean(axis=0) for label in range(10)]
     weight = torch.from_numpy(np.stack(means) - table.features.mean(axis=0))
-    state = dataclasses.replace(
-        b.state, aggregator=memory, shared={**b.state.shared, "head.0.weight": weight}
-    )
+    shared = dataclasses.replace(b.state.shared, head={"0.weight": weight})
+    state = dataclasses.replace(b.state, generator=memory, shared=shared)
     settings = settings_of(b.config, b.federation)
     test = b.federation.setup.splits[0]
     parts = b.federation.data.parts
@@ -535,7 +667,7 @@ def test_clients_of_a_generator_are_measured_with_their_own_prompts(
             own[client] = accuracy(settings.generator.prompts_for(client, memory), share)
             common[client] = accuracy(settings.generator.consensus(memory), share)
     assert own != common
-    found = measure_clients(state, b.federation, settings, test).accuracy
+    found = own_accuracies(b, state, settings)
     assert found == pytest.approx(own)
 
 
@@ -572,7 +704,7 @@ def test_loss_and_predictions_are_among_the_classes_of_an_images_domain(
     order = np.arange(0, len(table), 3)
     weight = torch.randn(10, 128)
     job = make_jobs(b.state, b.settings)[0]
-    broadcast = dataclasses.replace(job.broadcast, shared={"head.0.weight": weight})
+    broadcast = dataclasses.replace(job.broadcast, shared=Parts(head={"0.weight": weight}))
     rows = torch.zeros(len(order), 0, dtype=torch.int64)
     ((logits, labels),) = predict(
         Model(broadcast),
@@ -605,4 +737,4 @@ def test_head_only_uses_cached_features(bench: Callable[..., Bench]) -> None:
     state, report = play(b)
     assert len(state.prompts) == 0
     assert report.num_prompts == 0
-    assert not torch.equal(state.shared["head.0.weight"], b.state.shared["head.0.weight"])
+    assert not torch.equal(state.shared.head["0.weight"], b.state.shared.head["0.weight"])

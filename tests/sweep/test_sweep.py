@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,10 @@ import yaml
 import fedprompt
 from fedprompt.cli.main import main
 from fedprompt.config import compose
-from fedprompt.core.errors import ConfigError
+from fedprompt.core.errors import CheckpointError, ConfigError
+from fedprompt.core.plugins import find
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.plugins import check_same, records
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.placement import Node
 from fedprompt.sweep.directory import SweepDirectory, make_table
@@ -25,6 +29,7 @@ from fedprompt.sweep.ray_tune import bundles, check_resources
 from fedprompt.sweep.space import Trial, build_sweep, load_sweep
 from fedprompt.sweep.table import interval, table_csv
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TREE = {
     "experiment": "quickstart",
     "set": {"compare": [], "prompts.pool": None},
@@ -104,6 +109,10 @@ def test_the_command_line_changes_a_sweep() -> None:
         ({"space": {"prompts.lr": {"uniform": [2, 1]}}}, r"in order, got \[2, 1\]"),
         ({"space": {"clients.epochs": {"randint": [1, 2.5]}}}, "two integers in order"),
         ({"space": {"seed": {"grid": [1]}}}, "seed: a sweep sets it .* use seeds"),
+        (
+            {"space": {"plugins": {"grid": [["a.py"]]}}},
+            "plugins: all trials .* write them under set",
+        ),
         ({"seeds": 0}, "seeds: expected a number of seeds"),
         ({"seeds": [1, 1]}, "different integers"),
         ({"samples": 0}, "samples: expected an integer >= 1"),
@@ -266,15 +275,26 @@ def test_a_sweep_folder_is_not_overwritten(tmp_path: Path) -> None:
         SweepDirectory.create(tmp_path / "other", sweep)
 
 
-def test_refusing_does_not_import_ray() -> None:
-    code = (
-        "import sys; from fedprompt.sweep import load_sweep; load_sweep('alpha_prompts').trials();"
-        "from fedprompt import tuning; print('ray' in sys.modules, 'timm' in sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == ["False", "False"]
+@pytest.mark.usefixtures("forgotten_plugins")
+def test_a_sweep_keeps_its_plug_ins_and_has_one_version_of_each(tmp_path: Path) -> None:
+    rule = shutil.copy(EXAMPLES / "trimmed_mean.py", tmp_path)
+    tree = {**TREE, "set": {"plugins": ["trimmed_mean.py"], "aggregator": "trimmed_mean"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**tree, "seeds": 1}))
+    sweep = load_sweep(str(tmp_path / "mine.yaml"))
+    used = find(sweep.trials()[0].config.plugins)
+    SweepDirectory.create(tmp_path / "sweep", sweep, used)
+    moved = (tmp_path / "sweep").rename(tmp_path / "moved")
+    Path(rule).unlink()
+
+    directory, sweep = SweepDirectory.open(moved)
+    first = sweep.trials()[0]
+    assert first.config.plugins == (str(moved / "plugins/trimmed_mean.py"),)
+    run = RunDirectory.create(directory.run(first).path)
+    run.write_manifest(records(used))
+    check_same(run, first.config.plugins)
+    run.write_manifest({"plugins": [{"name": "trimmed_mean", "sha256": "0" * 64}]})
+    with pytest.raises(CheckpointError, match="expected sha256 000000000000, as in the trials"):
+        check_same(run, first.config.plugins)
 
 
 def test_what_killed_programs_left_is_removed_an_hour_later(

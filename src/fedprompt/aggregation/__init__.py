@@ -4,28 +4,23 @@ builds one.
 
 from __future__ import annotations
 
-from typing import Any
-
-from fedprompt.aggregation.base import (
-    Aggregation,
-    Aggregator,
-    SharedRule,
-    aggregators,
-    check_inputs,
-)
+from fedprompt.aggregation.base import Aggregation, Aggregator, SharedRule, aggregators
+from fedprompt.aggregation.cohort import Cohort
+from fedprompt.aggregation.inputs import AggregationInput
 
 __all__ = [
     "Aggregation",
+    "AggregationInput",
     "Aggregator",
+    "Cohort",
     "SharedRule",
     "aggregators",
-    "check_inputs",
     "create",
     "names",
 ]
 
 
-def create(name: str, **options: Any) -> Aggregator:
+def create(name: str, **options: object) -> Aggregator:
     """Build the aggregator called `name`.
 
     Raises:

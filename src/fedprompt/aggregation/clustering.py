@@ -15,16 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation.base import (
-    DEFAULT_SEED,
-    Aggregation,
-    Array,
-    Cohort,
-    Indices,
-    lexicographic,
-    member_means,
-    previous_of,
-)
+from fedprompt.aggregation.arrays import Array, Indices, lexicographic, member_means
+from fedprompt.aggregation.base import Aggregation
+from fedprompt.aggregation.cohort import Cohort, previous_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +73,24 @@ def standardise(points: Array) -> Standardised:
     return Standardised(values / root, centre, root * largest, unit)
 
 
-def aggregate_clusters(
-    cohort: Cohort, bound: int, fit: FitPoints, generator: torch.Generator | None
-) -> Aggregation:
+def aggregate_clusters(cohort: Cohort, bound: int, fit: FitPoints, seed: int) -> Aggregation:
     """Cluster all local prompts; a cluster's key is the mean of its members' keys.
 
     With no more different prompts than `bound` there is nothing to merge: each becomes a cluster.
     The rows of the result are in the order of their content. Empty clusters vanish.
+
+    Args:
+        cohort: N local prompts (N, d), and their keys (N, q) if there are any.
+        bound: on the number of clusters.
+        fit: the clustering method.
+        seed: of its random draws.
 
     Raises:
         InputError: only empty sets were returned and nothing was broadcast.
     """
     if len(cohort.prompts) == 0:
         return _nothing_returned(cohort)
-    found = _cluster(cohort.prompts, bound, fit, _seed(generator))
+    found = _cluster(cohort.prompts, bound, fit, seed)
     used, members = np.unique(found.labels, return_inverse=True)
     prompts = found.centroids[used]
     keys = None if cohort.keys is None else member_means(cohort.keys, members, len(used))
@@ -130,13 +127,6 @@ def _cluster(points: Array, bound: int, fit: FitPoints, seed: int) -> Fit:
 def largest_set(cohort: Cohort) -> int:
     """The number of prompts of the client that has most."""
     return int(np.bincount(cohort.owner, minlength=1).max())
-
-
-def _seed(generator: torch.Generator | None) -> int:
-    """One draw from the generator."""
-    if generator is None:
-        return DEFAULT_SEED
-    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device).item())
 
 
 def _nothing_returned(cohort: Cohort) -> Aggregation:

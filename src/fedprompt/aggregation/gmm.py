@@ -16,17 +16,16 @@ drift as large as the prompts' spread, 0.3 finds all of 5 prompts (scikit-learn'
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation.base import Aggregation, Array, Cohort, aggregators, check_inputs
-from fedprompt.aggregation.clustering import (
-    Fit,
-    aggregate_clusters,
-    largest_set,
-)
+from fedprompt.aggregation.arrays import Array
+from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
+from fedprompt.aggregation.clustering import Fit, aggregate_clusters, largest_set
+from fedprompt.aggregation.cohort import Cohort
+from fedprompt.aggregation.inputs import AggregationInput
 from fedprompt.core.checks import check_choice, check_integer, check_number
 
 HEADROOM = 2
@@ -65,7 +64,7 @@ class GmmOptions:
 
 
 @aggregators.register("gmm", GmmOptions)
-class Gmm:
+class Gmm(Aggregator):
     """Centroids of a Bayesian Gaussian mixture.
 
     Does not respect the rule "one prompt per client and cluster". Components that are no prompt's
@@ -78,21 +77,11 @@ class Gmm:
         # A bound of its own may be above what was broadcast.
         self.adds_prompts = options.max_components > 0
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
+    def merge(self, given: AggregationInput) -> Aggregation:
         """Fit the mixture to all local prompts; the components' means are the new prompts."""
-        cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
-        bound = self._bound(cohort, state or {})
-        result = aggregate_clusters(cohort, bound, self._fit, generator)
+        cohort = Cohort.of(given)
+        bound = self._bound(cohort, given.state)
+        result = aggregate_clusters(cohort, bound, self._fit, given.draw_seed())
         result.state["bound"] = torch.tensor(bound)
         return result
 

@@ -7,17 +7,12 @@ of each summarizing prompt is not used (see `clustering`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-
-from fedprompt.aggregation.base import Aggregation, Array, aggregators, check_inputs
-from fedprompt.aggregation.clustering import (
-    Fit,
-    aggregate_clusters,
-    largest_set,
-)
+from fedprompt.aggregation.arrays import Array
+from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
+from fedprompt.aggregation.clustering import Fit, aggregate_clusters, largest_set
+from fedprompt.aggregation.cohort import Cohort
+from fedprompt.aggregation.inputs import AggregationInput
 from fedprompt.core.checks import check_integer
 
 
@@ -38,7 +33,7 @@ class KMeansOptions:
 
 
 @aggregators.register("kmeans", KMeansOptions)
-class KMeans:
+class KMeans(Aggregator):
     """Centroids of k-means. Does not respect the rule "one prompt per client and cluster".
 
     Sample counts and origins are not used. Stateless.
@@ -49,23 +44,13 @@ class KMeans:
         # A number of its own may be above what was broadcast.
         self.adds_prompts = options.clusters > 0
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
+    def merge(self, given: AggregationInput) -> Aggregation:
         """Cluster all local prompts; the means of the clusters are the new prompts."""
-        cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
+        cohort = Cohort.of(given)
         number = self.options.clusters
         if number == 0:
             number = largest_set(cohort) if cohort.previous is None else len(cohort.previous)
-        return aggregate_clusters(cohort, max(number, 1), self._fit, generator)
+        return aggregate_clusters(cohort, max(number, 1), self._fit, given.draw_seed())
 
     def _fit(self, points: Array, number: int, seed: int) -> Fit:
         # Imported here: half a second that the other aggregators need not wait for.

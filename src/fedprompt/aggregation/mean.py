@@ -8,7 +8,6 @@ Data", AISTATS 2017).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -16,13 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprompt.aggregation.base import (
-    Aggregation,
-    Array,
-    Indices,
-    aggregators,
-    check_inputs,
-)
+from fedprompt.aggregation.arrays import Array, Indices
+from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
+from fedprompt.aggregation.cohort import Cohort
+from fedprompt.aggregation.inputs import AggregationInput
 from fedprompt.core.errors import InputError
 
 
@@ -32,30 +28,19 @@ class MeanOptions:
 
 
 @aggregators.register("mean", MeanOptions)
-class Mean:
-    """Row-wise weighted mean; rows that nobody used keep their previous value."""
+class Mean(Aggregator):
+    """Row-wise weighted mean; rows that no client used keep their previous value."""
 
     keeps_rows = True
 
     def __init__(self, options: MeanOptions) -> None:
         self.options = options
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
+    def merge(self, given: AggregationInput) -> Aggregation:
         """Average row by row; without `origins`, sets have equal size and match by position."""
-        if origins is None:
-            check_inputs(prompt_sets, weights, None, previous, keys, previous_keys)
-            origins = _positions(prompt_sets, previous)
-        cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
+        if given.origins is None:
+            given = dataclasses.replace(given, origins=_positions(given))
+        cohort = Cohort.of(given)
         rows = cast(Indices, cohort.origins)
         size = int(rows.max(initial=-1)) + 1 if cohort.previous is None else len(cohort.previous)
         row_weights = cohort.weights[cohort.owner]
@@ -95,10 +80,10 @@ def weighted_row_mean(values: Array, rows: Indices, weights: Array, fallback: Ar
     return np.where(mass > 0, total / np.where(mass > 0, mass, 1.0), fallback)
 
 
-def _positions(prompt_sets: Sequence[Tensor], previous: Tensor | None) -> list[Tensor]:
+def _positions(given: AggregationInput) -> list[Tensor]:
     """Origins 0, 1, 2, ... for every client."""
-    sizes = [len(prompts) for prompts in prompt_sets]
-    expected = len(previous) if previous is not None else (sizes[0] if sizes else 0)
+    sizes = [len(prompts) for prompts in given.prompt_sets]
+    expected = sizes[0] if given.previous is None else len(given.previous)
     for client, size in enumerate(sizes):
         if size != expected:
             raise InputError(

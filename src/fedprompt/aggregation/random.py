@@ -7,20 +7,14 @@ prompts belong together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedprompt.aggregation.base import (
-    DEFAULT_SEED,
-    Aggregation,
-    Array,
-    Cohort,
-    aggregators,
-    check_inputs,
-)
+from fedprompt.aggregation.arrays import Array, Indices
+from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
+from fedprompt.aggregation.cohort import Cohort
+from fedprompt.aggregation.inputs import AggregationInput
 from fedprompt.aggregation.mean import weighted_row_mean
 
 
@@ -30,7 +24,7 @@ class RandomOptions:
 
 
 @aggregators.register("random", RandomOptions)
-class Random:
+class Random(Aggregator):
     """Row-wise mean under a random matching, injective within a client. Stateless."""
 
     adds_prompts = False
@@ -38,25 +32,12 @@ class Random:
     def __init__(self, options: RandomOptions) -> None:
         self.options = options
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
+    def merge(self, given: AggregationInput) -> Aggregation:
         """Deal and average; there are as many rows as were broadcast, or as the largest set has."""
-        cohort = check_inputs(prompt_sets, weights, origins, previous, keys, previous_keys)
+        cohort = Cohort.of(given)
         sizes = [span.stop - span.start for span in cohort.spans()]
         number = max([*sizes, 0 if cohort.previous is None else len(cohort.previous)])
-        seed = DEFAULT_SEED
-        if generator is not None:
-            seed = int(torch.randint(2**31, (), generator=generator))
-        draws = np.random.default_rng(seed)
+        draws = np.random.default_rng(given.draw_seed())
         dealt = [draws.permutation(number)[:size] for size in sizes]
         rows = np.concatenate([np.empty(0, dtype=np.int64), *dealt])
         prompts = _mean(cohort, cohort.prompts, rows, number, cohort.previous)
@@ -83,7 +64,7 @@ class Random:
 def _mean(
     cohort: Cohort,
     values: Array,
-    rows: np.typing.NDArray[np.int64],
+    rows: Indices,
     number: int,
     before: Array | None,
 ) -> Array:

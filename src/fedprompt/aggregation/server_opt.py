@@ -11,19 +11,20 @@ Classification", 2019. With x the broadcast values, Delta = mean - x and element
     x <- x + lr m / (sqrt(v) + tau)                     (momentum: x <- x + lr m)
 
 v starts at tau^2 and there is no bias correction, as in the paper. The rule holds for the prompts
-(row by row; rows that nobody used stay) and for the shared tensors. With `rule=momentum`, beta1 = 0
-and lr = 1 it is federated averaging.
+(row by row; rows that no client used stay) and for the shared tensors. With `rule=momentum`,
+beta1 = 0 and lr = 1 it is federated averaging.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation.base import Aggregation, aggregators
+from fedprompt.aggregation.base import Aggregation, Aggregator, aggregators
+from fedprompt.aggregation.inputs import AggregationInput
 from fedprompt.aggregation.mean import Mean, MeanOptions
 from fedprompt.core.checks import check_choice, check_number
 
@@ -54,7 +55,7 @@ class ServerOptOptions:
 
 
 @aggregators.register("server_opt", ServerOptOptions)
-class ServerOpt:
+class ServerOpt(Aggregator):
     """Row-wise mean, followed by one step of an optimiser. Its state is the moments."""
 
     keeps_rows = True
@@ -63,27 +64,15 @@ class ServerOpt:
         self.options = options
         self._mean = Mean(MeanOptions())
 
-    def aggregate(
-        self,
-        prompt_sets: Sequence[Tensor],
-        weights: Tensor | None = None,
-        origins: Sequence[Tensor] | None = None,
-        previous: Tensor | None = None,
-        keys: Sequence[Tensor] | None = None,
-        state: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-        previous_keys: Tensor | None = None,
-    ) -> Aggregation:
+    def merge(self, given: AggregationInput) -> Aggregation:
         """Average row by row and step from `previous`; without it, the mean is all there is."""
-        mean = self._mean.aggregate(
-            prompt_sets, weights, origins, previous, keys, state, generator, previous_keys
-        )
-        if previous is None:
+        mean = self._mean.merge(given)
+        if given.previous is None:
             return mean
-        used = torch.zeros(len(previous), 1, dtype=torch.bool)
+        used = torch.zeros(len(given.previous), 1, dtype=torch.bool)
         for rows in mean.assignment:
             used[rows] = True
-        prompts, moments = self.step("prompts", mean.prompts, previous, state or {}, used)
+        prompts, moments = self.step("prompts", mean.prompts, given.previous, given.state, used)
         return dataclasses.replace(mean, prompts=prompts, state=moments)
 
     def merge_shared(
@@ -92,7 +81,13 @@ class ServerOpt:
         previous: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Step from the broadcast shared tensors towards their mean; see `base.SharedRule`."""
+        """Step from the broadcast shared tensors towards their mean; see `SharedRule`.
+
+        Args:
+            mean: the shared tensors that clients returned, averaged by sample counts.
+            previous: those that were broadcast, of the same shapes.
+            state: the moments of the last round.
+        """
         shared: dict[str, Tensor] = {}
         memory: dict[str, Tensor] = {}
         for name, value in mean.items():

@@ -52,7 +52,13 @@ class Rate:
 
 
 def matmul_peak(device: torch.device, repeats: int = 10, clock: Clock = time.perf_counter) -> float:
-    """The best rate of a float32 matrix product, in operations a second."""
+    """The best rate of a float32 matrix product, in operations a second.
+
+    Args:
+        device: where the product is computed.
+        repeats: how often; the fastest counts.
+        clock: what gives the seconds.
+    """
     best = 0.0
     for rows, inner, columns in _SIZES:
         a, b = torch.rand(rows, inner, device=device), torch.rand(inner, columns, device=device)
@@ -110,6 +116,14 @@ def measure_step(
 ) -> tuple[float, int]:
     """Least seconds of the forward and backward pass of one batch of drawn tokens, and the
     operations that it takes.
+
+    Args:
+        backbone: the frozen network.
+        device: where the step is computed.
+        images: images in the batch.
+        prompts: prompts before each image; 0 for none.
+        repeats: how often; the fastest counts.
+        clock: what gives the seconds.
     """
     size = backbone.image_size
     pixels = torch.zeros(1, 3, size, size, device=device)
@@ -211,7 +225,13 @@ def run_bench(threads: int = 1, device: str = "auto") -> tuple[float, list[Rate]
 
 
 def render(peak: float, rows: list[Rate], threads: int) -> Table:
-    """The rows as a table."""
+    """The rows as a table.
+
+    Args:
+        peak: rate of the matrix product, in operations a second.
+        rows: one rate for each case.
+        threads: torch threads that were used.
+    """
     table = Table(
         title=f"ceiling: {peak / _GIGA:.0f} GFLOP/s float32 matrix products, {threads} thread(s)"
     )

@@ -51,13 +51,13 @@ def run_plan(plan: Plan) -> None:
         click.echo(f"{plan.run_dir} is finished: nothing to resume")
     display = RoundDisplay(phases * config.rounds, f"fedprompt {config.name}", console)
 
-    begun = plan.resume
+    started = plan.resume
 
     def show(event: Event) -> None:
-        nonlocal begun
-        begun = begun or isinstance(event, Prepared)
+        nonlocal started
+        started = started or isinstance(event, Prepared)
         if isinstance(event, RoundFinished):
-            display.update(event.report, event.seconds)
+            display.update(event.report)
         elif isinstance(event, PhaseStarted):
             display.start_phase(event.name, event.rounds, event.finished)
         elif isinstance(event, (Prepared, Note)):
@@ -72,10 +72,10 @@ def run_plan(plan: Plan) -> None:
         terminated = isinstance(error, SystemExit) and error.code == signal.SIGTERM
         number = signals.number or (signal.SIGTERM if terminated else None)
         if number is not None:
-            stop_quietly(plan, number, mark_interrupted(plan) if begun else None)
+            stop_quietly(plan, number, mark_interrupted(plan) if started else None)
         if isinstance(error, ClientError):
             fail(f"{error}; rerun it alone: {replay_command(plan, error)}", error.exit_code)
-        if isinstance(error, WorkerError) and begun:
+        if isinstance(error, WorkerError) and started:
             fail(f"{error}; continue with: {resume_command(plan)}", error.exit_code)
         raise
     if signals.number is not None:  # it came while Python was in a place that swallows exceptions
@@ -102,7 +102,13 @@ def resume_command(plan: Plan) -> str:
 
 
 def stop_quietly(plan: Plan, number: int, finished_rounds: int | None) -> NoReturn:
-    """Say how to go on and end with the signal's exit code."""
+    """Say how to continue, and end with the signal's exit code.
+
+    Args:
+        plan: the run that was stopped.
+        number: of the signal.
+        finished_rounds: rounds that a resumed run does not repeat; None if nothing was written yet.
+    """
     if finished_rounds is None:
         text = "stopped before the first round; nothing was written"
     else:
@@ -111,14 +117,14 @@ def stop_quietly(plan: Plan, number: int, finished_rounds: int | None) -> NoRetu
             f"continue with: {resume_command(plan)}"
         )
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
-    # The stop was asked for: nothing is left to clean up, and atexit hooks would only add noise.
+    # The user wanted the stop: nothing is left to clean up, and exit hooks would only add noise.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(128 + number)
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """One line on standard error, and out."""
+    """Print one line on standard error and exit."""
     line = " ".join(message.split())
     Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True)
     raise SystemExit(exit_code)

@@ -1,4 +1,4 @@
-"""`fedprompt doctor`: what this machine has, whether the quickstart can run, and what to mend.
+"""`fedprompt doctor`: what this machine has, whether the quickstart can run, and what to fix.
 
 A finding is a fact, a warning (something is slower or missing, with its fix) or a problem (the
 quickstart cannot run, with its fix). Nothing is written and no cluster is started unless asked.
@@ -340,7 +340,7 @@ def render(findings: list[Finding]) -> RenderableType:
     if can_run(findings):
         parts.append(Text("The quickstart can run: fedprompt run quickstart", "green"))
     else:
-        parts.append(Text("The quickstart cannot run until the problems are mended.", "red"))
+        parts.append(Text("The quickstart cannot run until the problems are fixed.", "red"))
     return Group(*parts)
 
 

@@ -172,7 +172,7 @@ def replay(run_dir: Path, client: int, method: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--ray", "use_ray", is_flag=True, help="Start and stop a local Ray cluster, too.")
 def doctor(as_json: bool, use_ray: bool) -> None:
-    """Say what this machine has, whether the quickstart can run, and how to mend what is wrong.
+    """Say what this machine has, whether the quickstart can run, and how to fix what is wrong.
 
     The exit code is 1 if the quickstart cannot run.
     """
@@ -204,7 +204,7 @@ def bench(as_json: bool, threads: int, device: str) -> None:
 
 
 class PretrainCommand(click.Command):
-    """`fedprompt pretrain`, whose module is imported when it is asked for: this takes seconds."""
+    """`fedprompt pretrain`, whose module is imported only when it is called: this takes seconds."""
 
     def _real(self) -> click.Command:
         from fedprompt.cli.pretrain import pretrain_command

@@ -17,8 +17,9 @@ from pathlib import Path
 import click
 
 from fedprompt.models.nano import network as nano
-from fedprompt.models.nano.pretrain import PLAIN, PROMPTABLE, Progress, pretrain
+from fedprompt.models.nano.pretrain import pretrain
 from fedprompt.models.nano.probe import add_probes
+from fedprompt.models.nano.recipe import PLAIN, PROMPTABLE, Progress
 
 # ---------------------------------------------------------------- command
 

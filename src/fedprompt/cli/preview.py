@@ -48,12 +48,12 @@ class Preview:
     def title(self) -> str:
         """One line: the data, the partition with its options, and what is left out."""
         options = dataclasses.asdict(self.config.partition.options)
-        told = ", ".join(f"{key}={value}" for key, value in options.items())
+        listed = ", ".join(f"{key}={value}" for key, value in options.items())
         given, total = sum(map(len, self.parts)), len(self.task.train)
         out = f"; {total - given:,} of {total:,} samples are left out" if given < total else ""
         return (
             f"{self.task.name}: {total:,} training samples of {self.task.num_classes} classes, "
-            f"partition {self.config.partition.name}{f' ({told})' if told else ''}, "
+            f"partition {self.config.partition.name}{f' ({listed})' if listed else ''}, "
             f"seed {self.config.seed}{out}"
         )
 
@@ -74,7 +74,7 @@ def make_preview(config: ExperimentConfig) -> Preview:
 def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Jensen-Shannon divergence, in bits, of each client's classes from those of all clients.
 
-    0 for a client whose classes are distributed as everybody's; at most 1.
+    0 for a client whose classes are distributed as everyone's; at most 1.
 
     Args:
         counts: (clients, classes) samples; each client has some.

@@ -17,7 +17,7 @@ class StopSignals:
     """While entered, the first SIGINT or SIGTERM raises `Interrupted`; the third ends the process.
 
     `number` remembers the signal: an exception that is raised inside Ray's compiled code comes out
-    as a `SystemError`, so its type does not tell.
+    as a `SystemError`, so its type does not show it.
     """
 
     def __init__(self) -> None:

@@ -52,6 +52,7 @@ def sweep(
         raise click.UsageError("--resume takes the sweep's folder alone: its sweep.yaml says all")
     if resume is None:
         check_one_name(names, "fedprompt sweep alpha_prompts")
+    from fedprompt.core.plugins import find
     from fedprompt.sweep.directory import SweepDirectory, default_folder
     from fedprompt.sweep.space import load_sweep
 
@@ -65,14 +66,23 @@ def sweep(
     if not os.environ.get("RAY_ADDRESS"):
         check_resources(trials, local_nodes(trials[0].config.runtime))
     if resume is None:
-        directory = SweepDirectory.create(folder or default_folder(chosen), chosen)
+        directory = SweepDirectory.create(
+            folder or default_folder(chosen), chosen, find(trials[0].config.plugins)
+        )
     run_trials(chosen, trials, directory, verbose or ctx.obj)
 
 
 def run_trials(
     chosen: Sweep, trials: Sequence[Trial], directory: SweepDirectory, verbose: bool
 ) -> None:
-    """Run the trials of a sweep with a line for each, and print what came of them."""
+    """Run the trials of a sweep with a line for each, and print what came of them.
+
+    Args:
+        chosen: the sweep.
+        trials: all of its trials, finished ones too.
+        directory: the sweep's folder.
+        verbose: whether Ray's own messages are shown.
+    """
     from fedprompt.report.live import clock, percent
     from fedprompt.sweep.figures import write_figures
     from fedprompt.sweep.ray_tune import run_sweep

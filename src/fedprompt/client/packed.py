@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from fedprompt.client.loop import only_optimizer
+from fedprompt.client.loop import FitTrainer, Hooks, only_optimizer, own_callbacks
 from fedprompt.client.module import Batch, ClientModule
 
 PackedBatch = list[tuple[int, Batch]]
@@ -41,9 +41,9 @@ class PackedBatches(IterableDataset[PackedBatch]):
 class PackedClients(pl.LightningModule):
     """Some clients' modules as one.
 
-    The hooks of the clients are called in Lightning's order; those of a step only where the client
-    takes part in it. A client must not override `optimizer_step` or `optimizer_zero_grad`, which
-    are done for all at once.
+    The hooks of the clients and of their callbacks are called in Lightning's order; those of a step
+    only where the client takes part in it. A client must not override `backward`, `optimizer_step`
+    or `optimizer_zero_grad`, which are done for all at once.
 
     Args:
         clients: modules with one recipe on one backbone.
@@ -52,7 +52,13 @@ class PackedClients(pl.LightningModule):
     def __init__(self, clients: Sequence[ClientModule]) -> None:
         super().__init__()
         self.clients = nn.ModuleList(clients)
-        self._active: list[ClientModule] = []
+        self._hooks = [
+            Hooks(client, FitTrainer(client.recipe.training.epochs, [], own_callbacks(client)))
+            for client in clients
+        ]
+        self._active: list[Hooks] = []
+        """Those of the clients that take part in the step."""
+        self._epochs_started = 0
 
     def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The sum of the clients' losses."""
@@ -90,25 +96,37 @@ class PackedClients(pl.LightningModule):
                     f"got {[(type(each).__name__, *options) for each in optimizers]}"
                 )
             groups.append({**options[0], "params": [p for group in alike for p in group["params"]]})
-        return kind(groups)  # type: ignore[no-any-return]
+        joined: torch.optim.Optimizer = kind(groups)
+        for hooks in self._hooks:
+            hooks.trainer.optimizers = [joined]
+        return joined
+
+    def setup(self, stage: str) -> None:
+        """Passed on."""
+        for hooks in self._hooks:
+            hooks.module.fabric = self.fabric
+        self._pass_on("setup", self._hooks, stage)
 
     def on_fit_start(self) -> None:
         """Passed on."""
-        self._pass_on("on_fit_start", self.clients)
+        self._pass_on("on_fit_start", self._hooks)
 
     def on_train_start(self) -> None:
         """Passed on."""
-        self._pass_on("on_train_start", self.clients)
+        self._pass_on("on_train_start", self._hooks)
 
     def on_train_epoch_start(self) -> None:
         """Passed on."""
-        self._pass_on("on_train_epoch_start", self.clients)
+        for hooks in self._hooks:
+            hooks.trainer.current_epoch = self._epochs_started
+        self._epochs_started += 1
+        self._pass_on("on_train_epoch_start", self._hooks)
 
     def on_train_batch_start(self, batch: PackedBatch, batch_index: int) -> None:
         """Passed on with each client's own batch."""
-        self._active = [self._client(position) for position, _ in batch]
-        for position, own in batch:
-            self._client(position).on_train_batch_start(own, batch_index)
+        self._active = [self._hooks[position] for position, _ in batch]
+        for hooks, (_, own) in zip(self._active, batch, strict=True):
+            hooks("on_train_batch_start", own, batch_index)
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Passed on to the clients of the step."""
@@ -128,29 +146,36 @@ class PackedClients(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_index: int) -> None:
         """Passed on with each client's own batch."""
-        for position, own in batch:
-            self._client(position).on_train_batch_end(outputs, own, batch_index)
+        for hooks, (_, own) in zip(self._active, batch, strict=True):
+            hooks.trainer.global_step += 1
+            hooks("on_train_batch_end", outputs, own, batch_index)
 
     def on_train_epoch_end(self) -> None:
         """Passed on."""
-        self._pass_on("on_train_epoch_end", self.clients)
+        self._pass_on("on_train_epoch_end", self._hooks)
 
     def on_train_end(self) -> None:
         """Passed on."""
-        self._pass_on("on_train_end", self.clients)
+        for hooks in self._hooks:
+            hooks.trainer.current_epoch = self._epochs_started
+        self._pass_on("on_train_end", self._hooks)
 
     def on_fit_end(self) -> None:
         """Passed on."""
-        self._pass_on("on_fit_end", self.clients)
+        self._pass_on("on_fit_end", self._hooks)
+
+    def teardown(self, stage: str) -> None:
+        """Passed on."""
+        self._pass_on("teardown", self._hooks, stage)
 
     def _client(self, position: int) -> ClientModule:
         client = self.clients[position]
         assert isinstance(client, ClientModule)
         return client
 
-    def _pass_on(self, hook: str, clients: Any, *arguments: Any) -> None:
-        for client in clients:
-            getattr(client, hook)(*arguments)
+    def _pass_on(self, hook: str, clients: Sequence[Hooks], *arguments: object) -> None:
+        for hooks in clients:
+            hooks(hook, *arguments)
 
 
 def encode_together(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
+from fedprompt.client.callbacks import callbacks
 from fedprompt.core.checks import check_choice, check_integer, check_number
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.types import Part
 from fedprompt.models.adaptation import Tuning, tunings
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.selection import PromptOptions
 from fedprompt.objectives import Objective, objectives
+
+if TYPE_CHECKING:  # takes seconds to import
+    from pytorch_lightning import Callback
 
 OPTIMIZERS = ("auto", "adam", "sgd")
 
@@ -31,6 +37,8 @@ class TrainingOptions:
     objective's arithmetic needs it, and `adam` otherwise."""
     lr: float | None = None
     """One learning rate for all; null leaves `prompts.lr`, `head.lr` and `tuning.lr` in force."""
+    callbacks: list[str] = dataclasses.field(default_factory=list)
+    """Lightning callbacks of each client, by name."""
 
     def __post_init__(self) -> None:
         for field in ("count", "per_round", "epochs", "batch_size"):
@@ -38,6 +46,8 @@ class TrainingOptions:
             if value is not None:
                 check_integer(f"clients.{field}", value, 1)
         check_choice("clients.optimizer", self.optimizer, OPTIMIZERS)
+        for name in self.callbacks:
+            callbacks.entry(name)
         if self.per_round is not None and self.per_round > self.count:
             raise ConfigError(
                 f"clients.per_round: cannot sample {self.per_round} of {self.count} clients; "
@@ -83,6 +93,10 @@ class LocalRecipe:
         """What the recipe tunes inside the backbone."""
         return tunings.create(self.tuning, **self.tuning_options)
 
+    def build_callbacks(self) -> list[Callback]:
+        """New callbacks for one client's fit."""
+        return [callbacks.create(name) for name in self.training.callbacks]
+
     @property
     def needs_tokens(self) -> bool:
         """Whether images run through the blocks; otherwise their cached CLS features do."""
@@ -100,12 +114,16 @@ class LocalRecipe:
             return self.training.optimizer
         return "sgd" if self.build_objective().needs_sgd else "adam"
 
-    def rate(self, name: str) -> float:
-        """The learning rate of a trainable tensor by its name."""
+    @property
+    def personal(self) -> frozenset[Part]:
+        """The parts that stay with their client."""
+        modes: dict[Part, str] = {"prompts": self.prompts.mode, "head": self.head.mode}
+        return frozenset(part for part, mode in modes.items() if mode == "personal")
+
+    def rate(self, part: Part) -> float:
+        """The learning rate of a part's tensors."""
         if self.training.lr is not None:
             return self.training.lr
-        if name.startswith("head."):
+        if part == "head":
             return self.head.lr
-        if name in ("prompts", "query_projection"):
-            return self.prompts.lr
-        return self.build_tuning().lr
+        return self.build_tuning().lr if part == "adaptation" else self.prompts.lr

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fedprompt.client.loop import fit
+from fedprompt.client.loop import fit, make_fabric
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import ClientError
 from fedprompt.core.seeding import torch_generator
-from fedprompt.core.types import ClientJob, ClientUpdate
+from fedprompt.core.types import SHARED, ClientJob, ClientState, ClientUpdate, Parts, Tensors
 from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.options import ModelOptions
@@ -62,7 +62,7 @@ class WorkerSetup:
     device: str
     threads: int
     precision: str = "32-true"
-    """How the blocks are computed; see `Backbone.precision`."""
+    """How the blocks are computed; see `Backbone.autocast`."""
 
     def build(self) -> ClientWorker:
         """A worker in this process."""
@@ -134,9 +134,10 @@ class ClientWorker:
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self.device = torch.device(setup.device)
+        self.fabric = make_fabric(setup.device, setup.precision)
+        self.device = self.fabric.device
         self.backbone: Backbone = load_backbone(setup.model).to(self.device)
-        self.backbone.precision = setup.precision
+        self.backbone.autocast = self.fabric.autocast
         self.data = setup.data
         self.splits = setup.splits
         self.largest_pack = sys.maxsize
@@ -185,10 +186,11 @@ class ClientWorker:
             batches = [self._batches(recipe, job) for job in jobs]
             stage = "fit"
             if clients[0].objective.trains:
+                epochs = recipe.training.epochs
                 if len(jobs) == 1:
-                    fit(clients[0], batches[0], recipe.training.epochs)
+                    fit(clients[0], batches[0], epochs, self.fabric)
                 else:
-                    fit(PackedClients(clients), PackedBatches(batches), recipe.training.epochs)
+                    fit(PackedClients(clients), PackedBatches(batches), epochs, self.fabric)
             stage = "collect"
             seconds = (time.perf_counter() - started) / len(jobs)
             return [
@@ -243,41 +245,40 @@ def collect(
     """
     recipe, objective = module.recipe, module.objective
     counts = module.use_counts.cpu()
-    rows = torch.nonzero(counts).flatten()
-    tuned = {name: _copy(parameter) for name, parameter in module.trainable()}
-    personal = {name: tensor for name, tensor in tuned.items() if is_personal(recipe, name)}
-    if "prompts" in personal:
-        rows = rows[:0]
-    width = module.keys.shape[1]
-    key = _copy(batches.queries.mean(dim=0))[:width]
+    tuned = module.trainable().mapped(_copy)
     steps = len(batches) * recipe.training.epochs if objective.trains else 0
-    result = LocalResult(
-        start=module.start,
-        end=tuned,
-        received={**job.broadcast.shared, "prompts": job.broadcast.prompts},
-        own=job.state,
-        steps=steps,
-        rates={name: recipe.rate(name) for name in tuned},
-        features=batches.inputs.cpu(),
-        labels=batches.labels.cpu(),
-        num_classes=recipe.num_classes,
+    finished = objective.finish(
+        LocalResult(
+            start=module.start,
+            end=tuned,
+            received=job.broadcast.received(),
+            own=job.state.kept.objective,
+            steps=steps,
+            rates={path: recipe.rate(part) for part, path, _ in tuned.labelled()},
+            features=batches.inputs.cpu(),
+            labels=batches.labels.cpu(),
+            num_classes=recipe.num_classes,
+        )
     )
-    sent, kept = objective.finish(result)
-    trained = {
-        name: tensor
-        for name, tensor in tuned.items()
-        if objective.trains and name != "prompts" and name not in personal
-    }
-    prompts = sent.pop("prompts", module.prompts)
+    returned = tuned.updated(finished.instead.trained()).mapped(_copy)
+    sent = returned.pick(set(SHARED) - recipe.personal) if objective.trains else Parts()
+    rows = torch.nonzero(counts).flatten()
+    if "prompts" in recipe.personal:
+        rows = rows[:0]
+    prompts = _copy(module.prompts) if returned.prompts is None else returned.prompts
+    key = _copy(batches.queries.mean(dim=0))[: module.keys.shape[1]]
     return ClientUpdate(
         client_id=job.client_id,
+        round_index=job.round_index,
         num_examples=len(batches.labels),
-        prompts=_copy(prompts)[rows].clone(),
+        prompts=prompts[rows].clone(),
         keys=key.expand(len(rows), -1).clone(),
         origins=rows.clone(),
         use_counts=counts[rows].clone(),
-        shared={**trained, **{name: _copy(tensor) for name, tensor in sent.items()}},
-        state={**personal, **{name: _copy(tensor) for name, tensor in kept.items()}},
+        shared=dataclasses.replace(sent, objective=_copies(finished.sent)),
+        state=ClientState(
+            dataclasses.replace(tuned.pick(recipe.personal), objective=_copies(finished.kept))
+        ),
         metrics={
             **module.metrics(),
             "steps": float(steps),
@@ -287,12 +288,9 @@ def collect(
     )
 
 
-def is_personal(recipe: LocalRecipe, name: str) -> bool:
-    """Whether a trainable tensor stays with its client."""
-    if name == "prompts":
-        return recipe.prompts.mode == "personal"
-    return name.startswith("head.") and recipe.head.mode == "personal"
-
-
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
+
+
+def _copies(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: _copy(tensor) for name, tensor in tensors.items()}

@@ -29,6 +29,11 @@ def check_choice(key: str, value: object, choices: Collection[str]) -> None:
 def check_integer(key: str, value: object, least: int) -> None:
     """Refuse what is not an integer >= `least`.
 
+    Args:
+        key: the option's full name, for the message.
+        value: what was given.
+        least: the smallest that is allowed.
+
     Raises:
         ConfigError: names the key.
     """
@@ -40,6 +45,13 @@ def check_number(
     key: str, value: object, least: float, *, above: bool = False, below: float = math.inf
 ) -> None:
     """Refuse what is not a finite number >= `least`, or > `least` if `above`, and < `below`.
+
+    Args:
+        key: the option's full name, for the message.
+        value: what was given.
+        least: the lower bound.
+        above: whether `least` itself is refused.
+        below: the upper bound, which is refused itself.
 
     Raises:
         ConfigError: names the key.

@@ -1,6 +1,6 @@
 """One family of errors: everything that `fedprompt` raises on purpose.
 
-A message says what is wrong, what was expected, what was received and how to mend it, in one line.
+A message says what is wrong, what was expected, what was received and how to fix it, in one line.
 The command line prints that line without a traceback and exits with the error's `exit_code`.
 """
 

@@ -14,15 +14,15 @@ def available_cpus() -> int:
 
 def cpu_name() -> str:
     """What the processor calls itself, with family and model, on which the last bits of a product
-    depend; as far as the system tells.
+    depend; as far as the system reports it.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown"
     pairs = (line.partition(":") for line in reversed(lines))
-    told = {key.strip(): value.strip() for key, _, value in pairs}
-    name = told.get("model name") or platform.processor() or "unknown"
-    if "cpu family" in told and "model" in told:
-        name += f" (family {told['cpu family']}, model {told['model']})"
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    name = values.get("model name") or platform.processor() or "unknown"
+    if "cpu family" in values and "model" in values:
+        name += f" (family {values['cpu family']}, model {values['model']})"
     return name

@@ -1,9 +1,9 @@
 """The frozen dataclasses that travel between server and clients; each says who writes it and who
 reads it.
 
-Two kinds of tensors travel. The *prompt set* is unordered, its size varies, the aggregator merges
-it. *Shared tensors* are named and of fixed shape (head, query projection) and are merged by
-weighted mean.
+Two kinds of tensors travel. The *prompt set* with its keys is unordered, its size varies, and the
+aggregator merges it. *Shared tensors* have fixed shapes and are merged by weighted mean; `Parts`
+says of each what it is: query projection, head, adaptation of the backbone, or the objective's own.
 """
 
 from __future__ import annotations
@@ -11,49 +11,154 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal, get_args
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from fedprompt.core.travelling import Travelling
 
 Tensors = Mapping[str, Tensor]
 
+Part = Literal["prompts", "query_projection", "head", "adaptation", "objective"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""The fields of `Parts`, in the order of their tensors."""
+SINGLE: tuple[Part, ...] = ("prompts", "query_projection")
+"""Parts that are one tensor."""
+NAMED: tuple[Part, ...] = ("head", "adaptation", "objective")
+"""Parts that are named tensors."""
+TRAINED: tuple[Part, ...] = ("prompts", "query_projection", "head", "adaptation")
+"""Parts that a model is made of and clients train."""
+SHARED: tuple[Part, ...] = ("query_projection", "head", "adaptation")
+"""Trained parts that are averaged; prompts are merged by an aggregator."""
 
-class Travelling:
-    """A dataclass that is pickled with its tensors as arrays; torch's own way takes ten times as
-    long, which is most of what a task costs beside its work. What arrives shares no memory.
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Travelling):
+    """Tensors by what they are; a part that is absent is None or empty.
+
+    Everything that is trained, averaged or kept beside the prompts' keys travels as this. A part
+    says what may be done with its tensors, so that a name inside a part means nothing to anyone
+    but the part's owner.
     """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        return _arrive, (type(self), {name: _packed(getattr(self, name)) for name in names})
+    prompts: Tensor | None = None
+    """(n, d)"""
+    query_projection: Tensor | None = None
+    """(d, q), of `prompts.selection=l2p`."""
+    head: Tensors = dataclasses.field(default_factory=dict)
+    """The classifier's parameters, as its module names them."""
+    adaptation: Tensors = dataclasses.field(default_factory=dict)
+    """What is tuned inside the backbone, as the tuning names it."""
+    objective: Tensors = dataclasses.field(default_factory=dict)
+    """The objective's own, as it names them: never trained, and in no model."""
+
+    def labelled(self) -> Iterator[tuple[Part, str, Tensor]]:
+        """Part, path and tensor of each; the paths are those of `tensors`."""
+        for part in PARTS:
+            value = getattr(self, part)
+            if isinstance(value, Tensor):
+                yield part, part, value
+            elif value is not None:
+                for name, tensor in value.items():
+                    yield part, f"{part}.{name}", tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by path: `PART`, or `PART.NAME`.
+
+        >>> list(Parts(torch.zeros(1), head={"0.bias": torch.zeros(1)}).tensors())
+        ['prompts', 'head.0.bias']
+        """
+        return {path: tensor for _, path, tensor in self.labelled()}
+
+    @classmethod
+    def from_tensors(cls, flat: Tensors) -> Parts:
+        """Inverse of `tensors`: up to its first dot a path is the name of the part.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        single: dict[str, Tensor] = {}
+        named: dict[str, dict[str, Tensor]] = {part: {} for part in NAMED}
+        for path, tensor in flat.items():
+            part, dot, name = path.partition(".")
+            if part in SINGLE and not dot:
+                single[part] = tensor
+            elif part in NAMED and dot:
+                named[part][name] = tensor
+            else:
+                raise ValueError(f"expected a path of {', '.join(PARTS)}, got '{path}'")
+        return cls(
+            single.get("prompts"),
+            single.get("query_projection"),
+            named["head"],
+            named["adaptation"],
+            named["objective"],
+        )
+
+    def pick(self, parts: Collection[Part]) -> Parts:
+        """Some parts alone."""
+        return Parts.from_tensors({p: value for part, p, value in self.labelled() if part in parts})
+
+    def only(self, paths: Collection[str]) -> Parts:
+        """The tensors with some paths alone."""
+        return Parts.from_tensors({p: value for p, value in self.tensors().items() if p in paths})
+
+    def trained(self) -> Parts:
+        """All but the objective's own."""
+        return self.pick(TRAINED)
+
+    def updated(self, other: Parts) -> Parts:
+        """These tensors, with those of another one in their places or beside them."""
+        return Parts.from_tensors({**self.tensors(), **other.tensors()})
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Parts:
+        """The same paths with changed tensors."""
+        return Parts.from_tensors({path: change(value) for path, value in self.tensors().items()})
+
+    def cloned(self) -> Parts:
+        """The same values in fresh memory."""
+        return self.mapped(fresh)
 
 
-class _Packed(NamedTuple):
-    """A tensor on its way."""
-
-    array: NDArray[Any]
-
-
-def _packed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _packed(item) for key, item in value.items()}
-    plain = isinstance(value, Tensor) and value.device.type == "cpu" and not value.requires_grad
-    # NumPy does not know bfloat16.
-    return _Packed(value.numpy()) if plain and value.dtype != torch.bfloat16 else value
+def fresh(tensor: Tensor) -> Tensor:
+    """A copy without history that no one else holds."""
+    return tensor.detach().clone()
 
 
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unpacked(item) for key, item in value.items()}
-    # Copied: what comes out of Ray's object store may not be written to.
-    return torch.from_numpy(value.array.copy()) if isinstance(value, _Packed) else value
+@dataclasses.dataclass(frozen=True)
+class ClientState(Travelling):
+    """What belongs to one client from round to round."""
 
+    kept: Parts = dataclasses.field(default_factory=Parts)
+    """Personal prompts and head, and the objective's memory at the client. Written by the client,
+    returned with its update; empty before its first round."""
+    start: Parts = dataclasses.field(default_factory=Parts)
+    """What the client starts from instead of what it receives; see `Objective.remembered`. Written
+    by the server."""
 
-def _arrive(kind: type[Any], fields: dict[str, Any]) -> Any:
-    return kind(**{name: _unpacked(value) for name, value in fields.items()})
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by path: those of `kept`, and `start.PATH`."""
+        starts = {f"start.{path}": value for path, value in self.start.tensors().items()}
+        return {**self.kept.tensors(), **starts}
+
+    @classmethod
+    def from_tensors(cls, flat: Tensors) -> ClientState:
+        """Inverse of `tensors`."""
+        kept: dict[str, Tensor] = {}
+        start: dict[str, Tensor] = {}
+        for path, tensor in flat.items():
+            first, _, rest = path.partition(".")
+            if first == "start":
+                start[rest] = tensor
+            else:
+                kept[path] = tensor
+        return cls(Parts.from_tensors(kept), Parts.from_tensors(start))
+
+    def cloned(self) -> ClientState:
+        """The same values in fresh memory."""
+        return ClientState(self.kept.cloned(), self.start.cloned())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +169,35 @@ class Broadcast(Travelling):
     """(n, d) float32: the summarizing prompts."""
     keys: Tensor
     """(n, q) float32: the address of each prompt in query space."""
-    shared: Tensors
-    """Named tensors of fixed shape."""
-    fixed: Tensors = dataclasses.field(default_factory=dict)
-    """Named tensors that do not change: a frozen head, or what personal tensors begin with; known
-    to all as the backbone is, and not counted as traffic."""
+    shared: Parts = dataclasses.field(default_factory=Parts)
+    """Everything else that is sent; `shared.prompts` is None."""
+    fixed: ClientState = dataclasses.field(default_factory=ClientState)
+    """What every client has before its first round: a frozen head, or what personal tensors begin
+    with. No round changes it; known to all as the backbone is, and not counted as traffic."""
+
+    def received(self) -> Parts:
+        """The shared tensors and the prompts."""
+        return dataclasses.replace(self.shared, prompts=self.prompts)
+
+    def model(self, own: Parts) -> Parts:
+        """The tensors of a client's model: its own, else those that it has from the beginning, else
+        the server's.
+
+        Args:
+            own: what the client keeps; empty for the global model.
+        """
+        return self._with_own(self.received(), own)
+
+    def start(self, state: ClientState) -> Parts:
+        """The tensors that a client's training starts from: `model`, but that what it starts from
+        takes the place of what it receives.
+        """
+        received = self.received().updated(self.fixed.start).updated(state.start)
+        return self._with_own(received, state.kept)
+
+    def _with_own(self, received: Parts, own: Parts) -> Parts:
+        first = self.fixed.kept.trained()
+        return received.trained().updated(first).updated(own.trained())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +206,23 @@ class ClientJob(Travelling):
 
     client_id: int
     round_index: int
+    """1 for the first round."""
     seed: int
     """Seed of every random draw of this job."""
     broadcast: Broadcast
-    state: Tensors = dataclasses.field(default_factory=dict)
-    """The client's own tensors, returned with its last update; empty the first time."""
+    state: ClientState = dataclasses.field(default_factory=ClientState)
+    """The client's own tensors, as its last update left them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClientUpdate(Travelling):
-    """What a client sends back. Written by the client; the server checks it before use."""
+    """What a client sends back. Written by the client; `server.quarantine` checks all of it before
+    use.
+    """
 
     client_id: int
+    round_index: int
+    """Of the job."""
     num_examples: int
     prompts: Tensor
     """(n_t, d) float32: the tuned prompts that the client used."""
@@ -98,11 +232,26 @@ class ClientUpdate(Travelling):
     """(n_t,) int64: the broadcast row that each prompt started from."""
     use_counts: Tensor
     """(n_t,) int64: the training steps in which each prompt was used."""
-    shared: Tensors
-    state: Tensors
-    metrics: Mapping[str, float]
-    """`loss`, `accuracy` (means over the last local epoch), `steps`, `seconds`, and `pack`: how
-    many clients were trained together."""
+    shared: Parts = dataclasses.field(default_factory=Parts)
+    """Everything else that is sent; `shared.prompts` is None."""
+    state: ClientState = dataclasses.field(default_factory=ClientState)
+    """What the client keeps. It would not travel in reality."""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """`steps`, `seconds` and `pack` (how many clients were trained together), and of a client that
+    trained `loss` and `accuracy`, means over the last local epoch."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by path: `prompts`, `keys`, `origins`, `use_counts`, `shared/PATH` and
+        `state/PATH`.
+        """
+        flat = {field: getattr(self, field) for field in SETS}
+        flat.update({f"shared/{path}": value for path, value in self.shared.tensors().items()})
+        flat.update({f"state/{path}": value for path, value in self.state.tensors().items()})
+        return flat
+
+
+SETS = ("prompts", "keys", "origins", "use_counts")
+"""The fields of an update with a row for each of its prompts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,47 +262,69 @@ class ServerState:
     """Number of finished rounds."""
     prompts: Tensor
     keys: Tensor
-    shared: Tensors
+    shared: Parts = dataclasses.field(default_factory=Parts)
     aggregator: Tensors = dataclasses.field(default_factory=dict)
     """The aggregator's own memory."""
-    clients: Mapping[int, Tensors] = dataclasses.field(default_factory=dict)
-    """Own tensors of the clients that returned some."""
-    fixed: Tensors = dataclasses.field(default_factory=dict)
-    """Tensors that no round changes: a frozen head, what personal tensors begin with."""
+    generator: Tensors = dataclasses.field(default_factory=dict)
+    """The prompt generator's own memory."""
     objective: Tensors = dataclasses.field(default_factory=dict)
     """The objective's own memory at the server."""
+    clients: Mapping[int, ClientState] = dataclasses.field(default_factory=dict)
+    """What belongs to the clients that returned some."""
+    fixed: ClientState = dataclasses.field(default_factory=ClientState)
+    """What a client has before its first round; no round changes it."""
 
     def broadcast(self) -> Broadcast:
         """What the clients of the next round receive."""
         return Broadcast(self.prompts, self.keys, self.shared, self.fixed)
 
+    def received(self) -> Parts:
+        """The shared tensors and the prompts."""
+        return self.broadcast().received()
+
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: `prompts`, `keys`, `shared/X`, `aggregator/X`, `clients/ID/X`,
-        `fixed/X`, `objective/X`.
+        """All tensors by path, `FIELD` or `FIELD/PATH`: `prompts`, `keys`, `shared/PATH`,
+        `aggregator/NAME`, `generator/NAME`, `objective/NAME`, `clients/ID/PATH`, `fixed/PATH`.
         """
+        fields: dict[str, Tensors] = {
+            "shared": self.shared.tensors(),
+            **{field: getattr(self, field) for field in MEMORIES},
+            **{f"clients/{client}": state.tensors() for client, state in self.clients.items()},
+            "fixed": self.fixed.tensors(),
+        }
         flat = {"prompts": self.prompts, "keys": self.keys}
-        flat.update({f"shared/{name}": value for name, value in self.shared.items()})
-        flat.update({f"aggregator/{name}": value for name, value in self.aggregator.items()})
-        for client_id, tensors in self.clients.items():
-            flat.update({f"clients/{client_id}/{name}": value for name, value in tensors.items()})
-        flat.update({f"fixed/{name}": value for name, value in self.fixed.items()})
-        flat.update({f"objective/{name}": value for name, value in self.objective.items()})
+        for field, tensors in fields.items():
+            flat.update({f"{field}/{path}": value for path, value in tensors.items()})
         return flat
 
     @classmethod
     def from_tensors(cls, round_index: int, flat: Tensors) -> ServerState:
-        """Inverse of `tensors`."""
-        kinds = ("shared", "aggregator", "fixed", "objective")
-        named: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
+        """Inverse of `tensors`: up to its first slash a path is the name of the field.
+
+        Raises:
+            KeyError: no prompts or keys.
+            ValueError: a path that `tensors` does not give.
+        """
+        fields: dict[str, dict[str, Tensor]] = {}
         clients: dict[int, dict[str, Tensor]] = {}
-        for name, value in flat.items():
-            kind, _, rest = name.partition("/")
-            if kind in named:
-                named[kind][rest] = value
-            elif kind == "clients":
-                client_id, _, key = rest.partition("/")
-                clients.setdefault(int(client_id), {})[key] = value
-        return cls(round_index, flat["prompts"], flat["keys"], clients=clients, **named)
+        for path, value in flat.items():
+            field, _, rest = path.partition("/")
+            if field == "clients":
+                client_id, _, rest = rest.partition("/")
+                clients.setdefault(int(client_id), {})[rest] = value
+            elif field in ("prompts", "keys", "shared", "fixed", *MEMORIES):
+                fields.setdefault(field, {})[rest] = value
+            else:
+                raise ValueError(f"unknown tensor '{path}'")
+        return cls(
+            round_index,
+            flat["prompts"],
+            flat["keys"],
+            Parts.from_tensors(fields.get("shared", {})),
+            **{field: fields.get(field, {}) for field in MEMORIES},
+            clients={client: ClientState.from_tensors(own) for client, own in clients.items()},
+            fixed=ClientState.from_tensors(fields.get("fixed", {})),
+        )
 
     def sha256(self) -> str:
         """Digest of the round and of all tensors' names, types, shapes and bytes."""
@@ -165,9 +336,13 @@ class ServerState:
         return digest.hexdigest()
 
 
+MEMORIES = ("aggregator", "generator", "objective")
+"""The fields of a server state that a plug-in alone understands."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-    """What a finished round tells: one line of `rounds.jsonl`. Written by `server.round`."""
+    """What is reported of a round: one line of `rounds.jsonl`. Written by `server.round`."""
 
     round: int
     """1 for the first round."""
@@ -181,7 +356,10 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: Mapping[str, float]
-    """`train`, `aggregate`, `evaluate`."""
+    """`train`, `aggregate`, `evaluate`, each from its start to its end. `evaluate` goes on while
+    the next round trains, so that these do not add up to the time that passed."""
+    wall_seconds: float = math.nan
+    """Time that passed since the round before was reported; rounds add up to that of the run."""
     balanced_accuracy: float = math.nan
     """Mean of the classes' accuracies on the test split."""
     class_accuracy: tuple[float, ...] = ()

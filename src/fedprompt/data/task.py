@@ -14,7 +14,7 @@ from fedprompt.core.registry import Registry
 
 
 class Images(Protocol):
-    """N RGB images of one size that are read, or drawn, when they are asked for.
+    """N RGB images of one size that are read, or drawn, when they are needed.
 
     A NumPy array of shape (N, H, W, 3) and type uint8 will do in its place.
     """
@@ -36,7 +36,7 @@ class Images(Protocol):
 
 
 def fingerprint(images: NDArray[np.uint8] | Images) -> str:
-    """What the prefix cache knows images by: their own word, or the SHA-256 of an array."""
+    """What the prefix cache knows images by: their own fingerprint, or the SHA-256 of an array."""
     if not isinstance(images, np.ndarray):
         return images.fingerprint()
     digest = hashlib.sha256(repr(images.shape).encode())
@@ -65,8 +65,8 @@ class Split:
 class Task:
     """What a registered data set returns.
 
-    `public` holds labelled images that nobody's privacy depends on (for a frozen head); it shares
-    no image with the other splits (of `domains`, see `data.domains`). `class_mask[g, c]` says
+    `public` holds labelled images that no client holds (for a frozen head); it shares
+    no image with the other splits (of `domains`, see `data.sets.domains`). `class_mask[g, c]` says
     whether class c exists in domain g; evaluation of an image of domain g chooses among those
     classes only.
     """
@@ -79,7 +79,7 @@ class Task:
     test: Split
     public: Split | None = None
     notes: tuple[str, ...] = ()
-    """What a user should hear of the reading, for example how many images were left out."""
+    """What a user should know about the reading, for example how many images were left out."""
 
     @property
     def num_classes(self) -> int:

@@ -7,7 +7,8 @@ the blocks above. Only this package touches timm's private parts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.models import timm_vit, torchvision_weights
 from fedprompt.models.nano import network as nano
-from fedprompt.models.options import FEATURES, PRECISIONS, ModelOptions
+from fedprompt.models.options import FEATURES, ModelOptions
 from fedprompt.models.selection import QUERIES
 from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
@@ -41,7 +42,7 @@ class Backbone(nn.Module):
         extras: tensors that travel with the weights: `query.<kind>.mean` and `query.<kind>.std`,
             both (d,), the statistics of a query over public images, and optionally `task_tokens`
             (tasks, tokens, d).
-        architecture: what the weights do not tell of the network, for `checksum`; nothing for the
+        architecture: what the weights do not show of the network, for `checksum`; nothing for the
             embedded models.
     """
 
@@ -63,14 +64,14 @@ class Backbone(nn.Module):
         self.features = features
         self.extras = dict(extras or {})
         self.architecture = architecture
-        self.precision = PRECISIONS[0]
-        """How `encode` computes: one of `PRECISIONS`."""
+        self.autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Within it `encode` computes: Lightning Fabric's, where a run's precision is not full."""
         mean, std = torch.tensor(self.transform.mean), torch.tensor(self.transform.std)
         self.register_buffer("channel_mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("channel_std", std.view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
-        # Asked of the network: representation layers and poolings decide it.
+        # Read off the network: representation layers and poolings decide it.
         tokens = torch.zeros(1, self.num_prefix_tokens + 1, self.embed_dim)
         self.feature_dim = int(self._read_out(tokens).shape[-1])
         """Width of what `encode` returns and the head reads."""
@@ -109,6 +110,15 @@ class Backbone(nn.Module):
         tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
         return tokens
 
+    def embedding_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that `embed` uses, which the prefix cache stands on."""
+        vit = self.vit
+        yield from (*vit.patch_embed.parameters(), *vit.norm_pre.parameters())
+        for name in ("pos_embed", "cls_token", "reg_token", "dist_token"):
+            value = getattr(vit, name, None)
+            if isinstance(value, nn.Parameter):
+                yield value
+
     def encode(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
         """The blocks above the prompts, and the read-out.
 
@@ -118,14 +128,13 @@ class Backbone(nn.Module):
                 after the prefix and get no position embedding. Where the network pools over
                 patches, prompts are left out of the pool. Rows of depth * d numbers are deep
                 prompts (Jia et al., "Visual Prompt Tuning", ECCV 2022, Eq. 5): the i-th d numbers
-                enter block i in the place of what block i - 1 made of the prompts.
+                enter block i instead of what block i - 1 made of the prompts.
 
         Returns:
             (B, feature_dim): the features, or the logits of the network's own classifier, in the
             type of the tokens.
         """
-        mixed = self.precision == "bf16-mixed"
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=mixed):
+        with self.autocast():
             encoded = self._read_out(self._blocks(tokens, prompts))
         return encoded.to(tokens.dtype)
 
@@ -157,7 +166,7 @@ class Backbone(nn.Module):
 
     def reads_prefix_only(self, block: nn.Module) -> bool:
         """Whether the last block needs to be computed for the prefix alone: the pool reads nothing
-        else, the block is timm's plain one, and nobody listens to what its layers give.
+        else, the block is timm's plain one, and no one listens to what its layers give.
         """
         return (
             self.vit.global_pool == "token"
@@ -175,10 +184,10 @@ class Backbone(nn.Module):
         return read
 
     def queries(self, tokens: Tensor, kind: str) -> Tensor:
-        """What an image is asked by when prompts are selected for it; a constant of the image.
+        """What stands for an image when prompts are selected for it; a constant of the image.
 
         `style` is the standard deviation over the patch tokens right after the embedding: low-level
-        statistics that tell the domain and hardly the class. `cls` is the CLS token after the final
+        statistics that show the domain and hardly the class. `cls` is the CLS token after the final
         norm of the network without prompts (L2P's query), or the pooled feature of a network
         without CLS. Both are standardised by the statistics of public (pre-training) images and
         scaled to unit norm.

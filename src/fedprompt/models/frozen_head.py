@@ -52,7 +52,7 @@ class FrozenHead:
     """What was fitted."""
 
     tensors: dict[str, Tensor]
-    """`head.0.weight` (classes, q) and `head.0.bias` (classes,), for `ServerState.fixed`."""
+    """`0.weight` (classes, q) and `0.bias` (classes,), as a linear head names them."""
     conditions: tuple[str, ...]
     """Per domain: `task N` for the N-th task tokens of the backbone, or `no prompts`."""
 
@@ -167,7 +167,7 @@ def fit_frozen_head(
         weight[classes] = torch.from_numpy(own_weight).float()
         bias[classes] = torch.from_numpy(own_bias).float()
         conditions.append(chosen)
-    return FrozenHead({"head.0.weight": weight, "head.0.bias": bias}, tuple(conditions))
+    return FrozenHead({"0.weight": weight, "0.bias": bias}, tuple(conditions))
 
 
 def _candidates(backbone: Backbone) -> dict[str, Tensor | None]:

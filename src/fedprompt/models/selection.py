@@ -181,7 +181,7 @@ def select_rows(
     if options.selection == "keyed":
         return nearest_keys(queries.mean(dim=0), keys, options.count), None
     if projection is None:
-        raise ConfigError("prompts.selection=l2p needs the shared tensor 'query_projection'")
+        raise ConfigError("prompts.selection=l2p needs a query projection, got none")
     addresses = prompts[:, : projection.shape[0]]
     similarity = F.normalize(queries @ projection.T, dim=-1) @ F.normalize(addresses, dim=-1).T
     rows = majority_vote(similarity.detach(), options.count)

@@ -39,7 +39,7 @@ def build(options: ModelOptions) -> tuple[VisionTransformer, Transform]:
     """The network that the options name, and how its images are prepared.
 
     Raises:
-        ConfigError: no such Vision Transformer, or its weights cannot be had.
+        ConfigError: no such Vision Transformer, or its weights cannot be found.
     """
     outline = _outline(options.backbone)
     transform = published_transform(outline.pretrained_cfg).with_options(options)
@@ -136,7 +136,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """Whether a file begins like a pickle or a zip archive, and not like a text."""
+    """Whether a file starts like a pickle or a zip archive, and not like a text."""
     with path.open("rb") as file:
         return file.read(2).startswith((b"\x80", b"PK"))
 

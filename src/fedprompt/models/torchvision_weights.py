@@ -79,7 +79,7 @@ def build(
 
     Args:
         state_dict: of torchvision's `VisionTransformer`, or of a model that holds one.
-        num_heads: attention heads, which no tensor tells; by default 16 for a width of 1280
+        num_heads: attention heads, which no tensor shows; by default 16 for a width of 1280
             (ViT-H/14) and width / 64 otherwise.
         image_size: input size; None means the one of the position embedding. For another one the
             position embedding is interpolated.
@@ -103,7 +103,7 @@ def build(
     if num_heads < 1 or width % num_heads:
         raise InputError(
             f"num_heads: expected a divisor of the width {width}, got {num_heads}; "
-            "no tensor tells it: pass num_heads"
+            "no tensor shows it: pass num_heads"
         )
     if image_size is not None and (image_size < 1 or image_size % patch):
         raise InputError(
@@ -138,6 +138,11 @@ def add_representation_layer(
 ) -> None:
     """Give `vit` the tanh layer (`representation_size`) that renamed weights may have before the
     classifier; timm has no place for it but after the pooling.
+
+    Args:
+        vit: timm's network; changed in place.
+        tensors: renamed weights.
+        classifier: whether the network ends with its classifier.
     """
     weight = tensors.get("fc_norm.pre_logits.weight")
     if weight is None:

@@ -1,40 +1,37 @@
 """What a local objective is: what a client minimises beside cross-entropy, and its server half.
 
-An objective is pure: tensors in, tensors out. What it remembers lies where the federation keeps it:
-a client's memory in the client's own state, the server's in the shared tensors (if clients need it)
-or in `ServerState.objective` (if they do not).
+An objective is pure: tensors in, tensors out. What it remembers lies where the federation keeps it,
+under names of its own choice that no one else reads: a client's memory in
+`ClientState.kept.objective`, the server's in `ServerState.shared.objective` (if clients need it) or
+in `ServerState.objective` (if they do not).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from fedprompt.core.registry import Registry
-from fedprompt.core.types import ClientUpdate, Tensors
-
-START = "start."
-"""Prefix of tensors that a client starts from instead of those it receives."""
+from fedprompt.core.types import ClientUpdate, Parts, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalResult:
     """A client's finished work, as its objective sees it."""
 
-    start: Tensors
-    """The trainable tensors by name (`prompts`, `head.*`, ...) as the client began with them."""
-    end: Tensors
+    start: Parts
+    """The trainable tensors as the client began with them."""
+    end: Parts
     """The same after the local epochs."""
-    received: Tensors
-    """All shared tensors of the broadcast, and its `prompts`."""
+    received: Parts
+    """What was broadcast: prompts, shared tensors, and the objective's own."""
     own: Tensors
-    """The client's own state, as its last update left it."""
+    """What the objective kept at the client, as its last update left it."""
     steps: int
     rates: Mapping[str, float]
-    """Learning rate of each trainable tensor."""
+    """Learning rate of each trainable tensor, by its path in `end.tensors()`."""
     features: Tensor
     """(N, ...) what the client's images are to the module: tokens, or the CLS features."""
     labels: Tensor
@@ -42,25 +39,40 @@ class LocalResult:
     num_classes: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What an objective makes of a client's finished work."""
+
+    sent: Tensors = dataclasses.field(default_factory=dict)
+    """Its own tensors for the server: `ClientUpdate.shared.objective`."""
+    kept: Tensors = dataclasses.field(default_factory=dict)
+    """Its memory at the client: `ClientState.kept.objective`."""
+    instead: Parts = dataclasses.field(default_factory=Parts)
+    """Sent in the place of trained tensors; those that are absent are sent as they are."""
+
+
 class Objective:
     """Plain federated averaging; an objective overrides what it does otherwise."""
 
     trains: bool = True
     """False: clients send what `finish` computes and take no training step."""
+    averages: bool = True
+    """False: the trained tensors that `combine` returns are computed and no mean of the clients',
+    so that an aggregator with a rule for shared tensors leaves them alone."""
     needs_sgd: bool = False
     """True: the arithmetic holds for plain gradient steps only (`clients.optimizer=sgd`)."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: object) -> None:
         self.options = options
 
     # The client's half.
 
-    def penalty(self, current: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor | None:
+    def penalty(self, current: Parts, start: Parts) -> Tensor | None:
         """A term that is added to the loss of every local step, or None for none.
 
         Args:
-            current: the client's trainable tensors by name (`prompts` and the shared tensors).
-            start: the same tensors as they were broadcast, without gradient.
+            current: the client's trainable tensors.
+            start: the same tensors as training began, without gradient.
 
         Returns:
             A scalar that is differentiable in `current`.
@@ -75,77 +87,75 @@ class Objective:
         """
         return None
 
-    def correction(self, received: Tensors, own: Tensors) -> dict[str, Tensor]:
-        """Constants that are added to the gradients of every local step, by trainable tensor.
+    def correction(self, received: Tensors, own: Tensors) -> Mapping[str, Tensor]:
+        """Constants that are added to the gradients of every local step.
 
         Args:
-            received: the shared tensors of the broadcast.
-            own: the client's own state.
+            received: the objective's own tensors of the broadcast.
+            own: what the objective kept at the client.
 
         Returns:
-            Like each tensor that is named; the others' gradients stay as they are.
+            Like each tensor whose gradient is to change, by its path in `Parts.tensors`.
         """
         return {}
 
-    def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def finish(self, result: LocalResult) -> Finished:
         """What is left to do after the last local step.
 
         Args:
             result: the client's work.
-
-        Returns:
-            What the client sends beside its trained tensors or, by their names, instead of them;
-            and what it keeps for itself until it is sampled again.
         """
-        return {}, {}
+        return Finished()
 
     # The server's half.
 
-    def begin(self, trainable: Tensors) -> dict[str, Tensor]:
-        """Shared tensors of its own in the initial state.
+    def begin(self, trainable: Parts) -> Tensors:
+        """Its own tensors in the first broadcast: `ServerState.shared.objective`.
 
         Args:
-            trainable: the initial tensors that are trained and shared; `prompts` is among them if
-                its rows mean the same in every round.
+            trainable: the initial tensors that are trained and shared; prompts are among them if
+                their rows mean the same in every round.
         """
         return {}
 
-    def remembered(self, tensors: Tensors) -> dict[str, Tensor]:
+    def remembered(self, tensors: Parts) -> Parts:
         """What clients start from the next time they are sampled instead of what they will receive
-        then, as `START` + name: noted in the initial state for all, and after a round in the own
-        state of the clients that took part.
+        then: noted in the initial state for all, and after a round in the own state of the clients
+        that took part.
 
         Args:
-            tensors: the server's shared tensors and its `prompts`.
+            tensors: the server's shared tensors, its prompts, and the objective's own.
         """
-        return {}
+        return Parts()
 
     def weights(self, num_examples: Sequence[int]) -> list[float]:
         """How much each client counts in the averages of shared tensors and prompts."""
         return [float(number) for number in num_examples]
 
-    def outgoing(self, shared: Tensors) -> Tensors:
+    def outgoing(self, shared: Parts) -> Parts:
         """The part of the server's shared tensors that clients receive."""
         return shared
 
-    def reply(self, shared: Tensors) -> Tensors:
-        """A tensor like each one that a client must return: same names, shapes and dtypes."""
+    def reply(self, shared: Parts) -> Parts:
+        """Like what a client must return, given what the server shares: same parts, names, shapes
+        and dtypes.
+        """
         return shared
 
-    def is_mean(self, name: str) -> bool:
-        """Whether a shared tensor that `combine` returns is the mean of what clients trained, from
-        which a server's optimiser may go on; False for what the objective computes itself.
+    def keeps(self, shared: Parts) -> Tensors:
+        """Like what `finish` keeps at a client, given what the server shares: same names, shapes
+        and dtypes.
         """
-        return True
+        return {}
 
     def combine(
         self,
-        before: Tensors,
-        mean: Tensors,
+        before: Parts,
+        mean: Parts,
         updates: Sequence[ClientUpdate],
         num_clients: int,
         memory: Tensors,
-    ) -> tuple[Tensors, Tensors]:
+    ) -> tuple[Parts, Tensors]:
         """The next shared tensors and the server's memory.
 
         Args:

@@ -35,11 +35,12 @@ from torch import Tensor
 
 from fedprompt.core.checks import check_choice, check_number
 from fedprompt.core.errors import ConfigError, RoundError
-from fedprompt.core.types import ClientUpdate, Tensors
-from fedprompt.objectives.base import LocalResult, Objective, objectives
+from fedprompt.core.types import ClientUpdate, Parts, Tensors
+from fedprompt.objectives.base import Finished, LocalResult, Objective, objectives
 
 RULES = ("ncm", "cof", "ridge")
-WEIGHT = "head.0.weight"
+WEIGHT = "0.weight"
+"""The one tensor of a linear head without bias."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,50 +75,52 @@ class ClosedForm(Objective):
     """Clients send class sums; the server computes the head."""
 
     trains = False
+    averages = False
     options: ClosedFormOptions
 
-    def outgoing(self, shared: Tensors) -> Tensors:
+    def outgoing(self, shared: Parts) -> Parts:
         """Nothing: the clients need no head."""
-        return {}
+        return Parts()
 
-    def reply(self, shared: Tensors) -> Tensors:
+    def reply(self, shared: Parts) -> Parts:
         """Class sums (C, d) and counts (C,); with `ridge` the second moment (d, d) as well."""
-        weight = shared[WEIGHT]
-        sums = {"stats.sum": weight, "stats.count": weight[:, 0]}
+        weight = shared.head[WEIGHT]
+        sums = {"sum": weight, "count": weight[:, 0]}
         if self.options.rule == "ridge":
-            sums["stats.second"] = weight.new_zeros(weight.shape[1], weight.shape[1])
-        return sums
+            sums["second"] = weight.new_zeros(weight.shape[1], weight.shape[1])
+        return Parts(objective=sums)
 
-    def finish(self, result: LocalResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def keeps(self, shared: Parts) -> Tensors:
+        """That the client's sums were sent."""
+        return {"sent": torch.ones(1)}
+
+    def finish(self, result: LocalResult) -> Finished:
         """The client's sums the first time, and zeros when it is sampled again."""
         features = result.features.double()
-        fresh = "stats.sent" not in result.own
-        one_hot = F.one_hot(result.labels, result.num_classes).double() * float(fresh)
-        sums = {"stats.sum": one_hot.T @ features, "stats.count": one_hot.sum(dim=0)}
+        first = "sent" not in result.own
+        one_hot = F.one_hot(result.labels, result.num_classes).double() * float(first)
+        sums = {"sum": one_hot.T @ features, "count": one_hot.sum(dim=0)}
         if self.options.rule == "ridge":
-            sums["stats.second"] = features.T @ features * float(fresh)
-        return (
-            {name: value.float() for name, value in sums.items()},
-            {"stats.sent": torch.ones(1)},
+            sums["second"] = features.T @ features * float(first)
+        return Finished(
+            sent={name: value.float() for name, value in sums.items()},
+            kept={"sent": torch.ones(1)},
         )
-
-    def is_mean(self, name: str) -> bool:
-        """Nothing: the head is solved for."""
-        return False
 
     def combine(
         self,
-        before: Tensors,
-        mean: Tensors,
+        before: Parts,
+        mean: Parts,
         updates: Sequence[ClientUpdate],
         num_clients: int,
         memory: Tensors,
-    ) -> tuple[Tensors, Tensors]:
+    ) -> tuple[Parts, Tensors]:
         """Add the clients' sums to those of earlier rounds and solve for the head."""
-        total = dict(memory) or _nothing(before[WEIGHT], self.options.rule)
+        weight = before.head[WEIGHT]
+        total = dict(memory) or _nothing(weight, self.options.rule)
         for update in updates:
-            _add(total, update.shared, self.options.rule)
-        return {WEIGHT: solve(total, self.options).to(before[WEIGHT].dtype)}, total
+            _add(total, update.shared.objective, self.options.rule)
+        return Parts(head={WEIGHT: solve(total, self.options).to(weight.dtype)}), total
 
 
 def _nothing(weight: Tensor, rule: str) -> dict[str, Tensor]:
@@ -133,14 +136,14 @@ def _nothing(weight: Tensor, rule: str) -> dict[str, Tensor]:
 
 def _add(total: dict[str, Tensor], sent: Tensors, rule: str) -> None:
     """Add one client's sums in place of the entries of `total`."""
-    sums, count = sent["stats.sum"].double(), sent["stats.count"].double()
+    sums, count = sent["sum"].double(), sent["count"].double()
     total["sum"] = total["sum"] + sums
     total["count"] = total["count"] + count
     if rule == "cof" and count.any():
         total["sums"] = torch.cat([total["sums"], sums[None]])
         total["counts"] = torch.cat([total["counts"], count[None]])
     if rule == "ridge":
-        total["second"] = total["second"] + sent["stats.second"].double()
+        total["second"] = total["second"] + sent["second"].double()
 
 
 def solve(total: Tensors, options: ClosedFormOptions) -> Tensor:

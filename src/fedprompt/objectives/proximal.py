@@ -6,12 +6,12 @@ Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, Eq. 2
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fedprompt.core.checks import check_number
+from fedprompt.core.types import Parts
 from fedprompt.objectives.base import Objective, objectives
 
 
@@ -32,9 +32,9 @@ class Proximal(Objective):
 
     options: ProximalOptions
 
-    def penalty(self, current: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor | None:
+    def penalty(self, current: Parts, start: Parts) -> Tensor | None:
         """The proximal term, or None when mu is 0."""
         if self.options.mu == 0:
             return None
-        distances = [(current[name] - start[name]).square().sum() for name in current]
-        return self.options.mu / 2 * torch.stack(distances).sum()
+        pairs = zip(current.tensors().values(), start.tensors().values(), strict=True)
+        return self.options.mu / 2 * torch.stack([(w - w0).square().sum() for w, w0 in pairs]).sum()

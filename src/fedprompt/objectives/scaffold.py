@@ -8,9 +8,9 @@ client's, K local steps of rate eta and N clients in all:
     c_i+ = c_i - c + (x - y) / (K eta)                                        (Eq. 4, option II)
     c  <- c + (1 / N) sum over the cohort of (c_i+ - c_i)                     (Eq. 5)
 
-The variates cover the prompts (row by row of the broadcast) and all shared tensors. c travels as
-`control.NAME` among the shared tensors; c_i is the client's own state and never leaves it: the
-client returns the difference c_i+ - c_i. Variates double what is sent, and the byte counts say so.
+The variates cover the prompts (row by row of the broadcast) and all shared tensors, whose paths are
+their names. c is broadcast; c_i is kept by the client and never leaves it: the client returns the
+difference c_i+ - c_i. Variates double what is sent, and the byte counts say so.
 
 Prompt variates need rows that mean the same in every round. With an aggregator that makes a new set
 of prompts each round, the shared tensors alone have variates.
@@ -31,12 +31,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fedprompt.core.checks import check_choice
-from fedprompt.core.types import ClientUpdate, Tensors
-from fedprompt.objectives.base import START, LocalResult, Objective, objectives
+from fedprompt.core.types import ClientUpdate, Parts, Tensors
+from fedprompt.objectives.base import Finished, LocalResult, Objective, objectives
 
-PREFIX = "control."
 VARIANTS = ("scaffold", "released", "sampled")
 
 
@@ -59,42 +59,39 @@ class Scaffold(Objective):
     needs_sgd = True
     options: ScaffoldOptions
 
-    def begin(self, trainable: Tensors) -> dict[str, torch.Tensor]:
+    def begin(self, trainable: Parts) -> Tensors:
         """Zero variates: the first round is FedAvg."""
-        return {PREFIX + name: torch.zeros_like(value) for name, value in trainable.items()}
+        return {path: torch.zeros_like(value) for path, value in trainable.tensors().items()}
 
-    def correction(self, received: Tensors, own: Tensors) -> dict[str, torch.Tensor]:
+    def correction(self, received: Tensors, own: Tensors) -> dict[str, Tensor]:
         """c - c_i for every tensor that has a variate."""
         return {
-            key.removeprefix(PREFIX): control - own.get(key, torch.zeros_like(control))
-            for key, control in received.items()
-            if key.startswith(PREFIX)
+            path: control - own.get(path, torch.zeros_like(control))
+            for path, control in received.items()
         }
 
-    def finish(
-        self, result: LocalResult
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def finish(self, result: LocalResult) -> Finished:
         """The change of the client's variates (sent) and the variates (kept)."""
+        start, end = result.start.tensors(), result.end.tensors()
         changes, variates = {}, {}
-        for key, control in result.received.items():
-            if not key.startswith(PREFIX):
-                continue
-            name = key.removeprefix(PREFIX)
-            before = result.own.get(key, torch.zeros_like(control))
-            length = result.steps * result.rates[name]
+        for path, control in result.received.objective.items():
+            before = result.own.get(path, torch.zeros_like(control))
+            length = result.steps * result.rates[path]
             # Nothing moved at rate 0, so nothing was learnt about the gradient.
-            moved = (result.start[name] - result.end[name]) / length if length else control
-            variates[key] = before - control + moved
-            changes[key] = variates[key] - before
-            if self.options.variant == "released":
-                changes[name] = result.received[name] + (result.end[name] - result.start[name])
-        return changes, variates
+            moved = (start[path] - end[path]) / length if length else control
+            variates[path] = before - control + moved
+            changes[path] = variates[path] - before
+        if self.options.variant != "released":
+            return Finished(changes, variates)
+        x = result.received.tensors()
+        instead = {path: x[path] + (end[path] - start[path]) for path in changes}
+        return Finished(changes, variates, Parts.from_tensors(instead))
 
-    def remembered(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def remembered(self, tensors: Parts) -> Parts:
         """With `variant=released`, all that has a variate."""
         if self.options.variant != "released":
-            return {}
-        return {START + name: tensors[name] for name in tensors if PREFIX + name in tensors}
+            return Parts()
+        return tensors.only(tensors.objective)
 
     def weights(self, num_examples: Sequence[int]) -> list[float]:
         """By sample counts; with `variant=released` all alike."""
@@ -102,23 +99,22 @@ class Scaffold(Objective):
             return [1.0] * len(num_examples)
         return super().weights(num_examples)
 
-    def is_mean(self, name: str) -> bool:
-        """All but the variates, which follow Eq. 5."""
-        return not name.startswith(PREFIX)
+    def keeps(self, shared: Parts) -> Tensors:
+        """A variate like each of the server's."""
+        return shared.objective
 
     def combine(
         self,
-        before: Tensors,
-        mean: Tensors,
+        before: Parts,
+        mean: Parts,
         updates: Sequence[ClientUpdate],
         num_clients: int,
         memory: Tensors,
-    ) -> tuple[Tensors, Tensors]:
+    ) -> tuple[Parts, Tensors]:
         """Eq. 5 for the variates; everything else is the mean."""
         number = len(updates) if self.options.variant == "sampled" else num_clients
-        shared = dict(mean)
-        for key, control in before.items():
-            if key.startswith(PREFIX):
-                changes = torch.stack([update.shared[key] for update in updates])
-                shared[key] = control + changes.sum(dim=0) / number
-        return shared, memory
+        variates = {}
+        for path, control in before.objective.items():
+            changes = torch.stack([update.shared.objective[path] for update in updates])
+            variates[path] = control + changes.sum(dim=0) / number
+        return dataclasses.replace(mean, objective=variates), memory

@@ -174,8 +174,29 @@ def clients_figure(partition: Partition) -> Figure:
     return figure
 
 
+OVERLAP = "evaluate, while the next round trains"
+
+
+def seconds_stack(run: Run) -> dict[str, NDArray[np.float64]]:
+    """A round's wall-clock seconds in parts, one value a round and part.
+
+    A round counts from the report of the one before. The clients have then trained for a while
+    already, which is the last part of the round before.
+    """
+    wall = np.array(run.wall_seconds())
+    train, aggregate, evaluate = (np.array(run.seconds(phase)) for phase in PHASES)
+    before = np.maximum(train + aggregate + evaluate - wall, 0.0)
+    overlap = np.minimum(np.append(before[1:], 0.0), evaluate)
+    return {
+        "train": np.maximum(wall - aggregate - evaluate, 0.0),
+        "aggregate": aggregate,
+        "evaluate": evaluate - overlap,
+        OVERLAP: overlap,
+    }
+
+
 def seconds_figure(runs: Sequence[Run]) -> Figure:
-    """Seconds of each phase of each round, stacked; one panel a run on a common scale."""
+    """Wall-clock seconds of each round by phase, stacked; one panel a run on a common scale."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -187,15 +208,10 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, run in zip(panels, shown, strict=False):
         rounds = [record["round"] for record in run.records]
-        base = np.zeros(len(rounds))
-        width = 0.8 if len(rounds) <= 40 else 1.0
-        for phase in PHASES:
-            height = np.array(run.seconds(phase))
-            colour = PHASE_COLOURS[phase]
-            axes.bar(rounds, height, width, bottom=base, color=colour, label=phase, linewidth=0)
-            base += height
+        _draw_stack(axes, rounds, seconds_stack(run))
+        total = sum(run.wall_seconds())
         axes.set_title(
-            f"{shorten(run.name, 30)}  ·  {base.sum():.0f} s", fontsize=9.5, loc="left", color=INK
+            f"{shorten(run.name, 30)}  ·  {total:.0f} s", fontsize=9.5, loc="left", color=INK
         )
         axes.set_xlabel("round", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -212,8 +228,8 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
     figure.legend(
         handles,
         names,
-        loc="outside upper right",
-        ncols=3,
+        loc="outside lower right",
+        ncols=len(names),
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,
@@ -221,10 +237,29 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def aggregation_figure(runs: Sequence[Run]) -> Figure:
-    """What the aggregator did in each round: one row of panels a run whose diagnostics tell it.
+def _draw_stack(
+    axes: Axes, rounds: Sequence[int], parts: Mapping[str, NDArray[np.float64]]
+) -> None:
+    """A bar a round; where two phases overlap, one is hatched with the colour of the other."""
+    base = np.zeros(len(rounds))
+    width = 0.8 if len(rounds) <= 40 else 1.0
+    for name, height in parts.items():
+        overlaps = name == OVERLAP
+        axes.bar(
+            *(rounds, height, width, base),
+            color=PHASE_COLOURS["evaluate" if overlaps else name],
+            label=name,
+            linewidth=0,
+            hatch="////" if overlaps else None,
+            edgecolor=PHASE_COLOURS["train"] if overlaps else None,
+        )
+        base += height
 
-    Left: stacked bars of the prompts that go on (kept, born), below zero those pruned, and points
+
+def aggregation_figure(runs: Sequence[Run]) -> Figure:
+    """What the aggregator did in each round: one row of panels a run whose diagnostics have it.
+
+    Left: stacked bars of the prompts that stay (kept, born), below zero those pruned, and points
     for the merges. Middle and right: `MATCH_FIGURES`.
     """
     from matplotlib.figure import Figure

@@ -101,23 +101,18 @@ class RoundDisplay:
             self._line(f"{name}: {total_rounds} rounds")
             self._line("".join(f"{head:>{width}}" for head, width in COLUMNS))
 
-    def update(self, report: RoundReport, seconds: float) -> None:
-        """Show a finished round; round 0, the evaluation before training, is not counted.
-
-        Args:
-            report: what the round tells.
-            seconds: its wall-clock duration.
-        """
+    def update(self, report: RoundReport) -> None:
+        """Show a finished round; round 0, the evaluation before training, is not counted."""
         if report.round > 0:
             self._phase_done = report.round
             self._finished += 1
-            self._seconds.append(seconds)
+            self._seconds.append(report.wall_seconds)
         cells = (
             f"{report.round}/{self._phase_rounds}",
             percent(report.accuracy),
             number(report.loss),
             str(report.num_prompts),
-            f"{seconds:.1f}",
+            f"{report.wall_seconds:.1f}",
             clock(self.seconds_left()),
         )
         self._rows.append(_Row(self._phase, cells))

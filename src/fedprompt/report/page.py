@@ -15,7 +15,7 @@ from fedprompt.report.figures import draw_all, write_figures
 from fedprompt.report.live import number, percent
 from fedprompt.report.style import png_bytes
 from fedprompt.report.table import short_number, summary_cells
-from fedprompt.runs.summary import Run, read_runs, summary_row
+from fedprompt.runs.summary import Run, read_runs, summary_row, wall_seconds
 
 if TYPE_CHECKING:
     pass
@@ -58,7 +58,7 @@ _CAPTIONS = {
     "prompts": "Number of summarizing prompts that the server holds, by method.",
     "aggregation": "What the aggregation did with the prompts in each round.",
     "clients": "Training samples of each class that each client holds.",
-    "seconds": "Seconds that each round spends in training, aggregation and evaluation.",
+    "seconds": "Seconds that pass in each round, by what they are spent on.",
 }
 _HOW_TO_READ = {
     "aggregation": "Kept and born prompts are what the server holds next, pruned ones (below zero) "
@@ -213,7 +213,7 @@ def _details_html(run: Run) -> str:
         ("train loss", lambda record: number(record.get("train_loss"))),
         ("prompts", lambda record: record.get("num_prompts", "-")),
         ("clients", lambda record: len(record.get("clients") or ())),
-        ("seconds", lambda record: short_number(sum((record.get("seconds") or {}).values()))),
+        ("seconds", lambda record: short_number(wall_seconds(record))),
     )
     rows = [[read(record) for _, read in columns] for record in run.records]
     rounds = _table_html([head for head, _ in columns], rows)

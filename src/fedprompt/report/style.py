@@ -71,7 +71,14 @@ def back_to_front(runs: Sequence[Run]) -> list[tuple[int, Run]]:
 
 
 def plot_line(axes: Axes, rounds: Sequence[int], values: Sequence[float], index: int) -> None:
-    """The line of run `index`; the first is the thickest, markers tell repeated colours apart."""
+    """The line of run `index`; the first is the thickest, markers distinguish repeated colours.
+
+    Args:
+        axes: to draw into.
+        rounds: (R,) round numbers.
+        values: (R,) one value for each.
+        index: which run it is, from 0; decides colour, width and marker.
+    """
     cycle, place = divmod(index, len(COLOURS))
     axes.plot(
         rounds,
@@ -90,7 +97,13 @@ def plot_line(axes: Axes, rounds: Sequence[int], values: Sequence[float], index:
 def finish_rounds(
     axes: Axes, runs: Sequence[Run], labels: Sequence[tuple[float, str, str]]
 ) -> None:
-    """The axis of rounds, and each line's name at its end instead of a legend far away."""
+    """The axis of rounds, and each line's name at its end instead of a legend far away.
+
+    Args:
+        axes: with all lines drawn.
+        runs: whose rounds they are.
+        labels: of each line: its last value, its name, its colour.
+    """
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("round", color=INK)
@@ -133,7 +146,14 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def index_ticks(axes: Axes, axis: str, names: Sequence[str], limit: int) -> None:
-    """Names in the middle of the cells; at most about `limit` of them."""
+    """Names in the middle of the cells; at most about `limit` of them.
+
+    Args:
+        axes: with cells of width 1.
+        axis: `x` or `y`.
+        names: one for each cell.
+        limit: about how many names there is room for.
+    """
     step = math.ceil(len(names) / limit)
     step = next(nice for nice in (1, 2, 5, 10, 20, 50, 100, 200, 500, step) if nice >= step)
     positions = range(0, len(names), step)

@@ -15,10 +15,10 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import CheckpointError
-from fedprompt.core.files import TEMPORARY_FILES, atomic_write, json_ready, sync_folder
+from fedprompt.core.files import TEMPORARY_FILES, Json, atomic_write, json_ready, sync_folder
 
 if TYPE_CHECKING:
     from fedprompt.core.types import ServerState
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: a tensor's path says its part (`shared/adaptation.NAME`); a prompt generator's memory has a
+field of its own."""
 KEPT_CHECKPOINTS = 2
 CHECKPOINT_FILES = re.compile(r"round_(\d{5,})\.(safetensors|json)")
 
@@ -36,13 +38,13 @@ class LoadedState:
     """What `load_latest` found."""
 
     state: ServerState
-    extra: dict[str, Any]
+    extra: Json
     """The mapping that was given to `save_state`, as JSON keeps it (NaN comes back as None)."""
     warnings: list[str]
     """One line for each newer checkpoint that had to be passed over."""
 
 
-def save_state(folder: Path, state: ServerState, extra: Mapping[str, Any] | None = None) -> Path:
+def save_state(folder: Path, state: ServerState, extra: Mapping[str, object] | None = None) -> Path:
     """Save `state` as the newest checkpoint and remove all but the last two.
 
     Checkpoints of later rounds are removed as well: a run that was taken back to round 11 has no
@@ -131,7 +133,7 @@ def _saved_rounds(folder: Path) -> list[int]:
     return sorted(rounds, reverse=True)
 
 
-def _load(folder: Path, round_index: int) -> tuple[ServerState, dict[str, Any]]:
+def _load(folder: Path, round_index: int) -> tuple[ServerState, Json]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -166,7 +168,7 @@ def _load(folder: Path, round_index: int) -> tuple[ServerState, dict[str, Any]]:
     return state, card["extra"]
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def _read_card(path: Path) -> Json:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -177,14 +179,15 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name} is damaged: expected a JSON object")
     if card.get("format") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path.name}: expected format {FORMAT_VERSION}, got {card.get('format')}"
+            f"{path.name}: expected format {FORMAT_VERSION}, got {card.get('format')}; another "
+            "version of fedprompt wrote it (manifest.json names it): go on with that one"
         )
     if card.get("card_sha256") != _card_digest(card):
         raise CheckpointError(f"{path.name} is damaged: its checksum does not hold")
     return card
 
 
-def _card_digest(card: Mapping[str, Any]) -> str:
+def _card_digest(card: Mapping[str, object]) -> str:
     """SHA-256 of the card's fields, its own checksum left out."""
     fields = {key: value for key, value in card.items() if key != "card_sha256"}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

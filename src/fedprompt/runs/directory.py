@@ -3,8 +3,9 @@
 RUN_DIR/
   config.yaml      the configuration, complete
   manifest.json    versions, machine, commit, date
+  plugins/         the plug-in files that the run was made with
   partition.json   recipe, and samples of each class that each client holds
-  partition.npz    recipe and indices, to be used again (see `data.partition_file`)
+  partition.npz    recipe and indices, to be used again (see `data.partition.file`)
   rounds.jsonl     one object a round
   status.json      running, finished, failed or interrupted; round, message
   summary.json     the result; present when the run is finished
@@ -16,22 +17,22 @@ RUN_DIR/
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.core.errors import CheckpointError, ConfigError, InputError
-from fedprompt.core.files import TEMPORARY_FILES, atomic_write, json_ready
+from fedprompt.core.files import TEMPORARY_FILES, Json, atomic_write, json_ready
 from fedprompt.data.partition.file import partition_bytes, read_partition
 from fedprompt.runs.checkpoint import CHECKPOINT_FILES
+from fedprompt.runs.json_lines import append_line, read_lines, write_lines
 from fedprompt.runs.manifest import now_utc
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ FILES = (
     *("summary.json", "manifest.json", "status.json"),
 )
 PICTURES = re.compile(r".+\.(png|svg|pdf)")
+PLUGINS = "plugins"
+PLUGIN_FILES = re.compile(r".+\.(py|yaml)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class RunDirectory:
         self.state_folder = self.path / "state"
         self.figures_folder = self.path / "figures"
         self.compare_folder = self.path / "compare"
+        self.plugins_folder = self.path / PLUGINS
         self.report_path = self.path / "report.html"
         self._rounds_path = self.path / "rounds.jsonl"
 
@@ -167,16 +171,19 @@ class RunDirectory:
         for run in self.comparisons():
             run.clear()
             _remove_if_empty(run.path)
+        conf = self.plugins_folder / "conf"
         for folder, pattern in (
             (self.state_folder, CHECKPOINT_FILES),
             (self.figures_folder, PICTURES),
+            *((folder, PLUGIN_FILES) for folder in (*_content(conf), self.plugins_folder)),
             (self.path, TEMPORARY_FILES),
         ):
             for path in _content(folder):
                 ours = pattern.fullmatch(path.name) or TEMPORARY_FILES.fullmatch(path.name)
                 if ours and path.is_file():
                     path.unlink()
-        for folder in (self.state_folder, self.figures_folder, self.compare_folder):
+        folders = (self.state_folder, self.figures_folder, self.compare_folder)
+        for folder in (*folders, *_content(conf), conf, self.plugins_folder):
             _remove_if_empty(folder)
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
@@ -207,23 +214,23 @@ class RunDirectory:
         path = self.path / "config.yaml"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    def write_manifest(self, values: Mapping[str, Any]) -> None:
+    def write_manifest(self, values: Mapping[str, object]) -> None:
         """Write `manifest.json`; see `manifest`."""
         self._write_json("manifest.json", values)
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> Json:
         """Content of `manifest.json`; empty when there is none."""
         return self._read_json("manifest.json")
 
-    def write_summary(self, values: Mapping[str, Any]) -> None:
+    def write_summary(self, values: Mapping[str, object]) -> None:
         """Write `summary.json`; from then on the run counts as finished."""
         self._write_json("summary.json", values)
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(self) -> Json:
         """Content of `summary.json`; empty when there is none."""
         return self._read_json("summary.json")
 
-    def write_status(self, values: Mapping[str, Any]) -> None:
+    def write_status(self, values: Mapping[str, object]) -> None:
         """Replace `status.json`; the time is added.
 
         Args:
@@ -240,7 +247,7 @@ class RunDirectory:
             )
         self._write_json("status.json", {**values, "updated": now_utc()})
 
-    def read_status(self) -> dict[str, Any]:
+    def read_status(self) -> Json:
         """Content of `status.json`; empty when it is missing or damaged."""
         try:
             return self._read_json("status.json")
@@ -249,48 +256,28 @@ class RunDirectory:
             return {}
 
     def append_round(self, report: RoundReport) -> None:
-        """Add one line to `rounds.jsonl` and force it to disk; NaN is written as null."""
-        line = json.dumps(json_ready(report)) + "\n"
-        with self._rounds_path.open("ab+") as file:
-            _close_last_line(file)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Add one line to `rounds.jsonl`; NaN is written as null."""
+        append_line(self._rounds_path, report)
 
-    def read_rounds(self) -> list[dict[str, Any]]:
+    def read_rounds(self) -> list[Json]:
         """The records of `rounds.jsonl` in order; a torn last line is left out, null stays None.
 
         Raises:
             CheckpointError: a line before the last is damaged.
         """
-        if not self._rounds_path.is_file():
-            return []
-        lines = self._rounds_path.read_bytes().splitlines()
-        records: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, start=1):
-            record = _parse(line)
-            if record is not None:
-                records.append(record)
-            elif number == len(lines):
-                logger.warning("%s: line %d is torn and left out", self._rounds_path, number)
-            else:
-                raise CheckpointError(
-                    f"{self._rounds_path}: expected one JSON object with 'round' in line {number}, "
-                    f"got {line[:40]!r}; delete the line"
-                )
-        return records
+        return read_lines(self._rounds_path)
 
     def truncate_rounds(self, after: int) -> None:
         """Drop the records of rounds later than `after`, which a resumed run writes again."""
         kept = [record for record in self.read_rounds() if record["round"] <= after]
-        atomic_write(self._rounds_path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_lines(self._rounds_path, kept)
 
     def write_partition(
         self,
         indices: Sequence[NDArray[np.int64]],
         class_counts: NDArray[np.int64],
         class_names: Sequence[str],
-        recipe: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, object] | None = None,
     ) -> None:
         """Write who holds what: `partition.json` (counts) and `partition.npz` (indices).
 
@@ -359,10 +346,10 @@ class RunDirectory:
             f"'fedprompt run --resume {self.path}' or replace it with --overwrite"
         )
 
-    def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def _write_json(self, name: str, values: Mapping[str, object]) -> None:
         atomic_write(self.path / name, json.dumps(json_ready(values), indent=2) + "\n")
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def _read_json(self, name: str) -> Json:
         path = self.path / name
         if not path.is_file():
             return {}
@@ -384,32 +371,3 @@ def _content(folder: Path) -> list[Path]:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink() and not _content(folder):
         folder.rmdir()
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
-
-
-def _close_last_line(file: io.BufferedRandom | Any, block: int = 1 << 16) -> None:
-    """Make the next write start on a new line: end a whole last line, cut off a torn one.
-
-    Only the end of the file is read, so that a round costs the same however many went before.
-    """
-    size = start = file.seek(0, os.SEEK_END)
-    line = b""
-    while start and b"\n" not in line:
-        start = max(0, start - block)
-        file.seek(start)
-        line = file.read(size - start)
-    start += line.rfind(b"\n") + 1
-    if start == size:
-        return
-    file.seek(start)
-    if _parse(file.read()) is not None:
-        file.write(b"\n")
-    else:
-        file.truncate(start)

@@ -7,7 +7,6 @@ process (`serial`) or inside a `DriverActor` (`ray`).
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedprompt.client.recipe import has_global_model
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import CheckpointError
+from fedprompt.core.plugins import find
 from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
-from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
+from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runtime import Runtime
-from fedprompt.server.evaluate import Evaluation, PieceMap, evaluate
-from fedprompt.server.evaluate_clients import evaluate_clients
-from fedprompt.server.personalised import ClientFigures
-from fedprompt.server.round import (
-    DoneRound,
-    Evaluate,
-    RoundSettings,
-    begin_round,
-    broadcast_of,
-    end_round,
-    make_job,
-)
+from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
+from fedprompt.server.figures import Evaluation
+from fedprompt.server.round import Evaluate, RoundSettings, broadcast_of, make_job, run_rounds
 
 Draw = Callable[[Path], object]
 """Draws the figures and the report of a finished run, given its directory."""
@@ -52,6 +44,11 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Any]:
 
     Nothing is written before the data have been read and partitioned, so that a wrong request
     leaves no trace.
+
+    Args:
+        runtime: not yet started; it is closed at the end, whatever happens.
+        plan: what to do.
+        draw: called with the directory of each run that is finished.
     """
     config = plan.config
     try:
@@ -81,7 +78,15 @@ def run_methods(
     directory: RunDirectory,
     draw: Draw,
 ) -> Iterator[Any]:
-    """The experiment's own method, then those it is compared with; finished ones are skipped."""
+    """The experiment's own method, then those it is compared with; finished ones are skipped.
+
+    Args:
+        runtime: open, with the federation's data.
+        config: of the experiment's own method.
+        federation: what all methods have in common.
+        directory: of the experiment; comparisons have folders within.
+        draw: called with the directory of each comparison that is finished.
+    """
     yield from run_method(runtime, config, federation, directory)
     for method in config.compare:
         variant = config.with_method(method)
@@ -106,7 +111,13 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
 def latest_state(
     config: ExperimentConfig, federation: Federation, directory: RunDirectory
 ) -> tuple[ServerState, list[str]]:
-    """The state of the last good checkpoint, or the initial one; and what was wrong with others."""
+    """The state of the last good checkpoint, or the initial one; and what was wrong with others.
+
+    Args:
+        config: of the method.
+        federation: for the initial state.
+        directory: of the method's run.
+    """
     if directory.last_round() is None:
         return initial_state(config, federation), []
     loaded = load_latest(directory.state_folder)
@@ -116,7 +127,14 @@ def latest_state(
 def run_method(
     runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
 ) -> Iterator[Any]:
-    """All rounds of one method, from the start or from its last checkpoint."""
+    """All rounds of one method, from the start or from its last checkpoint.
+
+    Args:
+        runtime: open, with the federation's data.
+        config: of the method.
+        federation: what all methods have in common.
+        directory: of the method's run; it has its header.
+    """
     settings = settings_of(config, federation)
     evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
     aggregator = config.build_aggregator()
@@ -132,38 +150,35 @@ def run_method(
     yield PhaseStarted(config.label, config.rounds, state.round_index)
     cohort = config.clients.cohort_size
     largest_pack = min(cohort, config.runtime.pack_size(cohort, settings.recipe))
-    clock = time.perf_counter()
-    unmeasured: DoneRound | None = None
-    while unmeasured is not None or state.round_index < config.rounds:
-        begun = None
-        if state.round_index < config.rounds:
-            begun = begin_round(state, settings, runtime)
-        if unmeasured is not None:  # its evaluation ends while the clients of the next round work
-            report = unmeasured.measured()
-            write_round(directory, unmeasured.state, report, config.rounds)
-            for text in notes_on(report, largest_pack):
-                yield Note(text)
-            largest_pack = min(largest_pack, packed_in(report))
-            yield RoundFinished(report, time.perf_counter() - clock)
-            clock = time.perf_counter()
-            unmeasured = None
-        if begun is not None:
-            unmeasured = end_round(state, begun, settings, aggregator, evaluate_state)
-            state = unmeasured.state
+    for after, report in run_rounds(state, settings, runtime, aggregator, evaluate_state):
+        write_round(directory, after, report, config.rounds)
+        for text in notes_on(report, largest_pack):
+            yield Note(text)
+        largest_pack = min(largest_pack, packed_in(report))
+        yield RoundFinished(report)
 
 
 def write_round(
     directory: RunDirectory, state: ServerState, report: RoundReport, rounds: int
 ) -> None:
-    """Put a round on disk; the record first: a resume drops records newer than its checkpoint."""
+    """Put a round on disk; the record first: a resume drops records newer than its checkpoint.
+
+    Args:
+        directory: of the method's run.
+        state: after the round.
+        report: of the round.
+        rounds: of the whole run.
+    """
     directory.append_round(report)
     save_state(directory.state_folder, state)
     directory.write_status({"state": "running", "round": state.round_index, "rounds": rounds})
 
 
 def packed_in(report: RoundReport) -> int:
-    """Clients of the largest pack of a round."""
-    return max(int(client["pack"]) for client in report.clients)
+    """Clients of the largest pack of a round, as those say whose updates were used."""
+    refused = {each["client"] for each in report.quarantined}
+    good = [client for client in report.clients if client["client"] not in refused]
+    return max(int(client["pack"]) for client in good)
 
 
 def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
@@ -186,63 +201,75 @@ def evaluator(
     settings: RoundSettings,
     measures_clients: Callable[[int], bool] = lambda round_index: False,
 ) -> Evaluate:
-    """A function that begins to measure a state on the test and the validation split.
+    """A function that starts to measure a state on the test and the validation split.
 
     Args:
-        runtime: measures the global model.
-        federation: splits and backbone.
+        runtime: its workers measure.
+        federation: splits and partition.
         settings: how clients select and classify, and what they receive.
         measures_clients: says for a round whether each client's own model is measured as well.
     """
+    recipe, splits = settings.recipe, federation.setup.splits
 
-    def begin(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
-        splits = federation.setup.splits
-        waiting = evaluate(runtime, state, settings.recipe, splits)
+    def start(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
+        subjects: list[Subject] = []
+        broadcast = state.broadcast()
+        if has_global_model(recipe.prompts, recipe.head):
+            subjects += global_subjects(broadcast, splits)
+        if measures_clients(state.round_index):
+            subjects += client_subjects(state, broadcast, federation, settings)
+        waiting = evaluate(runtime, recipe, splits, subjects)
 
         def wait() -> tuple[Evaluation, Evaluation]:
-            figures = waiting()
-            if measures_clients(state.round_index):
-                own = [measure_clients(state, federation, settings, held) for held in splits]
-                figures = [
-                    dataclasses.replace(found, clients=clients)
-                    for found, clients in zip(figures, own, strict=True)
-                ]
-            test, validation = figures
+            test, validation = waiting()
             return test, validation
 
         return wait
 
-    return begin
+    return start
 
 
-def measure_clients(
-    state: ServerState, federation: Federation, settings: RoundSettings, held: FeatureTable
-) -> ClientFigures:
-    """Every client's own model on its own share of a held-out split."""
-    data, table = federation.data, federation.data.table
-    queries = table.queries(settings.recipe.prompts.query_kind)
+def client_subjects(
+    state: ServerState, broadcast: Broadcast, federation: Federation, settings: RoundSettings
+) -> list[Subject]:
+    """Every client's own model on its own share of each held-out split, if it has one.
 
-    def received(state: ServerState, client_id: int) -> Broadcast:
-        return make_job(state, settings, client_id, state.broadcast()).broadcast
-
-    return evaluate_clients(
-        state,
-        settings.recipe,
-        federation.backbone,
-        held,
-        mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups),
-        [torch.from_numpy(queries[part]).mean(dim=0) for part in data.parts],
-        data.class_mask,
-        torch.device(federation.setup.device),
-        received,
-    )
+    Args:
+        state: the server's.
+        broadcast: of the state; a generator gives each client prompts of its own in it.
+        federation: splits and partition.
+        settings: how clients select, and what they receive.
+    """
+    data, options = federation.data, settings.recipe.prompts
+    table = data.table
+    queries = table.queries(options.query_kind)
+    by_client = options.sends_keys and options.choose_by == "client"
+    subjects = []
+    for split, held in enumerate(federation.setup.splits):
+        shares = mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups)
+        for client, share in enumerate(shares):
+            if not len(share):
+                continue
+            job = make_job(state, settings, client, broadcast)
+            own = torch.from_numpy(queries[data.parts[client]]).mean(dim=0) if by_client else None
+            model = Model(job.broadcast, job.state.kept.trained())
+            subjects.append(Subject(model, split, share, client, own))
+    return subjects
 
 
 def write_header(directory: RunDirectory, config: ExperimentConfig, federation: Federation) -> None:
-    """What a run directory holds before the first round."""
+    """What a run directory holds before the first round.
+
+    Args:
+        directory: of the method's run, new.
+        config: of the method.
+        federation: its partition is written down.
+    """
     task, parts = federation.task, list(federation.data.parts)
-    directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml()}")
-    about = {**manifest(), "backbone_sha256": federation.backbone.checksum()}
+    used = find(config.plugins)
+    keep(directory.path, used)
+    directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml(map(copy_of, used))}")
+    about = {**manifest(), **records(used), "backbone_sha256": federation.backbone.checksum()}
     if federation.frozen_head is not None:
         conditions = federation.frozen_head.conditions
         about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
@@ -257,7 +284,7 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
 
 
 def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
-    """Refuse to continue a run on other weights or another partition than it began with.
+    """Refuse to continue a run on other weights or another partition than it started with.
 
     Raises:
         CheckpointError: names what differs.
@@ -265,20 +292,26 @@ def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
     expected = directory.read_manifest().get("backbone_sha256")
     if expected != federation.backbone.checksum():
         raise CheckpointError(
-            f"{directory.path}: the backbone's weights differ from those the run began with "
+            f"{directory.path}: the backbone's weights differ from those the run started with "
             f"(expected sha256 {str(expected)[:12]}, got {federation.backbone.checksum()[:12]}); "
             "put the old file back or start a new run"
         )
     before, now = directory.read_indices(), federation.data.parts
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise CheckpointError(
-            f"{directory.path}: data or partition differ from those the run began with; "
+            f"{directory.path}: data or partition differ from those the run started with; "
             "use the version of manifest.json or start a new run"
         )
 
 
 def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> None:
-    """Write the summary of a run whose rounds are all done, and have it drawn."""
+    """Write the summary of a run whose rounds are all done, and have it drawn.
+
+    Args:
+        directory: of the run.
+        config: of its method.
+        draw: called with the directory.
+    """
     state = load_latest(directory.state_folder).state
     own, *others = comparison_table([directory.path])
     directory.write_summary(
@@ -300,7 +333,13 @@ def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> Non
 
 
 def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) -> ClientUpdate:
-    """One client's work of the round after the last checkpoint, in this process."""
+    """One client's work of the round after the last checkpoint, in this process.
+
+    Args:
+        config: of the method.
+        directory: of the method's run.
+        client_id: which client, from 0; it need not be in the cohort.
+    """
     federation = prepare(config)
     state, _ = latest_state(config, federation, directory)
     settings = settings_of(config, federation)

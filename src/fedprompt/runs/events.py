@@ -1,4 +1,4 @@
-"""What a driver is told and what it tells: the plan of a run, and the events that it yields."""
+"""What a driver gets and what it yields: the plan of a run, and its events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseStarted:
-    """Event: a method's rounds begin."""
+    """Event: a method's rounds start."""
 
     name: str
     rounds: int
@@ -31,7 +31,6 @@ class RoundFinished:
     """Event: a round is done and on disk."""
 
     report: RoundReport
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedprompt.client.loop import make_fabric
 from fedprompt.client.worker import ClientData, WorkerSetup
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
-from fedprompt.core.types import ServerState
+from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
 from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
 from fedprompt.data.prefix.cache import PrefixCache
 from fedprompt.data.prefix.tables import FeatureTable
@@ -74,7 +75,8 @@ def prepare(config: ExperimentConfig) -> Federation:
             )
         frozen_head = fit_or_find_head(config, backbone, cache, task.public, task.num_classes)
     notes = (*task.notes, *cache.notes)
-    backbone.precision = config.runtime.precision  # from here on; what is cached is exact
+    # From here on; what is cached is exact.
+    backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     return Federation(task, backbone, setup, frozen_head, notes)
 
 
@@ -124,45 +126,62 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
     """The state before the first round: drawn prompts, drawn unit keys, an untrained head or the
     frozen one, the untouched backbone.
 
-    The head is drawn before and apart from the prompts, so that all methods of a seed start from
-    the same one. What is personal stands among the fixed tensors: clients begin with it, and the
-    server never changes it.
+    What is personal is fixed: clients begin with it, and the server never changes it.
     """
-    prompts, backbone = config.prompts, federation.backbone
-    width = prompts.width(backbone.embed_dim, backbone.depth)
     recipe = config.recipe(federation.task.num_classes)
-    generator = torch_generator(config.seed, "initial head")
-    head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
-    tensors = {f"head.{name}": value.detach().clone() for name, value in head.named_parameters()}
-    shared: dict[str, Tensor] = {}
-    fixed: dict[str, Tensor] = {}
-    if federation.frozen_head is not None and recipe.head.mode == "frozen":
-        fixed.update(federation.frozen_head.tensors)
-    else:
-        (fixed if recipe.head.mode == "personal" else shared).update(tensors)
-    query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
-    if prompts.selection == "l2p" and prompts.count:
-        shared["query_projection"] = torch.eye(backbone.embed_dim, query_dim)
-    generator = torch_generator(config.seed, "initial prompts")
-    values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
-    keys = F.normalize(torch.randn(prompts.pool_size, query_dim, generator=generator), dim=1)
-    if not prompts.sends_keys:
-        keys = keys[:, :0]
-    if prompts.mode == "personal":
-        fixed["prompts"], values, keys = values, values[:0], keys[:0]
-    tuning = recipe.build_tuning()
-    shared.update(tuning.initial(backbone, torch_generator(config.seed, "initial tuning")))
-    trainable = {**({"prompts": values} if config.keeps_rows and len(values) else {}), **shared}
-    objective = recipe.build_objective()
-    shared.update(objective.begin(trainable))
-    fixed.update(objective.remembered({**shared, "prompts": values}))
-    memory: dict[str, Tensor] = {}
-    maker = config.build_generator()
+    objective, maker = recipe.build_objective(), config.build_generator()
+    drawn = initial_parts(config, federation)
+    fixed = drawn.pick(recipe.personal | ({"head"} if recipe.head.mode == "frozen" else set()))
+    shared = drawn.pick(set(SHARED) - {part for part, _, _ in fixed.labelled()})
+    values, keys = initial_prompts(config, federation)
+    if "prompts" in recipe.personal:
+        fixed = dataclasses.replace(fixed, prompts=values)
+        values, keys = values[:0], keys[:0]
+    keeps_rows = config.keeps_rows and len(values) > 0
+    trainable = dataclasses.replace(shared, prompts=values if keeps_rows else None)
+    shared = dataclasses.replace(shared, objective=objective.begin(trainable))
+    starts = objective.remembered(dataclasses.replace(shared, prompts=values))
+    memory: Tensors = {}
     if maker is not None:
         draws = torch_generator(config.seed, "initial generator")
         memory = maker.begin(values, config.clients.count, draws)
         values = maker.consensus(memory)
-    return ServerState(0, values, keys, shared, aggregator=memory, fixed=fixed)
+    return ServerState(0, values, keys, shared, generator=memory, fixed=ClientState(fixed, starts))
+
+
+def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
+    """All that is trained beside the prompts, and a frozen head.
+
+    The head is drawn apart from the prompts, so that all methods of a seed start from the same one.
+    """
+    prompts, backbone = config.prompts, federation.backbone
+    recipe = config.recipe(federation.task.num_classes)
+    generator = torch_generator(config.seed, "initial head")
+    head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
+    tensors = {name: fresh(value) for name, value in head.named_parameters()}
+    if federation.frozen_head is not None and recipe.head.mode == "frozen":
+        tensors = federation.frozen_head.tensors
+    projection = None
+    if prompts.selection == "l2p" and prompts.count:
+        query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
+        projection = torch.eye(backbone.embed_dim, query_dim)
+    draws = torch_generator(config.seed, "initial tuning")
+    return Parts(
+        query_projection=projection,
+        head=tensors,
+        adaptation=recipe.build_tuning().initial(backbone, draws),
+    )
+
+
+def initial_prompts(config: ExperimentConfig, federation: Federation) -> tuple[Tensor, Tensor]:
+    """The drawn prompts (n, d) and their unit keys (n, q); q = 0 where keys do not travel."""
+    prompts, backbone = config.prompts, federation.backbone
+    width = prompts.width(backbone.embed_dim, backbone.depth)
+    query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
+    generator = torch_generator(config.seed, "initial prompts")
+    values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
+    keys = F.normalize(torch.randn(prompts.pool_size, query_dim, generator=generator), dim=1)
+    return values, keys if prompts.sends_keys else keys[:, :0]
 
 
 def describe(federation: Federation, config: ExperimentConfig) -> str:

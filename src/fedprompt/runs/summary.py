@@ -6,15 +6,10 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json
 from fedprompt.runs.directory import RunDirectory
-
-if TYPE_CHECKING:
-    pass
-
 
 MEGABYTE = 1e6
 PERSONALISED = ("mean", "deviation", "worst_tenth", "jain")
@@ -44,27 +39,31 @@ class Run:
 
     def personalised(self, split: str) -> list[tuple[int, dict[str, float]]]:
         """Rounds in which the clients' own models were measured, and the figures over clients."""
-        told = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
+        known = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
         return [
             (index, {name: figures[name] for name in PERSONALISED})
-            for index, figures in told
+            for index, figures in known
             if figures and figures.get("mean") is not None
         ]
 
     def seconds(self, phase: str) -> list[float]:
         """Seconds that each round spent in `phase`."""
-        return [float(r.get("seconds", {}).get(phase) or 0.0) for r in self.records]
+        return [float((r.get("seconds") or {}).get(phase) or 0.0) for r in self.records]
+
+    def wall_seconds(self) -> list[float]:
+        """Seconds that passed from round to round; see `wall_seconds`."""
+        return [wall_seconds(record) for record in self.records]
 
     def diagnostics(self) -> tuple[list[int], dict[str, list[float]]]:
         """Rounds in which the aggregator said how it matched, and each figure; NaN where null."""
         names = (*FATES, *MATCH_FIGURES)
-        told = [(r["round"], r.get("diagnostics") or {}) for r in self.records]
-        told = [(index, figures) for index, figures in told if set(names) <= set(figures)]
+        known = [(r["round"], r.get("diagnostics") or {}) for r in self.records]
+        known = [(index, figures) for index, figures in known if set(names) <= set(figures)]
         values = {
-            name: [float("nan" if figures[name] is None else figures[name]) for _, figures in told]
+            name: [float("nan" if figures[name] is None else figures[name]) for _, figures in known]
             for name in names
         }
-        return [index for index, _ in told], values
+        return [index for index, _ in known], values
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
@@ -85,6 +84,19 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def wall_seconds(record: Json) -> float:
+    """Seconds that passed from the report of the round before to the report of this one.
+
+    Runs of earlier versions wrote no such figure; their phases are added up.
+
+    >>> phases = {"train": 2.0, "aggregate": 0.5, "evaluate": 1.0}
+    >>> wall_seconds({"wall_seconds": 3.0, "seconds": phases}), wall_seconds({"seconds": phases})
+    (3.0, 3.5)
+    """
+    wall = record.get("wall_seconds")
+    return float(sum((record.get("seconds") or {}).values()) if wall is None else wall)
+
+
 def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
     """One row for each run and comparison run.
 
@@ -94,8 +106,8 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         split, in that round), `balanced_accuracy` (mean over classes, last evaluated round),
         `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the clients' own models
         on their own shares of the test split, the last time they were measured), `prompts`,
-        `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (all phases and rounds),
-        `state_sha256`. What a run does not tell is None. A method without a global model has its
+        `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
+        `state_sha256`. What a run does not say is None. A method without a global model has its
         best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
 
     Raises:
@@ -154,6 +166,6 @@ def summary_row(run: Run) -> Json:
         "prompts": int(prompts[-1]) if prompts else None,
         "mb_up": sum(run.series("bytes_up")[1]) / MEGABYTE,
         "mb_down": sum(run.series("bytes_down")[1]) / MEGABYTE,
-        "seconds": sum(sum(run.seconds(phase)) for phase in PHASES),
+        "seconds": sum(run.wall_seconds()),
         "state_sha256": digest if isinstance(digest, str) else None,
     }

@@ -17,7 +17,7 @@ from fedprompt.core.checks import check_choice, check_integer
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.machine import available_cpus
 from fedprompt.core.registry import Registry
-from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
+from fedprompt.core.types import ClientJob, ClientUpdate
 from fedprompt.models.options import PRECISIONS
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -90,12 +90,12 @@ class RuntimeOptions:
         if not on_cluster:
             if self.num_cpus > available_cpus():
                 raise ConfigError(
-                    f"runtime.cpus: {self.num_cpus} CPUs were asked for, but this machine has "
+                    f"runtime.cpus: {self.num_cpus} CPUs were requested, but this machine has "
                     f"{available_cpus()}; set runtime.cpus={available_cpus()} or leave it out"
                 )
             if self.actors is not None and self.actors > MAX_ACTORS_PER_CPU * self.num_cpus:
                 raise ConfigError(
-                    f"runtime.actors: {self.actors} actors were asked for, but {self.num_cpus} "
+                    f"runtime.actors: {self.actors} actors were requested, but {self.num_cpus} "
                     f"CPUs hold at most {MAX_ACTORS_PER_CPU * self.num_cpus}; leave it out to get "
                     "one for each CPU"
                 )
@@ -125,7 +125,7 @@ class RuntimeOptions:
         return self.device
 
     def settled(self) -> RuntimeOptions:
-        """With `device`, and on the CPU `pack`, as they are on this machine: a run goes on with
+        """With `device`, and on the CPU `pack`, as they are on this machine: a run continues with
         them wherever it is continued.
         """
         pack = 1 if self.pack == "auto" and self.torch_device == "cpu" else self.pack
@@ -143,7 +143,7 @@ class RuntimeOptions:
 def pack_jobs(jobs: Sequence[ClientJob], size: int) -> list[list[ClientJob]]:
     """The jobs in packs of at most `size`, in their order; those of a pack share a broadcast.
 
-    Which clients are packed depends on nothing but jobs and size, for it changes bits.
+    Which clients are packed depends on jobs and size alone, because it changes bits.
     """
     packs = []
     for _, alike in itertools.groupby(jobs, key=lambda job: id(job.broadcast)):
@@ -166,7 +166,7 @@ class Runtime(Protocol):
         ...
 
     def warm_up(self) -> None:
-        """Begin to start the workers, whose imports take seconds, before the data are ready.
+        """Start the workers before the data are ready: their imports take seconds.
 
         Raises:
             ConfigError: the machine or cluster cannot hold them.
@@ -182,15 +182,17 @@ class Runtime(Protocol):
         ...
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Begin the jobs; the iterator waits for their updates and yields them as they come."""
+        """Start the jobs; the iterator waits for their updates and yields them as they arrive."""
         ...
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
-        """Begin to measure the global model on pieces of the setup's splits.
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
+        """Start to measure models on pieces of the setup's splits.
 
-        Jobs that are begun later come after the pieces, on the workers that are free.
+        Jobs that are started later come after the pieces, on the workers that are free.
+
+        Args:
+            recipe: how the models are built.
+            pieces: each with its model.
 
         Returns:
             A function that waits for the tallies, which are in the order of the pieces.

@@ -73,6 +73,11 @@ def plan_actors(options: RuntimeOptions, nodes: Sequence[Node]) -> ActorPlan:
 def slots(nodes: Sequence[Node], cpus: float, gpus: float = 0.0) -> int:
     """Actors of so many CPUs and GPUs that the nodes hold.
 
+    Args:
+        nodes: what each machine or bundle offers.
+        cpus: that an actor reserves.
+        gpus: that an actor reserves; a fraction is a part of one GPU.
+
     An actor's fraction of a GPU lies on one GPU:
 
     >>> slots([Node(8, gpus=2)], 1, 0.4), slots([Node(3, gpus=2)], 1, 0.4)
@@ -94,6 +99,11 @@ def _gpu_slots(node: Node, share: float) -> int:
 def largest_share(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> float:
     """The largest number of CPUs of which the nodes hold `count` actors; 0 if there is nothing.
 
+    Args:
+        nodes: what each machine or bundle offers.
+        count: actors to place.
+        gpus: that each reserves.
+
     >>> largest_share([Node(2), Node(1)], 4), largest_share([Node(2)], 2)
     (0.6666, 1.0)
     """
@@ -109,6 +119,11 @@ def largest_share(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> float
 
 def gpu_share(options: RuntimeOptions, nodes: Sequence[Node], count: int) -> float:
     """GPU that each client actor reserves.
+
+    Args:
+        options: how many GPUs the user wants for an actor.
+        nodes: what each machine or bundle offers.
+        count: client actors.
 
     Raises:
         ConfigError: the GPUs do not hold so many actors of `runtime.gpus_per_actor`.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
+from fedprompt.core.types import ClientJob, ClientUpdate
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -44,13 +44,11 @@ class SerialRuntime:
         for pack in pack_jobs(jobs, self.options.pack_size(len(jobs), recipe)):
             yield from worker.train(recipe, pack)
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
         """One piece after the other, at once."""
         from fedprompt.server.evaluate import measure_piece
 
-        tallies = [measure_piece(self._opened(), recipe, model, piece) for piece in pieces]
+        tallies = [measure_piece(self._opened(), recipe, piece) for piece in pieces]
         return lambda: tallies
 
     def close(self) -> None:

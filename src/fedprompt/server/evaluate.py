@@ -1,13 +1,13 @@
-"""The global model on a pooled split: the server's prompts and head, a class mask per domain.
+"""One evaluation: the global model on pooled splits, and each client's own model on its own share.
 
-The server chooses the prompts of every image and cuts the splits into pieces; the workers, which
-have nothing to train meanwhile, measure the pieces from the cached tokens.
+The server says which model is measured on which images and chooses the prompts of every image; cut
+into pieces, this goes to the workers, which have nothing to train meanwhile. A client's model is
+what the server would send it, and what it keeps for itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -16,33 +16,19 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
-from fedprompt.client.module import load_head, own_prompts, tuned_tensors
-from fedprompt.client.recipe import LocalRecipe, has_global_model
+from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import ClientWorker
-from fedprompt.core.types import Broadcast, ServerState, Tensors, Travelling
+from fedprompt.core.travelling import Travelling
+from fedprompt.core.types import Broadcast, Parts, ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
-from fedprompt.models.head import build_head
-from fedprompt.models.selection import select_rows
-from fedprompt.server.personalised import ClientFigures
+from fedprompt.models.prompted import PromptedModel
+from fedprompt.models.selection import nearest_keys, select_rows
+from fedprompt.server.figures import Evaluation, Measured, over_clients, over_images
 
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Figures of one split."""
-
-    accuracy: float
-    loss: float
-    """Mean cross-entropy."""
-    balanced_accuracy: float = math.nan
-    """Mean of the classes' accuracies."""
-    class_accuracy: tuple[float, ...] = ()
-    """Per class; NaN for a class without images in the split."""
-    clients: ClientFigures | None = None
-    """Every client's own model on its own share of the split, where that was asked for."""
+Rows = NDArray[np.int64]
+"""Rows of a table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +36,46 @@ class Model:
     """What an image is classified with: the server's tensors, or those of one client."""
 
     broadcast: Broadcast
-    own: Tensors = dataclasses.field(default_factory=dict)
-    """The client's own state; empty for the global model."""
+    own: Parts = dataclasses.field(default_factory=Parts)
+    """What the client keeps; empty for the global model."""
+
+    @property
+    def parts(self) -> Parts:
+        """The model's tensors."""
+        return self.broadcast.model(self.own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model and the images of a split on which it is measured."""
+
+    model: Model
+    split: int
+    """Which of the splits."""
+    images: Rows
+    """(k,) of the split."""
+    client: int | None = None
+    """Whose model it is; None for the global one."""
+    query: Tensor | None = None
+    """(q,) the mean query of the client's training images; with it the model's prompts are chosen
+    once, by the nearest keys."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece(Travelling):
-    """At most `CHUNK` images of a split. Written by the server, read by a worker."""
+    """At most `CHUNK` images of a split and the model that classifies them. Written by the server,
+    read by a worker.
+    """
 
+    broadcast: Broadcast
+    own: Parts
+    """With the broadcast, the model."""
     split: int
     """Which of the worker's splits."""
-    index: NDArray[np.int64]
+    index: Rows
     """(B,) rows of the split."""
     rows: Tensor
-    """(B, k) rows of the pool for each image."""
+    """(B, k) rows of the prompts for each image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,100 +91,126 @@ class Tally(Travelling):
 class PieceMap(Protocol):
     """What an evaluation needs of a runtime."""
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
         """Begin to measure the pieces; what it returns waits for the tallies, in their order."""
         ...
 
 
 def evaluate(
-    runtime: PieceMap, state: ServerState, recipe: LocalRecipe, tables: Sequence[FeatureTable]
+    runtime: PieceMap,
+    recipe: LocalRecipe,
+    tables: Sequence[FeatureTable],
+    subjects: Sequence[Subject],
 ) -> Callable[[], list[Evaluation]]:
-    """Begin to measure accuracy and loss of the global model on each split.
+    """Begin to measure some models.
 
     Args:
         runtime: measures the pieces; its workers have the same splits.
-        state: the server's prompts, keys and shared tensors.
         recipe: selection, head and tuning.
         tables: the splits.
+        subjects: which models on which images; the global one on all images of a split.
 
     Returns:
-        A function that waits for the figures; they are NaN where there is no global model.
+        A function that waits for the figures of each split.
     """
-    if not has_global_model(recipe.prompts, recipe.head):
-        return lambda: [Evaluation(math.nan, math.nan) for _ in tables]
-    pieces = [
-        piece for split, table in enumerate(tables) for piece in cut(split, state, recipe, table)
-    ]
-    tallies = runtime.measure(recipe, state.broadcast(), pieces)
+    cuts = [(subject, cut(subject, recipe, tables[subject.split])) for subject in subjects]
+    pieces = [piece for _, own in cuts for piece in own]
+    waiting = runtime.measure(recipe, pieces) if pieces else list
 
     def wait() -> list[Evaluation]:
-        measured = list(zip(pieces, tallies(), strict=True))
+        tallies = iter(waiting())
+        measured = [
+            (subject, [_measured(piece, next(tallies), tables) for piece in own])
+            for subject, own in cuts
+        ]
         return [
-            summarise(
-                [pair for pair in measured if pair[0].split == split], table, recipe.num_classes
-            )
-            for split, table in enumerate(tables)
+            summarise([pair for pair in measured if pair[0].split == split], recipe.num_classes)
+            for split in range(len(tables))
         ]
 
     return wait
 
 
 def summarise(
-    measured: Sequence[tuple[Piece, Tally]], table: FeatureTable, num_classes: int
+    measured: Sequence[tuple[Subject, Sequence[Measured]]], num_classes: int
 ) -> Evaluation:
-    """The figures of one split from those of its pieces."""
-    accuracy = MulticlassAccuracy(num_classes, average="micro")
-    by_class = MulticlassAccuracy(num_classes, average="none")
-    loss = MeanMetric()
-    for piece, tally in measured:
-        labels = torch.from_numpy(table.labels[piece.index])
-        accuracy.update(tally.predicted, labels)
-        by_class.update(tally.predicted, labels)
-        loss.update(tally.loss, weight=len(labels))
-    present = np.bincount(table.labels, minlength=num_classes) > 0
-    per_class = np.where(present, by_class.compute().numpy().astype(float), np.nan)
-    return Evaluation(
-        float(accuracy.compute()),
-        float(loss.compute()),
-        float(np.nanmean(per_class)),
-        tuple(per_class.tolist()),
-    )
+    """The figures of one split.
 
-
-def cut(split: int, state: ServerState, recipe: LocalRecipe, table: FeatureTable) -> list[Piece]:
-    """A split in pieces.
-
-    Prompts are selected by the rule of training, for `prompts.eval_batch` images of one domain in
-    the order of the split; a piece then holds `CHUNK` images, each with its own prompts.
+    Args:
+        measured: what was measured on it, and what was found.
+        num_classes: over all domains.
     """
-    order, rows = select_for_split(state, recipe, table)
+    common = [pieces for subject, pieces in measured if subject.client is None]
+    clients = {s.client: pieces for s, pieces in measured if s.client is not None}
+    figures = over_images(common[0], num_classes) if common else Evaluation()
+    return dataclasses.replace(figures, clients=over_clients(clients)) if clients else figures
+
+
+def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Measured:
+    return Measured(tables[piece.split].labels[piece.index], tally.predicted, tally.loss)
+
+
+def global_subjects(broadcast: Broadcast, tables: Sequence[FeatureTable]) -> list[Subject]:
+    """The global model on all images of each split."""
     return [
-        Piece(split, order[start : start + CHUNK], rows[start : start + CHUNK].clone())
+        Subject(Model(broadcast), split, np.arange(len(table), dtype=np.int64))
+        for split, table in enumerate(tables)
+    ]
+
+
+def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piece]:
+    """A model's images in pieces, each image with its own prompts.
+
+    Prompts are selected by the rule of training: once for a client that chooses by its mean query,
+    otherwise for `prompts.eval_batch` images of one domain in the order of the split.
+
+    Args:
+        subject: the model and the images.
+        recipe: the rule.
+        table: the split.
+    """
+    model, order = subject.model, subject.images
+    if subject.query is not None:
+        chosen = nearest_keys(subject.query, model.broadcast.keys, recipe.prompts.count)
+        rows = chosen.expand(len(order), -1)
+    else:
+        order, rows = select_for(model, recipe, table, order)
+    return [
+        Piece(
+            model.broadcast,
+            model.own,
+            subject.split,
+            order[start : start + CHUNK],
+            rows[start : start + CHUNK].clone(),
+        )
         for start in range(0, len(order), CHUNK)
     ]
 
 
 def select_for_split(
     state: ServerState, recipe: LocalRecipe, table: FeatureTable
-) -> tuple[NDArray[np.int64], Tensor]:
-    """The prompts of every image of a split.
-
-    Returns:
-        The images' order, domain by domain (N,), and for each image in that order its rows of the
-        pool (N, k).
-    """
+) -> tuple[Rows, Tensor]:
+    """The global model's prompts of every image of a split; see `select_for`."""
     everything = np.arange(len(table), dtype=np.int64)
     return select_for(Model(state.broadcast()), recipe, table, everything)
 
 
 def select_for(
-    model: Model, recipe: LocalRecipe, table: FeatureTable, images: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], Tensor]:
-    """The prompts of some images: as `select_for_split`, of a model and the images' indices."""
-    prompts, keys = own_prompts(recipe, model.broadcast, model.own), model.broadcast.keys
-    projection = model.broadcast.shared.get("query_projection")
+    model: Model, recipe: LocalRecipe, table: FeatureTable, images: Rows
+) -> tuple[Rows, Tensor]:
+    """A model's prompts for some images.
+
+    Args:
+        model: whose prompts.
+        recipe: the rule.
+        table: the split.
+        images: (k,) rows of the split.
+
+    Returns:
+        The images domain by domain (k,), and for each in that order its rows of the prompts (k, n).
+    """
+    parts, keys = model.parts, model.broadcast.keys
+    prompts = model.broadcast.prompts if parts.prompts is None else parts.prompts
     all_queries = table.queries(recipe.prompts.query_kind)
     order = images[np.argsort(table.groups[images], kind="stable")]
     chosen = []
@@ -181,24 +219,21 @@ def select_for(
         for start in range(0, len(members), recipe.prompts.eval_batch):
             batch = members[start : start + recipe.prompts.eval_batch]
             queries = torch.from_numpy(all_queries[batch])
-            rows, _ = select_rows(recipe.prompts, queries, prompts, keys, projection)
+            rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
             chosen.append(rows.expand(len(batch), -1))
     return order, torch.cat(chosen)
 
 
-def measure_piece(
-    worker: ClientWorker, recipe: LocalRecipe, model: Broadcast, piece: Piece
-) -> Tally:
+def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Tally:
     """One piece on one worker.
 
     Args:
         worker: has the backbone and the splits.
         recipe: head and tuning.
-        model: the prompts and the other tensors of the global model.
-        piece: which images, with which prompts.
+        piece: which images, with which model and prompts.
     """
     predictions = predict(
-        Model(model),
+        Model(piece.broadcast, piece.own),
         recipe,
         worker.backbone,
         worker.splits[piece.split],
@@ -217,7 +252,7 @@ def predict(
     recipe: LocalRecipe,
     backbone: Backbone,
     table: FeatureTable,
-    order: NDArray[np.int64],
+    order: Rows,
     rows: Tensor,
     class_mask: NDArray[np.bool_],
     device: torch.device,
@@ -234,22 +269,16 @@ def predict(
         class_mask: (groups, classes); other classes of an image's domain get minus infinity.
         device: where to compute.
     """
-    head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, torch.Generator())
-    load_head(head, model.broadcast, model.own)
-    head.to(device).eval()
-    tuning = recipe.build_tuning()
-    tuned = {
-        name: value.to(device) for name, value in tuned_tensors(model.broadcast.shared).items()
-    }
-    prompts = own_prompts(recipe, model.broadcast, model.own).to(device)
-    mask = torch.from_numpy(class_mask).to(device)
+    keys, generator = model.broadcast.keys, torch.Generator()
+    network = PromptedModel(recipe, backbone, model.parts, keys, class_mask, generator)
+    network.to(device).eval()
     for start in range(0, len(order), CHUNK):
         index = order[start : start + CHUNK]
-        if recipe.needs_tokens:
-            chosen = prompts[rows[start : start + CHUNK].to(device)]
-            features = tuning.encode(backbone, tuned, table.tokens_at(index).to(device), chosen)
-        else:
-            features = torch.from_numpy(table.features[index]).to(device)
+        inputs = (
+            table.tokens_at(index)
+            if recipe.needs_tokens
+            else torch.from_numpy(table.features[index])
+        )
         groups = torch.from_numpy(table.groups[index]).to(device)
-        logits = head(features).masked_fill(~mask[groups], -torch.inf)
+        logits = network(inputs.to(device), rows[start : start + CHUNK].to(device), groups)
         yield logits, torch.from_numpy(table.labels[index]).to(device)

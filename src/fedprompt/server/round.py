@@ -1,58 +1,64 @@
-"""One communication round, from top to bottom (PFPT, arXiv 2502.19752, Algorithm 1).
+"""The rounds of a federation (PFPT, arXiv 2502.19752, Algorithm 1); `run_round` is one of them.
 
-1. sample the cohort                      `sample_cohort`
-2. make the jobs                          `make_jobs`
-3. clients train                          `runtime.map`
-4. sort by client, so that finishing order does not matter
-5. check every update, quarantine bad ones `quarantine`
-6. shared tensors: weighted mean          `merge_shared`
-   the objective's server half            `objective.combine`
-   the aggregator's rule, if it has one   `step_shared`
-7. aggregate the prompt sets              `aggregate_prompts`
-   or let a generator learn from them     `teach_generator`
-8. next state, in fresh memory            `next_state`, `note_starts`
-9. evaluate and report                     the workers measure while the next round begins
+ 1. sample the cohort                         `make_jobs`
+ 2. send each client its job
+ 3. the clients train                         `runtime.map`
+ 4. sort by client, so that finishing order does not matter
+ 5. check every update, quarantine bad ones   `quarantine`
+ 6. shared tensors: weighted mean             `merge_shared`
+    the objective's server half               `objective.combine`
+    the aggregator's rule, if it has one      `step_shared`
+ 7. aggregate the prompt sets                 `aggregate_prompts`
+    or let a generator learn from them        `teach_generator`
+ 8. next state, in fresh memory               `next_state`, `note_starts`
+ 9. evaluate                                  goes on while the clients of the next round train
+10. report                                    `report`, `Unmeasured.measured`
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedprompt.aggregation import Aggregation, Aggregator, SharedRule
+from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator, SharedRule
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import RoundError
 from fedprompt.core.seeding import derive_seed, torch_generator
 from fedprompt.core.types import (
     Broadcast,
     ClientJob,
+    ClientState,
     ClientUpdate,
+    Parts,
     RoundReport,
     ServerState,
     Tensors,
+    fresh,
 )
 from fedprompt.objectives import Objective
 from fedprompt.prompt_generators import PromptGenerator
-from fedprompt.server.evaluate import Evaluation
+from fedprompt.server.figures import Evaluation
+from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
 from fedprompt.server.sampling import sample_cohort
 
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[ServerState], Callable[[], tuple[Evaluation, Evaluation]]]
-"""Begins to measure a state; what it returns waits for the figures of test and validation split."""
+"""Starts to measure a state; what it returns waits for the figures of test and validation split."""
 
 
 class ClientMap(Protocol):
     """What a round needs of a runtime."""
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
-        """Begin the jobs; the iterator waits for their updates, in any order."""
+        """Start the jobs; the iterator waits for their updates, in any order."""
         ...
 
 
@@ -69,32 +75,22 @@ class RoundSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class BegunRound:
-    """A round whose clients are at work."""
-
-    jobs: Sequence[ClientJob]
-    updates: Iterator[ClientUpdate]
-    started: float
-
-
-@dataclasses.dataclass(frozen=True)
-class DoneRound:
-    """A round that is done but for its evaluation."""
+class Unmeasured:
+    """A round that is done but for its evaluation, which is under way."""
 
     state: ServerState
     report: RoundReport
     """Without the evaluation's figures."""
     evaluation: Callable[[], tuple[Evaluation, Evaluation]] | None
     """Waits for them; None in a round that is not evaluated."""
-    begun: float
-    """When the evaluation was begun."""
+    evaluated_since: float
 
-    def measured(self) -> RoundReport:
-        """The whole report, as soon as the evaluation is over."""
+    def measured(self) -> tuple[ServerState, RoundReport]:
+        """Wait for the evaluation; the state after the round, and the whole report."""
         if self.evaluation is None:
-            return self.report
+            return self.state, self.report
         test, validation = self.evaluation()
-        return dataclasses.replace(
+        report = dataclasses.replace(
             self.report,
             accuracy=test.accuracy,
             loss=test.loss,
@@ -106,18 +102,22 @@ class DoneRound:
                 for name, evaluation in (("test", test), ("validation", validation))
                 if evaluation.clients is not None
             },
-            seconds={**self.report.seconds, "evaluate": time.perf_counter() - self.begun},
+            seconds={**self.report.seconds, "evaluate": perf_counter() - self.evaluated_since},
         )
+        return self.state, report
 
 
-def run_round(
+def run_rounds(
     state: ServerState,
     settings: RoundSettings,
     runtime: ClientMap,
     aggregator: Aggregator,
     evaluate: Evaluate,
-) -> tuple[ServerState, RoundReport]:
-    """From one server state to the next.
+) -> Iterator[tuple[ServerState, RoundReport]]:
+    """The rounds from `state` to the last, each yielded as soon as it is measured.
+
+    A round's wall-clock seconds are those since the round before was yielded, what the caller did
+    with that one included. So the rounds add up to what a stopwatch shows.
 
     Args:
         state: after `state.round_index` finished rounds; it is not changed.
@@ -126,75 +126,113 @@ def run_round(
         aggregator: merges the prompt sets.
         evaluate: measures a state.
 
-    Returns:
-        The next state, which shares no memory with `state` or any update, and the round's report.
+    Yields:
+        The state after a round, which shares no memory with any other or any update, and the
+        round's report.
 
     Raises:
         ClientError: a client's work raised.
-        RoundError: no update could be used.
+        RoundError: no update of a round could be used.
     """
-    begun = begin_round(state, settings, runtime)
-    done = end_round(state, begun, settings, aggregator, evaluate)
-    return done.state, done.measured()
+    before = perf_counter()
+    for after, report in _overlapping(state, settings, runtime, aggregator, evaluate):
+        now = perf_counter()
+        yield after, dataclasses.replace(report, wall_seconds=now - before)
+        before = now
 
 
-def begin_round(state: ServerState, settings: RoundSettings, runtime: ClientMap) -> BegunRound:
-    """Sample the cohort and put it to work."""
-    started = time.perf_counter()
-    jobs = make_jobs(state, settings)
-    return BegunRound(jobs, runtime.map(settings.recipe, jobs), started)
-
-
-def end_round(
+def _overlapping(
     state: ServerState,
-    begun: BegunRound,
     settings: RoundSettings,
+    runtime: ClientMap,
     aggregator: Aggregator,
     evaluate: Evaluate,
-) -> DoneRound:
-    """Wait for the clients, merge what they send, and begin to evaluate; see `run_round`.
+) -> Iterator[tuple[ServerState, RoundReport]]:
+    """Round after round; each is yielded while the clients of the next one train."""
+    before: Unmeasured | None = None
+    while state.round_index < settings.rounds:
+        before = yield from run_round(state, before, settings, runtime, aggregator, evaluate)
+        state = before.state
+    if before is not None:
+        yield before.measured()
 
-    The evaluation goes on while the next round begins.
+
+def run_round(
+    state: ServerState,
+    before: Unmeasured | None,
+    settings: RoundSettings,
+    runtime: ClientMap,
+    aggregator: Aggregator,
+    evaluate: Evaluate,
+) -> Generator[tuple[ServerState, RoundReport], None, Unmeasured]:
+    """One round; it yields the round before, whose evaluation ends meanwhile.
+
+    Args:
+        state: where the round starts.
+        before: the round before; None in the first.
+        settings: seed, schedule and recipe.
+        runtime: does the clients' work.
+        aggregator: merges the prompt sets.
+        evaluate: measures a state.
+
+    Returns:
+        The round, whose evaluation goes on.
     """
-    round_index = state.round_index + 1
-    objective = settings.recipe.build_objective()
-    updates = sorted(begun.updates, key=lambda update: update.client_id)
-    trained = time.perf_counter()
+    round_index, objective = state.round_index + 1, settings.recipe.build_objective()
+    started = perf_counter()
+    jobs = make_jobs(state, settings)  # 1, 2
+    arriving = runtime.map(settings.recipe, jobs)  # 3
+    if before is not None:
+        yield before.measured()
+    updates = sorted(arriving, key=lambda update: update.client_id)  # 4
+    trained = perf_counter()
 
-    good, refused = quarantine(updates, begun.jobs, objective.reply(state.shared))
-    if not good:
-        raise RoundError(
-            f"round {round_index}: all {len(updates)} updates were refused "
-            f"(client {refused[0]['client']}: {refused[0]['reason']}); "
-            "lower the learning rates or check the data"
-        )
+    expected = [expected_of(job, objective, settings.recipe, state) for job in jobs]
+    good, refused = quarantine(updates, expected)  # 5
+    check_not_empty(good, refused, round_index)
     weights = objective.weights([update.num_examples for update in good])
-    shared, memory = objective.combine(
-        state.shared,
-        merge_shared(good, weights),
-        good,
-        settings.recipe.training.population,
-        state.objective,
-    )
+    population = settings.recipe.training.population
+    mean = merge_shared(good, weights)  # 6
+    shared, memory = objective.combine(state.shared, mean, good, population, state.objective)
     shared, moments = step_shared(aggregator, objective, shared, state)
-    if settings.generator is None:
+    made: Tensors = {}
+    if settings.generator is None:  # 7
         merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
     else:
-        merged = teach_generator(settings.generator, good, weights, begun.jobs, state)
-    state = next_state(state, merged, shared, good, round_index, moments, memory)
+        merged, made = teach_generator(settings.generator, good, weights, jobs, state)
+    memories = {"aggregator": moments, "generator": made, "objective": memory}
+    state = next_state(state, merged, shared, good, memories)  # 8
     state = note_starts(state, objective, good)
-    aggregated = time.perf_counter()
+    aggregated = perf_counter()
 
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
-    evaluation = evaluate(state) if due else None
-    seconds = {
-        "train": trained - begun.started,
-        "aggregate": aggregated - trained,
-        "evaluate": 0.0,
-    }
-    traffic = count_bytes(settings.recipe, begun.jobs, updates)
-    told = report(state, updates, good, refused, merged, traffic, seconds)
-    return DoneRound(state, told, evaluation, aggregated)
+    evaluation = evaluate(state) if due else None  # 9
+    sound = [update for update in updates if fault_of_types(update) is None]
+    traffic = count_bytes(settings.recipe, jobs, sound)
+    seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
+    known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
+    return Unmeasured(state, known, evaluation, aggregated)
+
+
+def check_not_empty(
+    good: Sequence[ClientUpdate], refused: Sequence[Refusal], round_index: int
+) -> None:
+    """Refuse a round without a usable update.
+
+    Args:
+        good: usable updates.
+        refused: client and reason of the others.
+        round_index: from 1.
+
+    Raises:
+        RoundError: names one of the refused updates and why.
+    """
+    if not good:
+        raise RoundError(
+            f"round {round_index}: all {len(refused)} updates were refused "
+            f"(client {refused[0].client}: {refused[0].reason}); "
+            "lower the learning rates or check the data"
+        )
 
 
 def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
@@ -219,99 +257,57 @@ def make_job(
     """What one client gets for the round after `state`; a generator makes its prompts."""
     round_index = state.round_index + 1
     if settings.generator is not None:
-        prompts = settings.generator.prompts_for(client_id, state.aggregator)
+        prompts = settings.generator.prompts_for(client_id, state.generator)
         broadcast = dataclasses.replace(broadcast, prompts=prompts)
     return ClientJob(
         client_id=client_id,
         round_index=round_index,
         seed=derive_seed(settings.seed, "client", round_index, client_id),
         broadcast=broadcast,
-        state=state.clients.get(client_id, {}),
+        state=state.clients.get(client_id, ClientState()),
     )
 
 
-def quarantine(
-    updates: Sequence[ClientUpdate], jobs: Sequence[ClientJob], reply: Tensors
-) -> tuple[list[ClientUpdate], list[dict[str, Any]]]:
-    """Part the updates into usable ones and refused ones (client and reason)."""
-    broadcasts = {job.client_id: job.broadcast for job in jobs}
-    good: list[ClientUpdate] = []
-    refused: list[dict[str, Any]] = []
-    for update in updates:
-        reason = fault(update, broadcasts[update.client_id], reply)
-        if reason is None:
-            good.append(update)
-        else:
-            logger.warning("update of client %d is left out: %s", update.client_id, reason)
-            refused.append({"client": update.client_id, "reason": reason})
-    return good, refused
-
-
-def fault(update: ClientUpdate, broadcast: Broadcast, reply: Tensors) -> str | None:
-    """Why an update must not reach an aggregator, or None if nothing is wrong with it.
+def merge_shared(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Parts:
+    """Weighted mean of the shared tensors (FedAvg: by sample counts), accumulated in float64.
 
     Args:
-        update: what a client returned.
-        broadcast: what it had received.
-        reply: a tensor like each shared one that it must return.
+        updates: with the same shared tensors.
+        weights: of each update, > 0.
     """
-    if update.num_examples < 1:
-        return f"expected num_examples >= 1, got {update.num_examples}"
-    if "loss" not in update.metrics:
-        return f"expected the metric 'loss', got {sorted(update.metrics)}"
-    rows = len(update.prompts)
-    expected: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
-        ("prompts", update.prompts, (rows, broadcast.prompts.shape[1]), broadcast.prompts.dtype),
-        ("keys", update.keys, (rows, broadcast.keys.shape[1]), broadcast.keys.dtype),
-        ("origins", update.origins, (rows,), torch.int64),
-        ("use_counts", update.use_counts, (rows,), torch.int64),
-    ]
-    if set(update.shared) != set(reply):
-        return f"expected shared tensors {sorted(reply)}, got {sorted(update.shared)}"
-    expected += [
-        (name, update.shared[name], tuple(tensor.shape), tensor.dtype)
-        for name, tensor in reply.items()
-    ]
-    for name, tensor, shape, dtype in expected:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            return f"{name}: expected {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}"
-        if not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            return f"{name}: {bad} of {tensor.numel()} values are not finite"
-    if rows and not (
-        int(update.origins.min()) >= 0 and int(update.origins.max()) < len(broadcast.prompts)
-    ):
-        return f"origins: expected rows 0..{len(broadcast.prompts) - 1}"
-    return None
-
-
-def merge_shared(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Weighted mean of the shared tensors (FedAvg: by sample counts), accumulated in float64."""
     total = sum(weights)
+    sent = [update.shared.tensors() for update in updates]
     merged: dict[str, Tensor] = {}
-    for name, like in updates[0].shared.items():
+    for path, like in sent[0].items():
         weighted = torch.zeros_like(like, dtype=torch.float64)
-        for update, weight in zip(updates, weights, strict=True):
-            weighted += update.shared[name].to(torch.float64) * (weight / total)
-        merged[name] = weighted.to(like.dtype)
-    return merged
+        for tensors, weight in zip(sent, weights, strict=True):
+            weighted += tensors[path].to(torch.float64) * (weight / total)
+        merged[path] = weighted.to(like.dtype)
+    return Parts.from_tensors(merged)
 
 
 def step_shared(
-    aggregator: Aggregator, objective: Objective, shared: Tensors, state: ServerState
-) -> tuple[Tensors, Tensors]:
+    aggregator: Aggregator, objective: Objective, shared: Parts, state: ServerState
+) -> tuple[Parts, Tensors]:
     """Let an aggregator with a rule for shared tensors go on from their mean; others keep it.
 
-    What is no mean, such as control variates, stays what the objective made of it.
+    What is no mean stays what the objective made of it: its own tensors, such as control variates,
+    and all of them if it does not average.
+
+    Args:
+        aggregator: may have the rule.
+        objective: says whether it averages.
+        shared: what the objective made of the clients' shared tensors.
+        state: before the round.
 
     Returns:
         The shared tensors, and what the aggregator remembers of them.
     """
-    if not isinstance(aggregator, SharedRule):
+    if not isinstance(aggregator, SharedRule) or not objective.averages:
         return shared, {}
-    means = {name: value for name, value in shared.items() if objective.is_mean(name)}
-    stepped, moments = aggregator.merge_shared(means, state.shared, state.aggregator)
-    return {**shared, **stepped}, moments
+    means, before = shared.trained().tensors(), state.shared.trained().tensors()
+    stepped, moments = aggregator.merge_shared(means, before, state.aggregator)
+    return shared.updated(Parts.from_tensors(stepped)), moments
 
 
 def teach_generator(
@@ -320,24 +316,36 @@ def teach_generator(
     weights: Sequence[float],
     jobs: Sequence[ClientJob],
     state: ServerState,
-) -> Aggregation:
-    """A generator's step from what clients made of their prompts; unused ones are unchanged."""
+) -> tuple[Aggregation, Tensors]:
+    """A generator's step from what clients made of their prompts; unused ones are unchanged.
+
+    Args:
+        generator: makes every client's prompts.
+        updates: the round's good ones.
+        weights: of each update.
+        jobs: what the clients were sent.
+        state: before the round.
+
+    Returns:
+        The prompts for images that belong to no client, and the generator's memory.
+    """
     returned = {job.client_id: job.broadcast.prompts.clone() for job in jobs}
     for update in updates:
         returned[update.client_id][update.origins] = update.prompts
     memory, figures = generator.learn(
-        state.aggregator,
+        state.generator,
         {update.client_id: returned[update.client_id] for update in updates},
         {update.client_id: weight for update, weight in zip(updates, weights, strict=True)},
     )
     prompts = generator.consensus(memory)
-    return Aggregation(
+    merged = Aggregation(
         prompts=prompts,
         keys=None,
         assignment=[update.origins for update in updates],
-        state=memory,
+        state={},
         diagnostics={"num_prompts": float(len(prompts)), **figures},
     )
+    return merged, memory
 
 
 def aggregate_prompts(
@@ -352,44 +360,53 @@ def aggregate_prompts(
     options = settings.recipe.prompts
     if options.count == 0 or options.mode == "personal":
         return None
-    return aggregator.aggregate(
-        [update.prompts for update in updates],
-        weights=torch.tensor(weights),
-        origins=[update.origins for update in updates],
-        previous=state.prompts,
-        keys=[update.keys for update in updates] if options.sends_keys else None,
-        previous_keys=state.keys if options.sends_keys else None,
-        state=state.aggregator,
-        generator=torch_generator(settings.seed, "aggregate", round_index),
+    return aggregator.merge(
+        AggregationInput(
+            [update.prompts for update in updates],
+            weights=torch.tensor(weights),
+            origins=[update.origins for update in updates],
+            previous=state.prompts,
+            keys=[update.keys for update in updates] if options.sends_keys else None,
+            state=state.aggregator,
+            generator=torch_generator(settings.seed, "aggregate", round_index),
+            previous_keys=state.keys if options.sends_keys else None,
+        )
     )
 
 
 def next_state(
     state: ServerState,
     merged: Aggregation | None,
-    shared: Tensors,
+    shared: Parts,
     updates: Sequence[ClientUpdate],
-    round_index: int,
-    moments: Tensors,
-    memory: Tensors,
+    memories: Mapping[str, Tensors],
 ) -> ServerState:
-    """The state after the round; every tensor is a fresh copy that nobody else holds."""
+    """The state after the round; every tensor is a fresh copy that no one else holds.
+
+    Args:
+        state: before the round.
+        merged: the new prompts; None when no prompts travel.
+        shared: the new shared tensors.
+        updates: the round's good ones; a client without one keeps its old state.
+        memories: of the aggregator beside what `merged` has, the generator and the objective, by
+            field of the state.
+    """
     keys = state.keys
     if merged is not None:
         absent = state.keys.new_zeros(len(merged.prompts), state.keys.shape[1])
         keys = absent if merged.keys is None else merged.keys
-    own = {update.client_id: update.state for update in updates if update.state}
+    own = {update.client_id: update.state for update in updates if update.state.tensors()}
+    aggregator = {**({} if merged is None else merged.state), **memories["aggregator"]}
     return ServerState(
-        round_index=round_index,
-        prompts=(state.prompts if merged is None else merged.prompts).clone(),
-        keys=keys.clone(),
-        shared=_clone(shared),
-        aggregator=_clone({**({} if merged is None else merged.state), **moments}),
-        clients={
-            client_id: _clone(tensors) for client_id, tensors in {**state.clients, **own}.items()
-        },
-        fixed=_clone(state.fixed),
-        objective=_clone(memory),
+        round_index=state.round_index + 1,
+        prompts=fresh(state.prompts if merged is None else merged.prompts),
+        keys=fresh(keys),
+        shared=shared.cloned(),
+        aggregator=_clone(aggregator),
+        generator=_clone(memories["generator"]),
+        objective=_clone(memories["objective"]),
+        clients={client: kept.cloned() for client, kept in {**state.clients, **own}.items()},
+        fixed=state.fixed.cloned(),
     )
 
 
@@ -397,13 +414,13 @@ def note_starts(
     state: ServerState, objective: Objective, updates: Sequence[ClientUpdate]
 ) -> ServerState:
     """Add what participants start from the next time to their own states, if an objective asks."""
-    starts = objective.remembered({**state.shared, "prompts": state.prompts})
-    if not starts:
+    starts = objective.remembered(state.received())
+    if not starts.tensors():
         return state
-    noted = {
-        update.client_id: {**state.clients.get(update.client_id, {}), **_clone(starts)}
-        for update in updates
-    }
+    noted = {}
+    for update in updates:
+        own = state.clients.get(update.client_id, ClientState())
+        noted[update.client_id] = ClientState(own.kept, starts.cloned())
     return dataclasses.replace(state, clients={**state.clients, **noted})
 
 
@@ -411,13 +428,14 @@ def report(
     state: ServerState,
     updates: Sequence[ClientUpdate],
     good: Sequence[ClientUpdate],
-    refused: Sequence[dict[str, Any]],
+    refused: Sequence[Refusal],
     merged: Aggregation | None,
     traffic: tuple[int, int],
     seconds: dict[str, float],
 ) -> RoundReport:
-    """What the round tells but for its evaluation; see `RoundReport`."""
+    """What is known of the round before its evaluation; see `RoundReport`."""
     total = sum(update.num_examples for update in good)
+    losses = [update.metrics.get("loss", math.nan) * update.num_examples for update in good]
     clients = tuple(
         {
             "client": update.client_id,
@@ -432,13 +450,13 @@ def report(
         accuracy=float("nan"),
         loss=float("nan"),
         validation_accuracy=float("nan"),
-        train_loss=sum(update.metrics["loss"] * update.num_examples for update in good) / total,
+        train_loss=sum(losses) / total,
         num_prompts=len(state.prompts),
         bytes_up=traffic[0],
         bytes_down=traffic[1],
         seconds=seconds,
         clients=clients,
-        quarantined=tuple(refused),
+        quarantined=tuple(dataclasses.asdict(each) for each in refused),
         diagnostics={} if merged is None else merged.diagnostics,
     )
 
@@ -463,13 +481,13 @@ def upload_bytes(update: ClientUpdate, selects: bool = True) -> int:
     sets = [update.prompts, update.keys]
     if selects:
         sets += [update.origins, update.use_counts]
-    return _bytes(sets + list(update.shared.values()))
+    return _bytes(sets + list(update.shared.tensors().values()))
 
 
 def download_bytes(job: ClientJob) -> int:
     """Bytes of the tensors that one client receives."""
     broadcast = job.broadcast
-    return _bytes([broadcast.prompts, broadcast.keys, *broadcast.shared.values()])
+    return _bytes([broadcast.prompts, broadcast.keys, *broadcast.shared.tensors().values()])
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
@@ -477,4 +495,4 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _clone(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    return {name: fresh(tensor) for name, tensor in tensors.items()}

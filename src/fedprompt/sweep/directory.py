@@ -13,7 +13,9 @@ import yaml
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json, atomic_write
+from fedprompt.core.plugins import Plugin
 from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.plugins import copy_of, keep
 from fedprompt.runs.summary import comparison_table
 from fedprompt.sweep.space import Sweep, Trial, build_sweep, read_sweep
 from fedprompt.sweep.table import MEASURES, interval, table_csv
@@ -29,8 +31,15 @@ class SweepDirectory:
         self.figures_folder = self.path / "figures"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], sweep: Sweep) -> SweepDirectory:
+    def create(
+        cls, path: str | os.PathLike[str], sweep: Sweep, plugins: Sequence[Plugin] = ()
+    ) -> SweepDirectory:
         """Make the folder of a new sweep.
+
+        Args:
+            path: a folder that is new or empty.
+            sweep: goes into `sweep.yaml`.
+            plugins: those of all trials; the folder keeps copies, which `sweep.yaml` names.
 
         Raises:
             ConfigError: there is something already, or it cannot be written.
@@ -47,7 +56,11 @@ class SweepDirectory:
             raise ConfigError(f"--dir {directory.path}: expected a new or empty folder{more}")
         try:
             (directory.path / "trials").mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(sweep.tree(), sort_keys=False, allow_unicode=True)
+            tree = sweep.tree()
+            if plugins:
+                keep(directory.path, plugins)
+                tree["set"]["plugins"] = [copy_of(plugin) for plugin in plugins]
+            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
             atomic_write(directory.path / "sweep.yaml", f"# fedprompt sweep sweep.yaml\n{text}")
         except OSError as error:
             raise ConfigError(
@@ -114,6 +127,11 @@ def default_folder(sweep: Sweep) -> Path:
 
 def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial]) -> Json:
     """What a sweep found: no times and no dates, so that it is a function of the trials' results.
+
+    Args:
+        directory: the sweep's folder.
+        sweep: its space and seeds.
+        trials: all of them, finished or not.
 
     Returns:
         `keys`, `cells` (values, seeds that are done, mean and 95 % interval of each measure) and

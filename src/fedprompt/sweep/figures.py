@@ -92,7 +92,7 @@ def line_plot(table: Json) -> Figure | None:
             for key, place in (((*line, place), place) for place in places)
             if key in cells
         ]
-        # Side by side, so that their intervals can be told apart.
+        # Side by side, so that their intervals can be distinguished.
         shift = 0.0 if numeric else 0.05 * (index - (len(lines) - 1) / 2)
         axes.errorbar(
             [place + shift for place, _ in points],
@@ -125,7 +125,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:
-    """Each value once, numbers by size, others as they come."""
+    """Each value once, numbers by size, others in the order in which they appear."""
     unique = list(dict.fromkeys(values))
     flat = [part for each in unique for part in (each if isinstance(each, tuple) else (each,))]
     return sorted(unique) if all(map(is_number, flat)) else unique

@@ -20,8 +20,10 @@ from typing import Any
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError, FedpromptError
 from fedprompt.core.machine import available_cpus
+from fedprompt.core.plugins import Parcel
 from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_run
 from fedprompt.runs.events import Plan, RoundFinished
+from fedprompt.runs.plugins import check_same
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.runtime.placement import Node, plan_actors
 from fedprompt.runtime.ray.local import FOLDER, import_ray, short_folder, start_ray, stop_ray
@@ -37,7 +39,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A run directory holds what its loggers would write.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Its own display of progress, which prints boxes even when told to be silent.
+    # Its own display of progress, which prints boxes even when it should be silent.
     "RAY_AIR_NEW_OUTPUT": "0",
     # Relative paths of a config mean what they mean without a sweep.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -125,7 +127,7 @@ def run_sweep(
         trials: all its trials, from `Sweep.trials`.
         directory: where they are.
         on_event: called as trials end.
-        verbose: let Ray speak.
+        verbose: whether Ray's own messages are shown.
 
     Returns:
         One line for each trial that failed.
@@ -137,21 +139,23 @@ def run_sweep(
     todo = directory.unfinished(trials)
     progress = Progress(todo, len(trials), directory, on_event)
     if todo:
+        for trial in trials:
+            check_same(directory.run(trial), trial.config.plugins)
         plans = [trial_plan(trial, directory) for trial in todo]
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         own = not import_ray().is_initialized()
-        begun = False
+        started = False
         try:
             if own:
                 start_ray(max(trial.config.runtime.num_cpus for trial in todo), verbose)
             check_resources(todo, available_nodes())
-            begun = True
+            started = True
             prefix = f"{FOLDER}{os.getpid()}-tune-"
             with tempfile.TemporaryDirectory(prefix=prefix, dir=short_folder()) as folder:
                 tune_trials(sweep, todo, plans, progress, folder)
         except BaseException:
-            for plan in plans if begun else ():
+            for plan in plans if started else ():
                 if Path(plan.run_dir).is_dir():
                     mark_interrupted(plan)
             raise
@@ -186,32 +190,58 @@ class Progress:
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """A trial has its resources."""
+        """A trial has its resources.
+
+        Args:
+            iteration: of Tune's loop.
+            trials: all of Tune's trials.
+            trial: the one that starts.
+        """
         self.started.setdefault(trial.trial_id, time.monotonic())
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """A trial came to its end, or the rule stopped it."""
+        """A trial came to its end, or the rule stopped it.
+
+        Args:
+            iteration: of Tune's loop.
+            trials: all of Tune's trials.
+            trial: the one that ended.
+        """
         ours, last = self.todo[trial.config["index"]], trial.last_result or {}
         state = "finished"
         if not self.directory.run(ours).is_finished():
             state = "stopped"
             self.directory.add_stopped(ours, int(last.get("round", 0)))
-        self.tell(trial, ours, state, last.get("accuracy"), None)
+        self.announce(trial, ours, state, last.get("accuracy"), None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """A trial raised, or its process died."""
+        """A trial raised, or its process died.
+
+        Args:
+            iteration: of Tune's loop.
+            trials: all of Tune's trials.
+            trial: the one that failed.
+        """
         ours = self.todo[trial.config["index"]]
         status = self.directory.run(ours).read_status()
-        told = (trial.last_result or {}).get("message")
-        message = status.get("message") if status.get("state") == "failed" else told
+        sent = (trial.last_result or {}).get("message")
+        message = status.get("message") if status.get("state") == "failed" else sent
         message = str(message or "its process died (killed, or out of memory?)")
         self.failures.append(f"{describe(ours.cell)} seed={ours.seed}: {message}")
-        self.tell(trial, ours, "failed", None, message)
+        self.announce(trial, ours, "failed", None, message)
 
-    def tell(
+    def announce(
         self, trial: Any, ours: Trial, state: str, accuracy: float | None, message: str | None
     ) -> None:
-        """Pass it on."""
+        """Report the end of a trial to `on_event`.
+
+        Args:
+            trial: Tune's trial.
+            ours: the same trial in our list.
+            state: finished, stopped or failed.
+            accuracy: on the validation split, if it is known.
+            message: of a failure.
+        """
         self.done += 1
         seconds = time.monotonic() - self.started.get(trial.trial_id, time.monotonic())
         if self.on_event is not None:
@@ -223,7 +253,15 @@ class Progress:
 def tune_trials(
     sweep: Sweep, todo: Sequence[Trial], plans: Sequence[Plan], progress: Progress, folder: str
 ) -> None:
-    """Give the trials to Tune and wait for them; its own files go into `folder`."""
+    """Give the trials to Tune and wait for them; its own files go into `folder`.
+
+    Args:
+        sweep: space, seeds and stopping rule.
+        todo: trials that are not finished.
+        plans: for each of these, what its process needs.
+        progress: receives what trials report.
+        folder: of Tune's own files.
+    """
     from ray import tune
 
     nodes = available_nodes()
@@ -240,16 +278,20 @@ def tune_trials(
             max_t=max(trial.config.rounds for trial in todo),
         )
 
+    # Plain numbers: this travels before the plug-ins whose classes a config may be made of.
+    wanted = [bundles(trial.config.runtime, nodes) for trial in todo]
+
     def resources(config: dict[str, Any]) -> Any:
-        return tune.PlacementGroupFactory(bundles(todo[config["index"]].config.runtime, nodes))
+        return tune.PlacementGroupFactory(wanted[config["index"]])
 
     callback = type("TuneProgress", (Progress, tune.Callback), {})(
         todo, progress.total, progress.directory, progress.on_event
     )
     callback.failures = progress.failures
+    parcel = Parcel.pack(list(plans))
     with quiet_tune():
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, plans=list(plans)), resources),
+            tune.with_resources(tune.with_parameters(run_trial, parcel=parcel), resources),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
             tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
             run_config=tune.RunConfig(
@@ -271,11 +313,11 @@ def trial_plan(trial: Trial, directory: SweepDirectory) -> Plan:
     return plan_run(config, overwrite=True)
 
 
-def run_trial(config: dict[str, Any], plans: Sequence[Plan]) -> None:
+def run_trial(config: dict[str, Any], parcel: Parcel[list[Plan]]) -> None:
     """What Tune calls in the process of a trial."""
     from ray import tune
 
-    plan = plans[config["index"]]
+    plan = parcel.open()[config["index"]]
     last: dict[str, Any] = {}
 
     def report(event: Any) -> None:

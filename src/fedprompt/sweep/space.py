@@ -3,9 +3,10 @@
 This file turns a YAML file of `conf/sweep/` into a fixed list of trials, each a whole experiment
 with a run directory of its own, and the finished run directories into one table. Random draws are
 made here, from the sweep's own seed, so that the list is the same whenever it is made: a sweep that
-was killed goes on from the folders that are there. `ray_tune.py` has Ray Tune run the list.
+was killed continues from the folders that are there. `ray_tune.py` has Ray Tune run the list.
 
 SWEEP_DIR/
+  plugins/       the plug-in files of all trials
   sweep.yaml     the sweep, complete; `fedprompt sweep --resume SWEEP_DIR` reads it
   trials/NAME/   one run directory each
   stopped.json   trials that the stopping rule ended, with the round they reached
@@ -32,6 +33,7 @@ import yaml
 from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
 from fedprompt.core.checks import check_integer, is_integer
 from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.core.plugins import absolute
 
 MAX_TRIALS = 10_000
 
@@ -103,7 +105,7 @@ class StopRule:
     grace: int = 2
     """Rounds that every trial may do."""
     reduction: int = 3
-    """Of the trials that come to a rung, one of so many goes on."""
+    """Of the trials that reach a rung, one in so many continues."""
 
     def __post_init__(self) -> None:
         check_integer("stop.grace", self.grace, 1)
@@ -269,6 +271,10 @@ def build_sweep(tree: Tree) -> Sweep:
                 f"{key}: a sweep sets it for each trial; "
                 + ("use seeds" if key == "seed" else "choose the folder with sweep --dir")
             )
+    if "plugins" in space:
+        raise ConfigError("plugins: all trials of a sweep have the same; write them under set")
+    if isinstance(shared.get("plugins"), list):  # the command line's, or absolute already
+        shared["plugins"] = absolute(list(map(str, shared["plugins"])), Path())
     for key in sorted(set(space) & set(shared)):
         raise ConfigError(f"{key}: it is in the space and in set; remove one")
     return Sweep(
@@ -353,7 +359,11 @@ def read_sweep(name: str) -> Tree:
         raise ConfigError(f"{path}: no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, got a {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}
+    tree = {str(key): value for key, value in content.items()}
+    for section in (tree.get("set"), tree.get("experiment")):
+        if isinstance(section, dict) and isinstance(section.get("plugins"), list):
+            section["plugins"] = absolute(list(map(str, section["plugins"])), path.parent)
+    return tree
 
 
 def plain_text(value: Value) -> str:

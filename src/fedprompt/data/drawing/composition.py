@@ -1,5 +1,5 @@
-"""Procedural images for pre-training: shapes (`drawing_shapes`) laid in random colours on patterns
-(`drawing_patterns`).
+"""Procedural images for pre-training: shapes (`shapes`) laid in random colours on patterns
+(`patterns`).
 
 Masks and patterns are drawn once; colours, background, position and blur are drawn anew for every
 presentation, vectorised over a batch, so that a network hardly ever sees the same image twice.
@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 HUES = 8
-"""Hues are told apart in eight equal bins of the colour circle."""
+"""Hues are distinguished in eight equal bins of the colour circle."""
 UNDEFINED = -1
 """Value of an attribute that an image does not have, such as the hue of a grey object."""
 
@@ -78,7 +78,7 @@ class Composition:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Coloured images and the attributes that a promptable network is asked for."""
+    """Coloured images and the attributes that a promptable network is to name."""
 
     images: Bytes
     """(N, 32, 32, 3)"""
@@ -102,7 +102,7 @@ def draw_masks(
         counts: how many classes of each family.
         images: about how many masks in all.
         seed: of the executions; the recipes of the classes do not depend on it.
-        progress: told the number of new masks after each class.
+        progress: receives the number of new masks after each class.
 
     Returns:
         The masks, sorted by class.
@@ -269,7 +269,7 @@ def _plan(
     brightness = np.stack(
         [dark, other, bright, _away_from(bright, generator.uniform(0.3, 0.6, count))]
     )
-    # A hue can be told only where there is enough light.
+    # A hue can be seen only where there is enough light.
     brightness = np.where(grey, brightness, np.maximum(brightness, 0.2))
     saturation = np.where(grey, 0, generator.uniform(0.35, 1.0, (4, count)))
     saturation[3] *= generator.random(count) < 0.5
@@ -287,6 +287,11 @@ def hsv_to_rgb(
 ) -> Floats:
     """Colours in [0, 1]: three arrays of one shape -> that shape + (3,); hue wraps at 1.
 
+    Args:
+        hue: any shape; turns of the colour circle.
+        saturation: of that shape, 0 to 1.
+        value: of that shape, 0 to 1.
+
     >>> hsv_to_rgb(np.array([0.0, 1 / 3]), np.ones(2), np.ones(2)).round(3).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
@@ -302,7 +307,15 @@ def moved(
     shift: int,
     generator: np.random.Generator,
 ) -> tuple[Floats, Floats]:
-    """Both masks shifted together by up to `shift` pixels: each (N, 32, 32, 1) in [0, 1]."""
+    """Both masks shifted together by up to `shift` pixels: each (N, 32, 32, 1) in [0, 1].
+
+    Args:
+        body: (N, 32, 32) uint8, the mask of the shape.
+        details: (N, 32, 32) uint8, the mask of its parts.
+        whole: (N,) which masks fill the image and stay where they are.
+        shift: the most, in pixels.
+        generator: source of the shifts.
+    """
     count = len(body)
     move = generator.integers(0, 2 * shift + 1, (2, count))
     move[:, whole] = shift
@@ -341,7 +354,13 @@ def _reduce_and_enlarge(size: int) -> Floats:
 
 
 def contact_sheet(images: Bytes, columns: int, border: int = 1) -> Image.Image:
-    """Tile (N, H, W, 3) images row by row; the last row may be short."""
+    """Tile (N, H, W, 3) images row by row; the last row may be short.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        columns: images in a row.
+        border: pixels between images.
+    """
     count, height, width = images.shape[:3]
     rows = -(-count // columns)
     sheet = np.full(

@@ -98,6 +98,13 @@ def warp(
 ) -> Bytes:
     """A 64 x 64 grey image, randomly rotated (standard deviation in radians), sheared and scaled:
     (32, 32).
+
+    Args:
+        image: 64 x 64, grey.
+        generator: source of every draw.
+        rotation: standard deviation of the angle, in radians.
+        scale: least and largest factor.
+        shear: the most, to either side.
     """
     angle, slant = generator.normal(0, rotation), generator.uniform(-shear, shear)
     width, height = 1 / generator.uniform(*scale, 2)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from fedprompt.core.errors import InputError
 from fedprompt.core.seeding import numpy_generator
+from fedprompt.data.drawing.fractals import fractals
 from fedprompt.data.drawing.glyphs import (
     GLYPH_FONTS,
     LARGE,
@@ -27,6 +28,7 @@ from fedprompt.data.drawing.glyphs import (
     has_glyph,
     warp,
 )
+from fedprompt.data.drawing.layouts import layouts
 from fedprompt.data.drawing.patterns import PATTERNS, fields
 
 
@@ -82,62 +84,6 @@ def draw_class(family: str, index: int, count: int, seed: int) -> tuple[Bytes, B
     recipe = numpy_generator(0, f"drawing/{family}/recipe", client_id=index)
     generator = numpy_generator(seed, f"drawing/{family}", client_id=index)
     return _FAMILIES[family](index, count, recipe, generator)
-
-
-# ---------------------------------------------------------------- fractals
-
-
-def _fractals(
-    index: int, count: int, recipe: np.random.Generator, generator: np.random.Generator
-) -> tuple[Bytes, Bytes]:
-    del index
-    while True:
-        maps = _contractions(recipe)
-        trial = _chaos_game(maps[None], recipe)
-        if 0.12 < (trial > 30).mean() < 0.6:
-            break
-    noisy = maps[None] * generator.uniform(0.88, 1.12, (count, *maps.shape)).astype(np.float32)
-    masks = _chaos_game(noisy, generator)
-    flip = generator.random(count) < 0.3
-    masks[flip] = masks[flip, :, ::-1]
-    return masks, np.zeros_like(masks)
-
-
-def _contractions(generator: np.random.Generator) -> NDArray[np.float32]:
-    """(maps, 2, 3): two to four random affine contractions of the plane."""
-    number = int(generator.integers(2, 5))
-    maps = generator.uniform(-1, 1, (number, 2, 3))
-    norm = np.linalg.norm(maps[:, :, :2], ord=2, axis=(1, 2))
-    maps[:, :, :2] *= (generator.uniform(0.45, 0.85, number) / norm)[:, None, None]
-    return maps.astype(np.float32)
-
-
-def _chaos_game(
-    maps: NDArray[np.float32], generator: np.random.Generator, chains: int = 160, steps: int = 26
-) -> Bytes:
-    """Attractors of (count, maps, 2, 3) iterated function systems: (count, 32, 32)."""
-    count, number = maps.shape[:2]
-    area = np.abs(np.linalg.det(maps[..., :2])) + 0.01
-    limits = np.cumsum(area / area.sum(axis=1, keepdims=True), axis=1)[:, None, :-1]
-    rows = np.arange(count)[:, None]
-    points = np.zeros((count, chains, 2), np.float32)
-    visited = []
-    for step in range(steps):
-        draw = generator.random((count, chains, 1), dtype=np.float32)
-        chosen = maps[rows, (draw > limits).sum(axis=2) if number > 1 else 0]
-        points = np.einsum("ncij,ncj->nci", chosen[..., :2], points) + chosen[..., 2]
-        if step >= 8:
-            visited.append(points)
-    cloud = np.concatenate(visited, axis=1)
-    low, high = np.quantile(cloud[:, ::7], (0.01, 0.99), axis=1)
-    span = (high - low).max(axis=1, keepdims=True) + 1e-6
-    margin = generator.uniform(2, 5, (count, 1, 1))
-    unit = (cloud - ((low + high) / 2)[:, None]) / span[:, None]
-    pixel = np.rint(unit * (SIZE - 2 * margin) + SIZE / 2 - 0.5).astype(int)
-    inside = ((pixel >= 0) & (pixel < SIZE)).all(axis=2)
-    flat = (rows * SIZE + pixel[..., 1]) * SIZE + pixel[..., 0]
-    hits = np.bincount(flat[inside], minlength=count * SIZE * SIZE).reshape(count, SIZE, SIZE)
-    return np.clip(np.log1p(hits) * 90, 0, 255).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- characters
@@ -318,111 +264,13 @@ def _patterns(
     return masks, np.zeros_like(masks)
 
 
-# ---------------------------------------------------------------- part layouts
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A small mark inside a body; x and y in units of the body's radius, angles in degrees."""
-
-    kind: str
-    x: float
-    y: float
-    size: float
-    angle: float
-    mirrored: bool
-
-
-_PART_KINDS = ("dot", "ring", "bar", "smile", "frown", "wedge", "lens")
-
-
-def _layouts(
-    index: int, count: int, recipe: np.random.Generator, generator: np.random.Generator
-) -> tuple[Bytes, Bytes]:
-    # Four classes share their places and differ in the marks: small parts must be looked at.
-    places = numpy_generator(0, "drawing/layouts/places", client_id=index // 4)
-    parts = []
-    for mirrored in (True,) * int(places.integers(1, 3)) + (False,) * int(places.integers(1, 3)):
-        parts.append(
-            Part(
-                kind=str(recipe.choice(_PART_KINDS)),
-                x=float(places.uniform(0.25, 0.6)) if mirrored else 0.0,
-                y=float(places.uniform(-0.65, 0.65)),
-                size=float(places.uniform(0.32, 0.55)) * (1.0 if mirrored else 1.4),
-                angle=float(recipe.uniform(-45, 45)),
-                mirrored=mirrored,
-            )
-        )
-    aspect = float(places.uniform(0.75, 1.2))
-    pairs = [draw_layout(parts, aspect, generator) for _ in range(count)]
-    return np.stack([body for body, _ in pairs]), np.stack([details for _, details in pairs])
-
-
-def draw_layout(
-    parts: list[Part], aspect: float, generator: np.random.Generator, jitter: float = 0.05
-) -> tuple[Bytes, Bytes]:
-    """An ellipse with marks, slightly different each time: body and details, both (32, 32)."""
-    body, details = Image.new("L", (LARGE, LARGE)), Image.new("L", (LARGE, LARGE))
-    centre = LARGE / 2 + generator.uniform(-5, 5, 2)
-    height = generator.uniform(20, 28)
-    radius = np.array([min(height * aspect * generator.uniform(0.92, 1.08), 29.0), height])
-    box = [*(centre - radius), *(centre + radius)]
-    if generator.random() < 0.75:
-        ImageDraw.Draw(body).ellipse(box, fill=255)
-    else:
-        ImageDraw.Draw(body).ellipse(box, outline=255, width=int(generator.integers(3, 6)))
-    draw = ImageDraw.Draw(details)
-    width = int(generator.integers(3, 6))
-    for part in parts:
-        for side in (-1, 1) if part.mirrored else (1,):
-            offset = np.array([side * part.x, part.y]) + generator.normal(0, jitter, 2)
-            size = part.size * generator.uniform(0.85, 1.2) * height
-            angle = part.angle + generator.normal(0, 6)
-            _mark(draw, part.kind, centre + offset * radius, size, side * angle, width)
-    tilt = float(generator.normal(0, 7))
-    place = (float(centre[0]), float(centre[1]))
-    turned = [im.rotate(tilt, Image.Resampling.BILINEAR, center=place) for im in (body, details)]
-    return np.asarray(turned[0].reduce(2)), np.asarray(turned[1].reduce(2))
-
-
-def _mark(
-    draw: ImageDraw.ImageDraw,
-    kind: str,
-    centre: NDArray[np.float64],
-    size: float,
-    angle: float,
-    width: int,
-) -> None:
-    """Draw one mark; a `bar` is tilted by `angle`, the curve of `smile` and `frown` grows with
-    it.
-    """
-    x, y = float(centre[0]), float(centre[1])
-    half = size / 2
-    flat = half * (0.5 + abs(angle) / 90)
-    if kind == "dot":
-        draw.ellipse([x - half * 0.7, y - half * 0.7, x + half * 0.7, y + half * 0.7], fill=255)
-    elif kind == "ring":
-        draw.ellipse([x - half, y - half, x + half, y + half], outline=255, width=max(width - 1, 2))
-    elif kind == "bar":
-        dx, dy = half * np.cos(np.radians(angle)), half * np.sin(np.radians(angle))
-        draw.line([x - dx, y - dy, x + dx, y + dy], fill=255, width=width)
-    elif kind == "smile":
-        draw.arc([x - half, y - 2 * flat, x + half, y + flat], 20, 160, fill=255, width=width)
-    elif kind == "frown":
-        draw.arc([x - half, y - flat, x + half, y + 2 * flat], 200, 340, fill=255, width=width)
-    elif kind == "wedge":
-        draw.polygon([(x, y - half), (x + half, y + half), (x - half, y + half)], fill=255)
-    else:
-        draw.ellipse([x - half, y - half * 0.45, x + half, y + half * 0.45], fill=255)
-
-
 _FAMILIES: dict[
     str, Callable[[int, int, np.random.Generator, np.random.Generator], tuple[Bytes, Bytes]]
 ] = {
-    "fractals": _fractals,
+    "fractals": fractals,
     "characters": _characters,
     "glyphs": _glyphs,
     "figures": _figures,
     "patterns": _patterns,
-    "layouts": _layouts,
+    "layouts": layouts,
 }

@@ -4,7 +4,7 @@ A partitioner is a function of (labels, clients, seed) alone and gives each samp
 client. Two kinds differ: `long_tail` leaves samples out, which is its purpose, and `file` gives
 what the file holds. `natural`, `long_tail` and `file` divide a task as a whole and may look at more
 columns than the labels (`WholePartitioner`); the others divide each visual domain by itself
-(`split_by_group`). The simple ones are here, the others in the modules `partition_*`.
+(`split_by_group`). What they share is here.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Columns:
     groups: Indices | None = None
     """(N,) visual domain."""
     owners: Indices | None = None
-    """(N,) who owns the sample, where the data say so."""
+    """(N,) who owns the sample, where the data name an owner."""
 
 
 class WholePartitioner:
-    """A partitioner that divides all domains at once, for it may go by more than the labels.
+    """A partitioner that divides all domains at once, because it may look at more than the labels.
 
     Call it with the columns that it needs: `create("natural")(labels, 4, 0, groups=domains)`.
 
@@ -91,6 +91,12 @@ class WholePartitioner:
 def split_task(partitioner: Partitioner, task: Task, num_clients: int, seed: int) -> list[Indices]:
     """Partition the training split of a task: each domain by itself, or all at once where the
     partitioner is of that kind.
+
+    Args:
+        partitioner: how to divide.
+        task: whose training split is divided.
+        num_clients: clients of all domains together.
+        seed: of the run.
 
     Raises:
         ConfigError: the split cannot be partitioned as asked; the message names the domain.
@@ -210,6 +216,11 @@ def class_members(labels: Indices) -> list[Indices]:
 def collect(samples: Indices, owners: Indices, num_clients: int) -> list[Indices]:
     """Each client's samples, in the order in which they come.
 
+    Args:
+        samples: (N,) indices.
+        owners: (N,) the client of each.
+        num_clients: how many arrays come back; a client without samples gets an empty one.
+
     >>> parts = collect(np.array([7, 5, 6]), np.array([1, 0, 1]), 3)
     >>> [part.tolist() for part in parts]
     [[5], [7, 6], []]
@@ -227,6 +238,12 @@ def log_gamma_shares(
     A Gamma(alpha) variable is a Gamma(alpha + 1) variable times U^(1 / alpha) (Marsaglia and Tsang,
     "A simple method for generating gamma variables", 2000, section 6). Its logarithm stays a number
     where the variable itself is below what a float can hold.
+
+    Args:
+        generator: source of the draws.
+        alpha: concentration of each row.
+        rows: how many draws.
+        columns: shares in each, which add up to 1.
     """
     alpha = max(alpha, 1e-12)  # below, all of a row lies in one place anyway
     shares = generator.random((rows, columns))
@@ -260,7 +277,13 @@ def round_to_sum(values: NDArray[np.float64], total: int) -> Indices:
 
 
 def class_counts(parts: list[Indices], labels: Indices, num_classes: int) -> NDArray[np.int64]:
-    """How many samples of each class each client owns: (clients, classes)."""
+    """How many samples of each class each client owns: (clients, classes).
+
+    Args:
+        parts: each client's indices into `labels`.
+        labels: (N,) classes.
+        num_classes: columns of the result.
+    """
     owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     cells = owners * num_classes + labels[np.concatenate(parts)]
     counts = np.bincount(cells, minlength=len(parts) * num_classes)

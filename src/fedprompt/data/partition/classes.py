@@ -92,6 +92,12 @@ def dominant_clients(
 
     `dominated` shuffled rows of all clients in a line, cut at the rounded multiples of
     dominated x clients / classes.
+
+    Args:
+        dominated: classes that dominate each client.
+        num_clients: how many there are.
+        num_classes: arrays that come back.
+        generator: source of the shuffles.
     """
     rows = np.tile(np.arange(num_clients, dtype=np.int64), (dominated, 1))
     for row in rows:
@@ -170,6 +176,11 @@ def shard_counts(class_sizes: Indices, num_clients: int, each: int) -> Indices:
 
     In proportion to the class sizes, within the bounds: at least 1, at most one per client and one
     per sample.
+
+    Args:
+        class_sizes: (C,) samples of each class, at least 1.
+        num_clients: how many there are.
+        each: shards of a client.
 
     Raises:
         ConfigError: the bounds leave too few or too many shards.

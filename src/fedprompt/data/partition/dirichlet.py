@@ -145,13 +145,13 @@ def hand_out(
     supply: Indices,
     generator: np.random.Generator,
 ) -> NDArray[np.int32]:
-    """Give out every sample once, near to what each client's mixture asks for.
+    """Give out every sample once, close to each client's mixture.
 
     In each pass every client that lacks samples draws as many as it lacks from its mixture over the
-    classes that are left. Where a class is asked for more than there is, lots decide among the
-    requests, so that no client comes before another; those who lost ask again in the next pass.
+    classes that are left. Where more is drawn of a class than there is, lots decide among the
+    clients, so that none comes before another; those who lost draw again in the next pass.
     Such a class is used up, hence there are no more passes than classes. A client whose mixture has
-    nothing left asks for what remains in its proportion.
+    nothing left draws from what remains, in its proportion.
 
     Args:
         mixtures: (m, C) class shares of each client.
@@ -165,25 +165,25 @@ def hand_out(
     lacking, left = sizes.copy(), supply.copy()
     given = np.zeros(mixtures.shape, np.int32)  # with many clients the largest array here
     while left.any():
-        asking = np.flatnonzero(lacking)
-        wanted = mixtures[asking]
+        short = np.flatnonzero(lacking)
+        wanted = mixtures[short]
         wanted *= left > 0
         wanted[wanted.sum(axis=1) < 1e-12] = left
         wanted /= wanted.sum(axis=1, keepdims=True)
-        drawn = generator.multinomial(lacking[asking], wanted)
+        drawn = generator.multinomial(lacking[short], wanted)
         del wanted
         for label in np.flatnonzero(drawn.sum(axis=0) > left):
             drawn[:, label] = generator.multivariate_hypergeometric(
                 drawn[:, label], left[label], method="marginals"
             )
-        given[asking] += drawn
-        lacking[asking] -= drawn.sum(axis=1)
+        given[short] += drawn
+        lacking[short] -= drawn.sum(axis=1)
         left -= drawn.sum(axis=0)
     return given
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse a concentration that is none.
+    """Refuse what is no concentration.
 
     Raises:
         ConfigError: not a finite number > 0.

@@ -183,6 +183,11 @@ def from_file(options: FileOptions) -> Partitioner:
 def check_fits(saved: SavedPartition, labels: Indices, path: str) -> None:
     """Refuse a partition of other data.
 
+    Args:
+        saved: what the file holds.
+        labels: (N,) classes of the training split.
+        path: of the file, for messages.
+
     Raises:
         ConfigError: says what differs.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class LongTailOptions:
     """IF: the largest class over the smallest; 1 keeps equally many of each class."""
     then: str = "dirichlet"
     """The partition of the samples that are kept."""
-    options: dict[str, object] = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Its options: `partition.options.alpha=0.1`."""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ def mirror_partition(
 
     The held-out samples of each class of each domain are divided among the clients in proportion to
     their training samples of that class and domain, by largest remainders. Every held-out sample
-    goes to exactly one client; those of a class that no client trains on go to nobody. A client
+    goes to exactly one client; those of a class that no client trains on go to no one. A client
     with few samples may get none.
 
     Args:
@@ -54,7 +54,7 @@ def mirror_partition(
             if counts.sum() == 0:
                 continue
             sizes = round_to_sum(counts / counts.sum() * len(members), len(members))
-            # Which of them is of no matter, but must be the same for every method and seed.
+            # Which goes to whom does not matter, but must be the same for every method and seed.
             order = np.random.default_rng([int(group), int(label)]).permutation(members)
             for client, share in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
                 shares[client].append(share)

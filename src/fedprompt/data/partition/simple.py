@@ -59,7 +59,7 @@ def quantity(options: QuantityOptions) -> Partitioner:
     """Skewed sizes, all with the same class distribution.
 
     "Quantity skew" of Li et al., "Federated learning on non-IID data silos", ICDE 2022, with a
-    floor in the place of redraws: client i gets n_min + q_i (N - m n_min) samples, q ~
+    floor instead of redraws: client i gets n_min + q_i (N - m n_min) samples, q ~
     Dirichlet(alpha) over the m clients, rounded to the sum N by largest remainders.
     """
 

@@ -154,7 +154,7 @@ class PrefixCache:
             # Another process may have made it while this one waited.
             table = self._open(path, say_why=True)
             if table is None:
-                # Held until it is open, so that no other process makes room of it in between.
+                # Held until it is open, so that no other process deletes it in between.
                 with self._write(path, recipe, split):
                     table = open_entry(path)
         return table
@@ -324,7 +324,7 @@ def _writer_lock(folder: Path, key: str, wait: bool = True) -> Iterator[None]:
 
 
 def _source_digest(module: str) -> str:
-    """SHA-256 over the code that computes a table: an encoder's package, and `data.tables`."""
+    """SHA-256 over the code that computes a table: an encoder's package, and `tables`."""
     file = getattr(sys.modules.get(module), "__file__", None)
     files = [Path(tables.__file__)]
     if file is not None:

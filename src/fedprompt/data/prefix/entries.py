@@ -64,6 +64,11 @@ class Entry:
 def lock(file: IO[bytes] | int, exclusive: bool, wait: bool) -> bool:
     """Lock an open file until it is closed, or its process ends in whatever way.
 
+    Args:
+        file: open, or its descriptor.
+        exclusive: True to write or delete; False to read beside other readers.
+        wait: whether to wait for other holders.
+
     Returns:
         False if another holds it and `wait` is false.
     """
@@ -84,7 +89,7 @@ def in_use(path: Path) -> bool:
     try:
         with (path / HEADER).open("rb") as header:
             return not lock(header, exclusive=True, wait=False)
-    except OSError:  # damaged: nobody has it open
+    except OSError:  # damaged: no one has it open
         return False
 
 
@@ -95,11 +100,11 @@ def remove_entry(path: Path, even_in_use: bool = False) -> bool:
         False if it is in use, by this process or another, and was left alone.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # damaged: nobody has it
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # damaged: no one has it
             header = stack.enter_context((path / HEADER).open("rb"))
             if not lock(header, exclusive=True, wait=False) and not even_in_use:
                 return False
-        # Out of sight in one step: nobody finds it half deleted.
+        # Out of sight in one step: no one finds it half deleted.
         dead = path.with_name(f".old-{path.name}-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             path.rename(dead)

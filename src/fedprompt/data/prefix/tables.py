@@ -2,7 +2,7 @@
 
 Without augmentation, everything below the prompts is a constant of the image. A `FeatureTable`
 holds those constants of one split: the embedded tokens, the queries by which prompts are selected,
-and the features without prompts. `data.cache` keeps tables on disk between runs.
+and the features without prompts. `data.prefix.cache` keeps tables on disk between runs.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class FeatureTable:
     dtype: str = "float32"
     """A key of `DTYPES`; NumPy has no bfloat16, whose bits are kept as uint16."""
     derived: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
-    """Further kinds of queries, each (N, q), which no cache keeps: see `data.whitening`."""
+    """Further kinds of queries, each (N, q), which no cache keeps: see `data.prefix.whitening`."""
     entry: CacheEntry | None = dataclasses.field(default=None, init=False, repr=False)
-    """Set by `data.cache` alone: where the arrays are mapped from. `replace` drops it."""
+    """Set by `data.prefix.cache` alone: where the arrays are mapped from. `replace` drops it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,7 +116,7 @@ def _reopened(
 
 
 class CacheEntry(Protocol):
-    """Where a table is mapped from; see `data.cache_files.Entry`."""
+    """Where a table is mapped from; see `data.prefix.entries.Entry`."""
 
     def reopen(self) -> tuple[Callable[..., FeatureTable], tuple[object, ...]]:
         """A function, and its arguments, that opens the table in another process."""
@@ -141,6 +141,12 @@ def compute_chunks(
 
     Queries and features are computed from the tokens before those are rounded to `dtype`, and stay
     float32: they are small, and they decide which prompts an image gets.
+
+    Args:
+        encoder: the frozen network.
+        split: N images.
+        device: where the network is.
+        dtype: a key of `DTYPES`, in which tokens are kept.
     """
     if not len(split):
         raise InputError("features: expected a split with at least one image, got an empty one")

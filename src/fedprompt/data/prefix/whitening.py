@@ -40,7 +40,7 @@ def add_whitened(
 
     Args:
         tables: training data and splits.
-        public: images that belong to nobody, with their domains.
+        public: labelled images that no client holds, with their domains.
         kinds: name of the whitened queries -> the kind that they are made of.
 
     Raises:
@@ -56,7 +56,7 @@ class Whitening:
     """The map from queries of one kind to whitened ones.
 
     Args:
-        public: images that belong to nobody, with their domains.
+        public: labelled images that no client holds, with their domains.
         kind: `style` or `cls`.
 
     Raises:

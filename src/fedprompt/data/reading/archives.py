@@ -1,4 +1,4 @@
-"""Unpack an archive that somebody else made: inside one folder, within a size, all or nothing."""
+"""Unpack an archive that someone else made: inside one folder, within a size, all or nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unpack(
     """Unpack one folder of a zip or (compressed) tar archive beside the archive.
 
     Everything is written to a temporary folder first, which is renamed at the end: the result is
-    whole or absent, also when several processes begin at once.
+    whole or absent, also when several processes start at once.
 
     Args:
         archive: the file.

@@ -121,7 +121,13 @@ def _find(
 
 
 def is_present(folder: Path, file: str, packed: bool = False) -> bool:
-    """Whether a folder holds a folder (`name/`) or a file, plain or, if `packed`, with `.gz`."""
+    """Whether a folder holds a folder (`name/`) or a file, plain or, if `packed`, with `.gz`.
+
+    Args:
+        folder: where to look.
+        file: the name; one that ends with `/` is that of a folder.
+        packed: whether `.gz` behind the name will do.
+    """
     path = folder / file
     if file.endswith("/"):
         return path.is_dir()
@@ -241,6 +247,12 @@ def read_list(path: Path, first_label: int = 0) -> tuple[list[str], NDArray[np.i
 def check_labels(path: Path, labels: NDArray[np.integer], num_classes: int, first: int = 0) -> None:
     """Refuse a label that no class has, and name the sample.
 
+    Args:
+        path: of the file, for the message.
+        labels: (N,) classes, counted from 0.
+        num_classes: how many classes there are.
+        first: what the file calls class 0, for the message.
+
     Raises:
         InputError: a label lies outside 0..num_classes-1.
     """
@@ -265,6 +277,11 @@ def class_folders(folder: Path) -> list[str]:
 
 def check_same_names(path: Path, listed: Sequence[str], folder: Path) -> None:
     """Refuse a list that does not name each image of a folder once.
+
+    Args:
+        path: of the list, for the message.
+        listed: the names that it holds.
+        folder: whose images they should be.
 
     Raises:
         InputError: counts, and the first name that one of them lacks.

@@ -1,4 +1,4 @@
-"""Images that are read when they are asked for: files that are decoded, arrays that are mapped.
+"""Images that are read when they are needed: files that are decoded, arrays that are mapped.
 
 Each class is an `Images` of `data.task` and can be cut (`take`). Pixels are those of Pillow: RGB,
 the shorter side resized to `size` (bilinear, antialiased) and the middle cut out, which is
@@ -112,7 +112,7 @@ class ImageFiles:
         return self._status
 
     def all_there(self) -> ImageFiles:
-        """Itself, after a look at every file; for names that come from a list.
+        """Itself, after checking that every file exists; for names that come from a list.
 
         Raises:
             InputError: a file does not exist.
@@ -171,18 +171,18 @@ class ArrayImages:
 
     Args:
         pixels: (N, H, W) grey or (N, H, W, 3) RGB; any strides.
-        word: text that is another one whenever the array may be another one.
+        identity: text that is another one whenever the array may be another one.
         size: side of the squares that the images become; None keeps them.
         index: which of them, in which order; None takes all.
     """
 
     def __init__(
-        self, pixels: Pixels, word: str, size: int | None = None, index: Indices | None = None
+        self, pixels: Pixels, identity: str, size: int | None = None, index: Indices | None = None
     ) -> None:
         if pixels.ndim == 3:
             pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
         self.pixels = pixels
-        self.word = word
+        self.identity = identity
         self.size = None if pixels.shape[1:3] == (size, size) else size
         self.index = np.arange(len(pixels)) if index is None else index
 
@@ -201,11 +201,11 @@ class ArrayImages:
 
     def take(self, index: Indices) -> ArrayImages:
         """The images at these positions, in this order."""
-        return ArrayImages(self.pixels, self.word, self.size, self.index[index])
+        return ArrayImages(self.pixels, self.identity, self.size, self.index[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the array's word, the size and the positions."""
-        digest = hashlib.sha256(f"{VERSION}, array {self.word} {self.shape}\n".encode())
+        """SHA-256 over the array's identity, the size and the positions."""
+        digest = hashlib.sha256(f"{VERSION}, array {self.identity} {self.shape}\n".encode())
         digest.update(np.ascontiguousarray(self.index).data)
         return digest.hexdigest()
 

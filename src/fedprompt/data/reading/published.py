@@ -100,7 +100,7 @@ class Labelled:
     groups: Indices
     """Zeros where there is one domain."""
     clients: Indices | None = None
-    """Who owns each image, where the data say so."""
+    """Who owns each image, where the data name an owner."""
 
     @classmethod
     def of(cls, images: LazyImages, labels: NDArray[np.integer]) -> Labelled:
@@ -183,7 +183,16 @@ def draw_splits(
     share: float | None = None,
     balanced: bool = False,
 ) -> tuple[Labelled, Labelled, Labelled]:
-    """Training, validation and test images after the draws; see `build_task`."""
+    """Training, validation and test images after the draws; see `build_task`.
+
+    Args:
+        name: of the data set.
+        published: the splits as their publisher made them.
+        options: how many images are taken, and the seed of the draws.
+        share: of each class of the training images for validation, where the publisher has no such
+            split.
+        balanced: whether validation gets equally many images of each class.
+    """
     check_all_trained(name, published)
     train, validation = published.train, published.validation
     if validation is None:
@@ -252,6 +261,12 @@ def hold_out(
 ) -> tuple[Labelled, Labelled]:
     """Training images and the validation split that is cut out of them, class by class.
 
+    Args:
+        name: of the data set, for messages.
+        train: the images to divide.
+        seed: of the draw.
+        share: of each class that goes to validation; None if there is to be no such split.
+
     Raises:
         ConfigError: the share leaves one of them empty.
     """
@@ -313,6 +328,11 @@ def join(parts: Sequence[Labelled], label_offsets: Sequence[int]) -> Labelled:
 def read_class_folders(folder: Path, class_names: Sequence[str], size: int) -> Labelled:
     """The images of one split that has a folder for each class.
 
+    Args:
+        folder: holds a folder for each class.
+        class_names: names of those folders, in the order of the labels.
+        size: side of the images, in pixels.
+
     Raises:
         InputError: a class has no folder, or its folder holds no image.
     """
@@ -333,6 +353,11 @@ def read_class_folders(folder: Path, class_names: Sequence[str], size: int) -> L
 
 def without_bad_images(name: str, published: Published, options: ImageOptions) -> Published:
     """Decode every file once and leave out those that do not decode, if the options say `skip`.
+
+    Args:
+        name: of the data set, for messages.
+        published: the splits to look at.
+        options: whether to skip, and how images are read.
 
     Returns:
         The published splits; what was left out is counted in their notes.

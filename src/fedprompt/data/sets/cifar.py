@@ -130,6 +130,11 @@ def cifar100(options: Cifar100Options) -> Task:
 def read_cifar(name: str, root: Path, version: Version) -> Published:
     """Either version of CIFAR-10 or CIFAR-100.
 
+    Args:
+        name: of the data set.
+        root: folder of the files.
+        version: what its files and classes are called.
+
     Raises:
         ConfigError: the files are not there.
         InputError: a file is damaged.

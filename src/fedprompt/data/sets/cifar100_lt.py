@@ -57,6 +57,11 @@ def cifar100_lt(options: Cifar100LtOptions) -> Task:
 def long_tail_sizes(largest: int, num_classes: int, imbalance_factor: float) -> Indices:
     """Images of each class, the largest first; at least one.
 
+    Args:
+        largest: images of the first class.
+        num_classes: how many sizes come back.
+        imbalance_factor: the largest size by the smallest.
+
     >>> sizes = long_tail_sizes(500, 100, 100)
     >>> int(sizes[0]), int(sizes[-1]), int(sizes.sum())
     (500, 5, 10847)

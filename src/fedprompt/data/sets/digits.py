@@ -31,16 +31,26 @@ class DigitsOptions:
         seed: of the division; the images themselves are always the same.
         validation: share of each class that goes to the validation split.
         test: share of each class that goes to the test split.
+        train: share of each class that goes to the training split; None means all that is left.
     """
 
     seed: int = 0
     validation: float = 0.15
     test: float = 0.2
+    train: float | None = None
 
     def __post_init__(self) -> None:
         check_integer("data.seed", self.seed, 0)
         for name in ("validation", "test"):
             check_number(f"data.{name}", getattr(self, name), 0, above=True, below=1)
+        if self.train is not None:
+            check_number("data.train", self.train, 0, above=True, below=1)
+            if self.train + self.validation + self.test > 1 + 1e-9:  # sums of shares are rounded
+                raise ConfigError(
+                    "data.train + data.validation + data.test: expected at most 1, got "
+                    f"{self.train} + {self.validation} + {self.test}; set data.train=null for all "
+                    "images that the others leave"
+                )
         if self.validation + self.test > 0.9:
             raise ConfigError(
                 "data.validation + data.test: expected at most 0.9, or no training images remain, "
@@ -79,10 +89,11 @@ def digits(options: DigitsOptions) -> Task:
     """
     grey, labels = source_digits()
     images = np.repeat(enlarge(grey)[..., None], 3, axis=3)
-    test, validation, train = stratified_parts(
-        labels,
-        (options.test, options.validation),
-        numpy_generator(options.seed, "data/digits/split"),
+    shares = [options.test, options.validation]
+    if options.train is not None:  # what is left is then nobody's
+        shares.append(options.train)
+    test, validation, train, *_ = stratified_parts(
+        labels, tuple(shares), numpy_generator(options.seed, "data/digits/split")
     )
 
     def split(index: NDArray[np.int64]) -> Split:

@@ -17,8 +17,8 @@ Patterns of all splits are taken from one stock of 800 fields a class: one test 
 the field of a training image, and one in sixteen that of a public image, turned otherwise, in other
 colours and behind another object. In the other domains no two splits share a source.
 
-Labels are known without drawing; a split is drawn when somebody asks for one of its images, which
-nobody does once the prefix cache knows them.
+Labels are known without drawing; a split is drawn when one of its images is read, which no
+one does once the prefix cache knows them.
 """
 
 from __future__ import annotations
@@ -26,25 +26,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from fedprompt.core import seeding
 from fedprompt.core.checks import check_integer
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import numpy_generator
-from fedprompt.data import stratified
-from fedprompt.data.drawing import composition, glyphs, patterns, shapes
-from fedprompt.data.drawing.composition import Grounds, hsv_to_rgb, moved
-from fedprompt.data.drawing.glyphs import SIZE, Bytes, glyph_image, warp
-from fedprompt.data.drawing.patterns import HELD_OUT_PATTERNS
-from fedprompt.data.drawing.shapes import draw_class
+from fedprompt.data import drawing, stratified
+from fedprompt.data.drawing import faces, scenes
+from fedprompt.data.drawing.faces import EXPRESSIONS
+from fedprompt.data.drawing.glyphs import SIZE, Bytes
+from fedprompt.data.drawing.scenes import LETTERS, PATTERN_CLASSES
 from fedprompt.data.sets import digits
 from fedprompt.data.sets.digits import enlarge, source_digits
 from fedprompt.data.stratified import stratified_parts
@@ -54,9 +52,6 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 DIGITS = tuple("0123456789")
-LETTERS = tuple("ABCDEFGHIJ")
-PATTERN_CLASSES = ("stripes", "checks", "dots", "rings", "plaid", "bricks", *HELD_OUT_PATTERNS)
-EXPRESSIONS = ("neutral", "happy", "sad", "angry", "surprised", "afraid", "disgusted")
 GROUPS = ("digits", "letters", "patterns", "faces")
 _CLASSES = (DIGITS, LETTERS, PATTERN_CLASSES, EXPRESSIONS)
 _SPLITS = ("public", "train", "validation", "test")
@@ -67,14 +62,6 @@ _NOISE = (0.12, 0.3, 0.06, 0.04)
 """Per domain, how much the strongest noise grows with difficulty; balances how hard the domains
 are.
 """
-
-_FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
-    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSerif",
-    "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic", "STIXGeneral",
-    "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmr10", "cmb10", "cmss10",
-    "cmtt10", "cmmi10",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +156,7 @@ def _order(name: str, options: DomainsOptions) -> Integers:
 
 
 class DrawnImages:
-    """The images of one split, an `Images`: all drawn when the first is asked for.
+    """The images of one split, an `Images`: all drawn when the first is read.
 
     Args:
         name: of the split.
@@ -214,9 +201,11 @@ class DrawnImages:
 def _drawn_by() -> str:
     """The code that draws: SHA-256 of the sources, versions of the libraries."""
     digest = hashlib.sha256()
-    modules = (digits, stratified, composition, patterns, shapes, glyphs, seeding)
-    for path in (__file__, *(module.__file__ for module in modules)):
-        digest.update(Path(str(path)).read_bytes())
+    used = [Path(str(module.__file__)) for module in (digits, stratified, seeding)]
+    # All of the drawing room, so that a new file cannot be forgotten.
+    drawn = sorted(Path(drawing.__path__[0]).glob("*.py"))
+    for path in (Path(__file__), *used, *drawn):
+        digest.update(path.read_bytes())
     # matplotlib brings the fonts, scikit-learn the digits.
     libraries = ("numpy", "pillow", "matplotlib", "scikit-learn")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in libraries]
@@ -229,7 +218,7 @@ def draw_split(name: str, options: DomainsOptions) -> Bytes:
     images = []
     for group, own in enumerate(_own_classes(getattr(options, name))):
         generator = numpy_generator(options.seed, f"data/domains/{name}/{GROUPS[group]}")
-        pixels = _DRAW[group](own, generator, sources, options.difficulty)
+        pixels = _draw_domain(group, own, generator, sources, options.difficulty)
         images.append(_finish(pixels, _NOISE[group], generator, options))
     return np.concatenate(images)[_order(name, options)]
 
@@ -249,244 +238,29 @@ def _finish(
     return np.stack([np.asarray(image) for image in resized]).astype(np.uint8)
 
 
-def _colour(
-    count: int,
+def _draw_domain(
+    group: int,
+    own: Integers,
     generator: np.random.Generator,
-    value: tuple[float, float] = (0.1, 1.0),
-    saturation: tuple[float, float] = (0.2, 1.0),
+    sources: Integers,
+    difficulty: float,
 ) -> Floats:
-    """Random colours, ready to be laid over images: (count, 1, 1, 3)."""
-    hue = generator.random(count)
-    colour = hsv_to_rgb(
-        hue, generator.uniform(*saturation, count), generator.uniform(*value, count)
-    )
-    return colour[:, None, None]
+    """The images of one domain from their classes (N,): (N, 32, 32, 3) in [0, 1]."""
+    if GROUPS[group] == "digits":
+        return scenes.blended(_written(own, generator, sources), generator, difficulty)
+    draw = {
+        "letters": scenes.letters,
+        "patterns": scenes.covered_patterns,
+        "faces": faces.faces,
+    }[GROUPS[group]]
+    return draw(own, generator, difficulty)
 
 
-# ---------------------------------------------------------------- the four domains
-
-
-@lru_cache(maxsize=1)
-def _textures() -> Grounds:
-    return Grounds(("clouds", "grain", "cells", "waves", "plaid", "gradient", "bricks"), 300, 1)
-
-
-def _digits(
-    own: Integers, generator: np.random.Generator, sources: Integers, difficulty: float
-) -> Floats:
-    """|texture - digit|: (N,) classes -> (N, 32, 32, 3)."""
+def _written(own: Integers, generator: np.random.Generator, sources: Integers) -> Bytes:
+    """A handwritten digit of each class, among those of the split: (N, 32, 32) uint8."""
     grey, digit = source_digits()
     chosen = np.empty(len(own), np.int64)
     for label in range(10):
         rows = own == label
         chosen[rows] = generator.choice(sources[digit[sources] == label], rows.sum())
-    large = enlarge(grey[chosen])
-    nothing = np.zeros(len(own), bool)
-    ink, _ = moved(large, np.zeros_like(large), nothing, 3, generator)
-    textures = _textures()
-    field = textures.sample(generator.integers(0, len(textures.kinds), len(own)), generator)[
-        ..., None
-    ]
-    first, second = (_colour(len(own), generator) for _ in range(2))
-    weak = generator.uniform(0.9 - 0.65 * difficulty, 1.0, (len(own), 1, 1, 1)).astype(np.float32)
-    pen = _colour(len(own), generator, (0.9, 1.0), (0.0, 0.6)) * weak
-    return np.abs(first + field * (second - first) - ink * pen)
-
-
-@lru_cache(maxsize=1)
-def _grains() -> Grounds:
-    return Grounds(("flat", "grain", "clouds"), 300, 2)
-
-
-def _letters(
-    own: Integers, generator: np.random.Generator, sources: Integers, difficulty: float
-) -> Floats:
-    """One letter in one of many fonts: (N,) classes -> (N, 32, 32, 3)."""
-    del sources
-    fonts = generator.integers(0, len(_FONTS), len(own))
-    rotation, shear = 0.1 + 0.7 * difficulty, 0.15 + 0.45 * difficulty
-    masks = np.stack(
-        [
-            warp(glyph_image(LETTERS[label], _FONTS[font]), generator, rotation, (0.5, 1.1), shear)
-            for label, font in zip(own, fonts, strict=True)
-        ]
-    )
-    ink, _ = moved(masks, np.zeros_like(masks), np.zeros(len(own), bool), 4, generator)
-    ground = _colour(len(own), generator, (0.05, 1.0), (0.0, 0.5))
-    step = generator.uniform(0.55 - 0.7 * difficulty, 0.6, (len(own), 1, 1, 1)).astype(np.float32)
-    pen = np.clip(
-        np.where(ground.mean(axis=3, keepdims=True) > 0.5, ground - step, ground + step), 0, 1
-    )
-    grains = _grains()
-    rough = grains.sample(generator.integers(0, len(grains.kinds), len(own)), generator)[..., None]
-    depth = generator.uniform(0, 0.2 + 0.6 * difficulty, (len(own), 1, 1, 1)).astype(np.float32)
-    ground = ground + depth * (rough - 0.5) * (rough.max(axis=(1, 2), keepdims=True) > 0)
-    return np.asarray(ground + ink * (pen - ground), dtype=np.float32)
-
-
-@lru_cache(maxsize=1)
-def _pattern_stock() -> Grounds:
-    return Grounds(PATTERN_CLASSES, 800, 3, (2.0, 4.5))
-
-
-@lru_cache(maxsize=1)
-def _distractors() -> Bytes:
-    """Objects that hide part of a pattern, a little more than half as large as the image: (M, 32,
-    32).
-    """
-    families = [("figures", 40), ("glyphs", 60), ("characters", 60)]
-    large = np.concatenate(
-        [draw_class(name, index, 6, 4)[0] for name, many in families for index in range(many)]
-    )
-    side, edge = 18, (SIZE - 18) // 2
-    small = [Image.fromarray(mask).resize((side, side), Image.Resampling.BOX) for mask in large]
-    return np.pad(
-        np.stack([np.asarray(mask) for mask in small]), ((0, 0), (edge, edge), (edge, edge))
-    )
-
-
-def _patterns(
-    own: Integers, generator: np.random.Generator, sources: Integers, difficulty: float
-) -> Floats:
-    """A pattern in two colours, partly hidden by an object that says nothing: (N,) -> (N, 32, 32,
-    3).
-    """
-    del sources
-    field = _pattern_stock().sample(own, generator)[..., None]
-    first = _colour(len(own), generator)
-    step = generator.uniform(0.7 - 0.3 * difficulty, 0.8, (len(own), 1, 1, 1)).astype(np.float32)
-    toward = np.where(first.mean(axis=3, keepdims=True) > 0.5, -1, 1)
-    tint = _colour(len(own), generator, (0.5, 1.0), (0.0, 1.0)) * 1.4
-    second = np.clip(first + toward * step * tint, 0, 1)
-    objects = _distractors()
-    chosen = objects[generator.integers(0, len(objects), len(own))]
-    ink, _ = moved(chosen, np.zeros_like(chosen), np.zeros(len(own), bool), 6, generator)
-    ground = first + field * (second - first)
-    return np.asarray(ground + ink * (_colour(len(own), generator) - ground), dtype=np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Look:
-    """An expression in numbers; lengths in units of the face's half height."""
-
-    brow_tilt: float
-    """Degrees; positive lifts the inner ends."""
-    brow_lift: float
-    eye_open: float
-    mouth_curve: float
-    """Positive smiles."""
-    mouth_open: float
-    mouth_skew: float
-
-
-_LOOKS = (
-    _Look(0, 0.00, 0.13, 0.00, 0.02, 0.00),
-    _Look(4, 0.03, 0.11, 0.22, 0.06, 0.00),
-    _Look(22, 0.02, 0.10, -0.18, 0.02, 0.00),
-    _Look(-24, -0.05, 0.10, -0.10, 0.05, 0.00),
-    _Look(6, 0.12, 0.20, 0.00, 0.24, 0.00),
-    _Look(22, 0.10, 0.19, -0.08, 0.13, 0.00),
-    _Look(-12, -0.05, 0.06, -0.12, 0.03, 0.16),
-)
-
-
-def _faces(
-    own: Integers, generator: np.random.Generator, sources: Integers, difficulty: float
-) -> Floats:
-    """Schematic faces: (N,) expressions -> (N, 32, 32, 3)."""
-    del sources
-    return np.stack([_face(_LOOKS[label], generator, difficulty) for label in own])
-
-
-def _face(look: _Look, generator: np.random.Generator, difficulty: float) -> Floats:
-    """One face of random build and colouring: (32, 32, 3) in [0, 1]."""
-    scale = 2 * SIZE
-    spread = np.array([7, 0.03, 0.025, 0.06, 0.025, 0.03]) * (0.1 + 0.8 * difficulty)
-    tilt, lift, opening, curve, mouth, skew = (
-        np.array(dataclasses.astuple(look)) + generator.normal(0, 1, 6) * spread
-    )
-    ground, hair, skin, dark, lips = _face_colours(generator)
-    image = Image.new("RGB", (scale, scale), ground)
-    draw = ImageDraw.Draw(image)
-    x, y = scale / 2 + generator.uniform(-4, 4, 2)
-    tall = generator.uniform(22, 28)
-    wide = tall * generator.uniform(0.72, 0.95)
-    draw.ellipse([x - wide * 1.1, y - tall * 1.15, x + wide * 1.1, y + tall * 0.5], fill=hair)
-    draw.ellipse([x - wide, y - tall * 0.95, x + wide, y + tall], fill=skin)
-    apart = wide * generator.uniform(0.38, 0.46)
-    level = y - tall * generator.uniform(0.12, 0.2)
-    width = int(generator.integers(2, 4))
-    half = wide * generator.uniform(0.22, 0.28)
-    for side in (-1, 1):
-        eye = x + side * apart
-        height = tall * max(opening, 0.03)
-        draw.ellipse([eye - half, level - height, eye + half, level + height], fill=(240, 240, 235))
-        pupil = min(half, height) * 0.75
-        draw.ellipse([eye - pupil, level - pupil, eye + pupil, level + pupil], fill=dark)
-        brow = level - tall * (0.24 + lift)
-        rise = np.tan(np.radians(tilt)) * half * 1.3
-        draw.line(
-            [eye - side * half * 1.3, brow - rise, eye + side * half * 1.3, brow + rise],
-            fill=hair,
-            width=width,
-        )
-    draw.line([x, level + tall * 0.12, x - wide * 0.07, y + tall * 0.22], fill=dark, width=2)
-    _mouth(
-        draw,
-        x,
-        y + tall * 0.52,
-        wide * generator.uniform(0.5, 0.62),
-        tall,
-        (curve, mouth, skew),
-        dark,
-        lips,
-    )
-    turned = image.rotate(
-        float(generator.normal(0, 2 + 6 * difficulty)), Image.Resampling.BILINEAR, fillcolor=ground
-    )
-    return (np.asarray(turned.reduce(2)) / 255).astype(np.float32)
-
-
-Rgb = tuple[int, int, int]
-
-
-def _face_colours(generator: np.random.Generator) -> tuple[Rgb, Rgb, Rgb, Rgb, Rgb]:
-    """Ground, hair, skin, dark and lips."""
-    hue = np.array(
-        [generator.random(), generator.uniform(0.0, 0.12), generator.uniform(0.03, 0.1), 0.05, 0.99]
-    )
-    saturation = np.array([generator.uniform(0, 0.4), 0.6, generator.uniform(0.25, 0.6), 0.4, 0.6])
-    value = generator.uniform((0.2, 0.05, 0.45, 0.02, 0.3), (1.0, 0.4, 1.0, 0.2, 0.7))
-    colours = np.rint(hsv_to_rgb(hue, saturation, value) * 255).astype(int)
-    ground, hair, skin, dark, lips = ((int(r), int(g), int(b)) for r, g, b in colours)
-    return ground, hair, skin, dark, lips
-
-
-def _mouth(
-    draw: ImageDraw.ImageDraw,
-    x: float,
-    y: float,
-    half: float,
-    tall: float,
-    shape: tuple[float, float, float],
-    dark: Rgb,
-    lips: Rgb,
-) -> None:
-    """A mouth between two parabolas: `shape` is curve, opening and skew in units of `tall`."""
-    curve, opening, skew = shape
-    t = np.linspace(-1, 1, 13)
-    middle = y + tall * (curve * (0.5 - t**2) + skew * t / 2)
-    gap = tall * max(opening, 0.0) * (1 - t**2) / 2
-    upper = list(zip(x + half * t, middle - gap, strict=True))
-    lower = list(zip(x + half * t, middle + gap, strict=True))
-    outline = [(float(a), float(b)) for a, b in [*upper, *reversed(lower)]]
-    draw.polygon(outline, fill=dark)
-    draw.line([*outline, outline[0]], fill=lips, width=2)
-
-
-_DRAW: tuple[Callable[[Integers, np.random.Generator, Integers, float], Floats], ...] = (
-    _digits,
-    _letters,
-    _patterns,
-    _faces,
-)
+    return enlarge(grey[chosen])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,22 @@ Output = Callable[[Tensor, Tensor], Tensor]
 """(input, output) of a layer -> the output to go on with"""
 
 
+class TuningOptions(Protocol):
+    """What the options of every tuning but `none` have."""
+
+    @property
+    def lr(self) -> float:
+        """The clients' learning rate for the tuned tensors."""
+        ...
+
+
 class Tuning:
     """No tuning: the backbone is as it was pre-trained.
 
     The backbone is typed as `nn.Module`, so that options can be read without importing timm.
     """
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: TuningOptions) -> None:
         self.options = options
 
     @property

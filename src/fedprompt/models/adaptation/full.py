@@ -1,4 +1,4 @@
-"""`full`: all blocks and norms of the Vision Transformer are trained, as `backbone.NAME`.
+"""`full`: all blocks and norms of the Vision Transformer are trained, by their names.
 
 The full-model tuning that the PFPT paper compares with (Fig. 1). What lies below the prompts (patch
 embedding and position embedding) stays frozen here, because it is what the prefix cache holds; in
@@ -16,10 +16,6 @@ from torch.func import functional_call
 
 from fedprompt.core.checks import check_number
 from fedprompt.models.adaptation.base import Tuning, tunings
-
-PREFIX = "backbone."
-BELOW = ("vit.patch_embed.", "vit.pos_embed", "vit.cls_token", "vit.reg_token", "vit.dist_token")
-"""Parameters that `Backbone.embed` uses; `vit.norm_pre.` is another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Full(Tuning):
 
     def initial(self, backbone: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         """Copies of the pre-trained parameters."""
-        return {PREFIX + name: value.detach().cpu().clone() for name, value in trainable(backbone)}
+        return {name: value.detach().cpu().clone() for name, value in trainable(backbone)}
 
     def encode(
         self,
@@ -62,13 +58,14 @@ class Full(Tuning):
         prompts: Tensor | None = None,
     ) -> Tensor:
         """The forward pass with these parameters in the place of the frozen ones."""
-        own = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+        own = {f"backbone.{name}": value for name, value in tensors.items()}
         features: Tensor = functional_call(_Encoder(backbone), own, (tokens, prompts))
         return features
 
 
 def trainable(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters that a forward pass from the cached tokens uses."""
+    below = set(backbone.embedding_parameters())  # type: ignore[operator]
     for name, value in backbone.named_parameters():
-        if not name.startswith((*BELOW, "vit.norm_pre.")):
+        if value not in below:
             yield name, value

@@ -1,7 +1,7 @@
 """Pre-training of the embedded nano ViT on procedurally drawn images (`fedprompt pretrain`).
 
 *Plain*: classify the procedural shapes, with a head that is thrown away. *Promptable*: continue
-from the plain weights with task tokens. Every image is asked for one of four attributes (`TASKS`);
+from the plain weights with task tokens. For every image one of four attributes is asked (`TASKS`);
 the tokens of that task stand where prompts will stand (after CLS, without position embedding), and
 one head over the answers of all tasks forces CLS to express what the tokens ask for. An ordinarily
 pre-trained network of this size hardly reacts to prompts; this one does.
@@ -10,15 +10,9 @@ pre-trained network of this size hardly reacts to prompts; this one does.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.files import Json
+from fedprompt.core.files import atomic_write
 from fedprompt.core.seeding import derive_seed, numpy_generator, torch_generator
 from fedprompt.data.drawing.composition import (
     HUES,
@@ -43,107 +37,11 @@ from fedprompt.data.drawing.composition import (
     draw_masks,
 )
 from fedprompt.data.drawing.patterns import PATTERNS
-from fedprompt.data.drawing.shapes import ShapeCounts
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.nano import network as nano
+from fedprompt.models.nano.card import Training, make_card, source_commit, write_card
+from fedprompt.models.nano.recipe import TASKS, TOKENS_PER_TASK, PretrainConfig, Progress
 from fedprompt.models.selection import QUERIES
-
-TASKS = ("shape", "foreground hue", "background hue", "background pattern")
-TOKENS_PER_TASK = 3
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Told the stage (`draw`, `train`, `query`, `probe`), how much of it is done, how much there is,
-and metrics.
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """The recipe. The defaults made `nano.safetensors`, `PROMPTABLE` made
-    `nano_promptable.safetensors`.
-
-    Args:
-        seed: of masks, weights, colours and order; same seed and threads, same bits (CPU).
-        images: masks that are drawn; each is coloured anew whenever it is presented.
-        presentations: images that pass through the network in training.
-        batch_size: images per step.
-        learning_rate: peak of a linear warm-up and cosine decay (AdamW).
-        weight_decay: of matrices and convolutions; not of biases, norms, CLS, positions and tokens.
-        warmup: share of the steps.
-        curriculum: shares of the steps until which all images are clean and from which on
-            `composition.clean` of them are, linear in between; without clean images first, a
-            network of this size learns nothing for very long. The promptable stage starts at the
-            end of it.
-        label_smoothing: of the cross-entropy.
-        promptable: whether to train with task tokens.
-        token_learning_rate: peak rate of the task tokens.
-        bare_share: share of images without tokens in the promptable stage, asked for their shape.
-        statistics: images for the statistics that standardise queries.
-        threads: of torch.
-        device: `cpu`, `cuda` or `auto`.
-        shapes: how many classes of each family.
-        composition: probabilities of colours, grounds and blur.
-    """
-
-    seed: int = 0
-    images: int = 60_000
-    presentations: int = 500_000
-    batch_size: int = 128
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.04
-    curriculum: tuple[float, float] = (0.06, 0.35)
-    label_smoothing: float = 0.1
-    promptable: bool = False
-    token_learning_rate: float = 5e-3
-    bare_share: float = 0.1
-    statistics: int = 4096
-    threads: int = 1
-    device: str = "cpu"
-    shapes: ShapeCounts = dataclasses.field(default_factory=ShapeCounts)
-    composition: Composition = dataclasses.field(default_factory=Composition)
-
-    def __post_init__(self) -> None:
-        for name in ("images", "presentations", "batch_size", "threads", "statistics"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"pretrain.{name}: expected at least 1, got {getattr(self, name)}"
-                )
-        if self.presentations < self.batch_size:
-            raise ConfigError(
-                f"pretrain.presentations: expected at least one batch ({self.batch_size}), "
-                f"got {self.presentations}"
-            )
-        for name in ("learning_rate", "token_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"pretrain.{name}: expected more than 0, got {getattr(self, name)}"
-                )
-        for name in ("warmup", "label_smoothing", "bare_share", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"pretrain.{name}: expected 0 <= value < 1, got {getattr(self, name)}"
-                )
-        if not 0 <= self.curriculum[0] < self.curriculum[1] <= 1:
-            raise ConfigError(
-                "pretrain.curriculum: expected two increasing shares of the steps, "
-                f"got {self.curriculum}"
-            )
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"pretrain.device: expected auto, cpu or cuda, got '{self.device}'")
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        return self.presentations // self.batch_size
-
-    @property
-    def name(self) -> str:
-        """Name of the weights that this recipe makes."""
-        return "nano_promptable" if self.promptable else "nano"
-
-
-PLAIN = PretrainConfig()
-PROMPTABLE = PretrainConfig(promptable=True, presentations=160_000, learning_rate=5e-4)
 
 
 def pretrain(
@@ -169,7 +67,7 @@ def pretrain(
     report = progress or (lambda stage, done, total, metrics: None)
     device = _device(config.device)
     output.mkdir(parents=True, exist_ok=True)
-    started, commit = time.perf_counter(), _commit()
+    started, commit = time.perf_counter(), source_commit()
     # PyTorch and timm initialise from the global generator; the caller's is put back afterwards.
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         backbone = untrained(config.seed)
@@ -185,12 +83,18 @@ def pretrain(
         tensors |= _half(_query_statistics(config, tensors, masks, report))
     path = output / f"{config.name}.safetensors"
     content = save(tensors)
-    _write_atomically(path, content)
-    card = _card(config, trainer, masks, history, seconds, init) | {
-        "commit": commit,
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    write_card(path, card)
+    atomic_write(path, content)
+    training = Training(
+        classes=len(masks.names),
+        images=len(masks),
+        parameters=sum(value.numel() for value in trainer.vit.parameters()),
+        device=str(trainer.device),
+        history=history,
+        seconds=seconds,
+        init=init,
+        commit=commit,
+    )
+    write_card(path, make_card(config, training, content))
     return path
 
 
@@ -311,7 +215,7 @@ class _Trainer:
     def _ask(
         self, labels: NDArray[np.int64], drawn: Drawn
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose a task per image; an image without the attribute is asked for its shape."""
+        """Choose a task per image; of an image without the attribute the shape is asked."""
         answers = np.stack([labels, drawn.foreground, drawn.background, drawn.pattern])
         tasks = self.generator.integers(0, len(TASKS), len(labels))
         everyone = np.arange(len(labels))
@@ -376,7 +280,7 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "pretrain.device: 'cuda' was asked for but torch finds no GPU; use 'cpu' or 'auto'"
+            "pretrain.device: expected a GPU for 'cuda', but torch finds none; use 'cpu' or 'auto'"
         )
     return torch.device(name)
 
@@ -392,7 +296,7 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- what is stored
 
 
 def _half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -429,67 +333,3 @@ def _query_statistics(
         result[f"query.{kind}.mean"] = query.mean(dim=0)
         result[f"query.{kind}.std"] = query.std(dim=0, unbiased=False)
     return result
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def write_card(weights: Path, card: Mapping[str, object]) -> None:
-    """Write the JSON card beside the weights."""
-    text = json.dumps(card, indent=2) + "\n"
-    _write_atomically(weights.with_suffix(".json"), text.encode())
-
-
-def _card(
-    config: PretrainConfig,
-    trainer: _Trainer,
-    masks: Masks,
-    history: list[dict[str, float]],
-    seconds: float,
-    init: Path | None,
-) -> Json:
-    """Everything that says how the weights were made."""
-    return {
-        "name": config.name,
-        "recipe": dataclasses.asdict(config),
-        "seed": config.seed,
-        "init": None if init is None else {"file": init.name, "sha256": _sha256(init)},
-        "tasks": list(TASKS) if config.promptable else [],
-        "classes": len(masks.names),
-        "images": len(masks),
-        "presentations": config.steps * config.batch_size,
-        "parameters": sum(value.numel() for value in trainer.vit.parameters()),
-        "seconds": round(seconds, 1),
-        "threads": config.threads,
-        "device": str(trainer.device),
-        "history": history,
-        "versions": _versions(),
-    }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "timm", "numpy", "pillow", "matplotlib", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, or None outside a git checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()

@@ -13,7 +13,9 @@ from torch import Tensor
 from fedprompt.core.files import Json
 from fedprompt.data.task import Images, Split, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
-from fedprompt.models.nano.pretrain import TASKS, Progress, torch_threads, untrained, write_card
+from fedprompt.models.nano.card import write_card
+from fedprompt.models.nano.pretrain import torch_threads, untrained
+from fedprompt.models.nano.recipe import TASKS, Progress
 
 # ---------------------------------------------------------------- linear probes
 
@@ -21,7 +23,13 @@ from fedprompt.models.nano.pretrain import TASKS, Progress, torch_threads, untra
 def features_of(
     backbone: Backbone, images: NDArray[np.uint8] | Images, prompts: Tensor | None = None
 ) -> NDArray[np.float64]:
-    """CLS features (N, d) of images (N, H, W, 3), all with the same prompts (n, d) or none."""
+    """CLS features (N, d) of images (N, H, W, 3), all with the same prompts (n, d) or none.
+
+    Args:
+        backbone: the frozen network.
+        images: (N, H, W, 3) uint8.
+        prompts: (n, d), the same for all images; None for none.
+    """
     parts = []
     with torch.no_grad():
         for start in range(0, images.shape[0], 256):
@@ -36,6 +44,13 @@ def linear_probe(
     """Test accuracy of logistic regression on standardised CLS features.
 
     The regularisation is chosen on the validation split; the test split is looked at once.
+
+    Args:
+        backbone: the frozen network.
+        train: fits the regression.
+        validation: chooses its strength.
+        test: is looked at once.
+        prompts: (n, d), the same for all images; None for none.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pickle
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import ClientError, FedpromptError, InputError, WorkerError
+from fedprompt.core.plugins import Plugin, install
 from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
 from fedprompt.runtime.base import limited_threads
 from fedprompt.runtime.ray.local import import_ray, node_id
@@ -28,12 +30,13 @@ class FeaturesMissing(FedpromptError):
 class ClientActor:
     """Wraps a `ClientWorker`: one frozen backbone, the data by reference, no client's state."""
 
-    def __init__(self, threads: int) -> None:
-        from fedprompt.client import preloaded  # noqa: F401 - takes seconds; begun before the data
+    def __init__(self, threads: int, plugins: Sequence[Plugin] = ()) -> None:
+        from fedprompt.client import preloaded  # noqa: F401 - takes seconds; done before the data come
 
         # For the life of the process: the limits end with it.
         self._limits = limited_threads(threads)
         self._limits.__enter__()
+        self._plugins = plugins
         self._worker: ClientWorker | None = None
 
     def load(self, setup: list[Any]) -> tuple[str, str, str]:
@@ -60,6 +63,10 @@ class ClientActor:
         """
         if self._worker is not None:
             return self._worker
+        try:
+            install(self._plugins)  # before the setup, which may be made of their classes
+        except FedpromptError as error:
+            raise WorkerError(f"node {node_name()}: {error}") from error
         given: WorkerSetup | None = None
         for reference in setup:
             content = import_ray().get(reference)
@@ -82,7 +89,14 @@ class ClientActor:
     def train(
         self, setup: list[Any], recipe: LocalRecipe, jobs: list[ClientJob], broadcast: Broadcast
     ) -> list[ClientUpdate]:
-        """The local work of a pack of clients."""
+        """The local work of a pack of clients.
+
+        Args:
+            setup: as for `_load`.
+            recipe: how clients train.
+            jobs: of the clients, each without its broadcast.
+            broadcast: of them all.
+        """
         worker = self._load(setup)
         whole = [dataclasses.replace(job, broadcast=broadcast) for job in jobs]
         try:
@@ -92,9 +106,17 @@ class ClientActor:
             raise ClientError(*where) from error
 
     def measure(
-        self, setup: list[Any], recipe: LocalRecipe, model: Broadcast, piece: Piece
+        self, setup: list[Any], recipe: LocalRecipe, piece: Piece, broadcast: Broadcast
     ) -> Tally:
-        """One piece of a split."""
+        """One piece of a split.
+
+        Args:
+            setup: as for `_load`.
+            recipe: how the model is built.
+            piece: without its broadcast.
+            broadcast: of the piece.
+        """
         from fedprompt.server.evaluate import measure_piece
 
-        return measure_piece(self._load(setup), recipe, model, piece)
+        whole = dataclasses.replace(piece, broadcast=broadcast)
+        return measure_piece(self._load(setup), recipe, whole)

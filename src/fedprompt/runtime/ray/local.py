@@ -10,17 +10,13 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedprompt.core.errors import ConfigError, FedpromptError, WorkerError
-from fedprompt.runtime.ray import spare_workers
-
-if TYPE_CHECKING:  # imports Lightning and timm
-    pass
-
+from fedprompt.runtime.ray import private
 
 LOG_BYTES = 5_000_000
 """Of each log file of a local Ray; there is one file of each kind for every process."""
@@ -66,28 +62,21 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
     """
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     # Read by the processes that Ray starts.
     os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_BYTES))
     os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", "1")
-    ray = import_ray()
+    import_ray()
     if not address:
         remove_stale_folders()
-        local = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-            "_temp_dir": tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=short_folder()),
-            "_system_config": spare_workers.system_config(num_cpus + 1),
-        }
-        _folders.append(Path(local["_temp_dir"]))
+        local = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+        folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=short_folder())
+        _folders.append(Path(folder))
+        own = private.local_options(folder, num_cpus + 1)
     with kept_signal_handlers():
         try:
-            ray.init(
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-                **local,
-            )
+            level = logging.INFO if verbose else logging.ERROR
+            private.start({"log_to_driver": verbose, "logging_level": level, **local}, own)
         except Exception as error:  # Ray's node raises a bare one when it does not come up in time
             if address:
                 raise WorkerError(
@@ -99,7 +88,19 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
                 "busy, or use runtime=serial"
             ) from error
     if not address:  # Ray itself starts one for each CPU, and the driver needs one, too
-        spare_workers.replace({node_id(): 1})
+        replace_spare_workers({node_id(): 1})
+
+
+def replace_spare_workers(counts: Mapping[str, int]) -> None:
+    """Have nodes start new spare workers in the place of used ones; see `private`.
+
+    Args:
+        counts: how many, by the id of the node.
+    """
+    for node in import_ray().nodes():
+        count = counts.get(node["NodeID"], 0)
+        if count and node["Alive"]:
+            private.prestart(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", count)
 
 
 FOLDER = "fedprompt-ray-"

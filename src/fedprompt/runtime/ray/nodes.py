@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import collections
+from collections.abc import Sequence
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.runtime.placement import Node, gpu_share
 from fedprompt.runtime.ray.local import import_ray, node_id
-
-if TYPE_CHECKING:  # imports Lightning and timm
-    pass
+from fedprompt.runtime.ray.private import head_resource
 
 
 def available_nodes() -> list[Node]:
@@ -41,7 +40,7 @@ def driver_resources(place: str | None) -> dict[str, float]:
     if place is None:
         return {}
     known = import_ray().cluster_resources()
-    for name in ("node:__internal_head__" if place == "head" else f"node:{place}", place):
+    for name in (head_resource(known) if place == "head" else f"node:{place}", place):
         if name in known:
             return {name: 0.001}
     names = [name.removeprefix("node:") for name in known if name.startswith("node:")]
@@ -57,3 +56,35 @@ def driver_resources(place: str | None) -> dict[str, float]:
 def node_name() -> str:
     """The node of this process as messages name it: address and the beginning of Ray's id."""
     return f"{import_ray().util.get_node_ip_address()}/{node_id()[:8]}"
+
+
+def notes_on_places(
+    options: RuntimeOptions, device: str, places: Sequence[tuple[str, str, str]], sent: bool
+) -> list[str]:
+    """What the user should read about where the client actors are.
+
+    Args:
+        options: what was asked for.
+        device: on which they should compute.
+        places: of each actor the node by name and by id, and the device.
+        sent: whether features had to be sent.
+    """
+    nodes = collections.Counter(name for name, _, _ in places)
+    notes = []
+    if len(nodes) > 1:
+        shares = ", ".join(f"{node}: {count}" for node, count in sorted(nodes.items()))
+        notes.append(f"{len(places)} client actors on {len(nodes)} nodes ({shares})")
+    if sent:
+        notes.append(
+            "some nodes do not have the files of the prefix cache and received the features; "
+            "a cache.folder that all nodes share spares that"
+        )
+    fallen = sorted({name for name, _, found in places if found != device})
+    if fallen:
+        notes.append(f"no CUDA device on {', '.join(fallen)}: its actors compute on the CPU")
+    elif options.gpus_per_actor and device == "cpu":
+        notes.append(
+            f"runtime.gpus_per_actor={options.gpus_per_actor:g}, but no CUDA device was "
+            "found: driver and client actors compute on the CPU"
+        )
+    return notes

@@ -26,20 +26,28 @@ import torch
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import ConfigError, FedpromptError, InputError, WorkerError
+from fedprompt.core.plugins import Parcel, loaded
 from fedprompt.core.types import Broadcast, ClientJob, ClientUpdate
 from fedprompt.runtime.base import Drive, RuntimeOptions, limited_threads, pack_jobs, runtimes
 from fedprompt.runtime.placement import plan_actors
-from fedprompt.runtime.ray import spare_workers
+from fedprompt.runtime.ray import private
 from fedprompt.runtime.ray.actors import ClientActor, FeaturesMissing
 from fedprompt.runtime.ray.local import (
     import_ray,
     last_line,
     node_id,
+    replace_spare_workers,
     start_ray,
     stop_ray,
     unwrapped,
 )
-from fedprompt.runtime.ray.nodes import available_nodes, driver_resources, gpu_of_driver, node_name
+from fedprompt.runtime.ray.nodes import (
+    available_nodes,
+    driver_resources,
+    gpu_of_driver,
+    node_name,
+    notes_on_places,
+)
 
 if TYPE_CHECKING:  # imports Lightning and timm
     from fedprompt.client.worker import WorkerSetup
@@ -55,13 +63,23 @@ PATIENCE = 120.0
 START_PATIENCE = 600.0
 """Seconds that all client actors have to come up: a large backbone may have to be read."""
 
-_NOTHING = Broadcast(torch.empty(0, 0), torch.empty(0, 0), {})
+_NOTHING = Broadcast(torch.empty(0, 0), torch.empty(0, 0))
+
+
+def stored_broadcasts(tasks: Sequence[ClientJob | Piece]) -> dict[int, Any]:
+    """References of the tasks' broadcasts by their `id`: each is stored once, as most tasks share
+    one, and does not travel with the tasks.
+    """
+    broadcasts = {id(task.broadcast): task.broadcast for task in tasks}
+    return {key: import_ray().put(value) for key, value in broadcasts.items()}
 
 
 class DriverActor:
     """Runs a driver generator inside the cluster."""
 
-    def run(self, drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[Any]:
+    def run(
+        self, drive: Drive, options: RuntimeOptions, args: Parcel[tuple[Any, ...]]
+    ) -> Iterator[Any]:
         """Yield what `drive(runtime, *args)` yields.
 
         Raises:
@@ -69,7 +87,7 @@ class DriverActor:
                 names this one, for it is here that a data set or weights are missing.
         """
         try:
-            yield from drive_here(drive, options, *args)
+            yield from drive_here(drive, options, *args.open())
         except (ConfigError, InputError) as error:
             if len(available_nodes()) == 1:
                 raise
@@ -88,7 +106,7 @@ def drive_here(drive: Drive, options: RuntimeOptions, *args: Any) -> Iterator[An
 
 @dataclasses.dataclass(eq=False)
 class _Tasks:
-    """Some tasks that were begun together."""
+    """Some tasks that were started together."""
 
     submit: Callable[[Any, Any], Any]
     tasks: Sequence[Any]
@@ -112,7 +130,7 @@ class RayRuntime:
         self._actors: list[Any] = []
         self._held: dict[Any, int] = {}
         """How many tasks each living actor has."""
-        self._begun: list[_Tasks] = []
+        self._groups: list[_Tasks] = []
         self._work: dict[Any, tuple[Any, _Tasks, int]] = {}
         """Actor, tasks and position of each call that was made, by the reference of its result."""
         self._healing: dict[Any, Any] = {}
@@ -140,7 +158,9 @@ class RayRuntime:
                 resources=driver_resources(self.options.driver_node),
             )(DriverActor)
             driver = actor.remote()
-            events = driver.run.options(num_returns="streaming").remote(drive, self.options, *args)
+            events = driver.run.options(num_returns="streaming").remote(
+                drive, self.options, Parcel.pack(args)
+            )
             for event in events:
                 yield ray.get(event)
         except ray.exceptions.RayTaskError as error:
@@ -166,7 +186,7 @@ class RayRuntime:
             # None stays in the group; the word DEFAULT would leave it.
             scheduling_strategy=None if grouped else "SPREAD",
         )(ClientActor)
-        self._actors = [actor.remote(self.options.threads) for _ in range(plan.count)]
+        self._actors = [actor.remote(self.options.threads, loaded()) for _ in range(plan.count)]
 
     def open(self, setup: WorkerSetup) -> Sequence[str]:
         """Give the client actors backbone and data, and wait until they have them."""
@@ -202,29 +222,7 @@ class RayRuntime:
             raise WorkerError(f"the client actors did not start: {last_line(error)}") from error
         self._held = dict.fromkeys(self._actors, 0)
         self._nodes.update(node for _, node, _ in places)
-        return self._notes(setup, places)
-
-    def _notes(self, setup: WorkerSetup, places: Sequence[tuple[str, str, str]]) -> list[str]:
-        """What the user should read about where the actors are."""
-        nodes = collections.Counter(name for name, _, _ in places)
-        notes = []
-        if len(nodes) > 1:
-            shares = ", ".join(f"{node}: {count}" for node, count in sorted(nodes.items()))
-            notes.append(f"{len(places)} client actors on {len(nodes)} nodes ({shares})")
-        if len(self._setup) > 1:
-            notes.append(
-                "some nodes do not have the files of the prefix cache and received the features; "
-                "a cache.folder that all nodes share spares that"
-            )
-        fallen = sorted({name for name, _, device in places if device != setup.device})
-        if fallen:
-            notes.append(f"no CUDA device on {', '.join(fallen)}: its actors compute on the CPU")
-        elif self.options.gpus_per_actor and setup.device == "cpu":
-            notes.append(
-                f"runtime.gpus_per_actor={self.options.gpus_per_actor:g}, but no CUDA device was "
-                "found: driver and client actors compute on the CPU"
-            )
-        return notes
+        return notes_on_places(self.options, setup.device, places, len(self._setup) > 1)
 
     def _send_features(self) -> None:
         """Put the features into the object store, which brings them once to each node that asks."""
@@ -237,32 +235,28 @@ class RayRuntime:
 
     def map(self, recipe: LocalRecipe, jobs: Sequence[ClientJob]) -> Iterator[ClientUpdate]:
         """Each free actor gets the next pack of jobs; what a dead actor had goes to another."""
-        ray = import_ray()
         recipe_ref = self._recipe_ref(recipe)
-        # The jobs of a round share one broadcast: stored once, it does not travel with the jobs.
-        broadcasts = {id(job.broadcast): job.broadcast for job in jobs}
-        refs = {key: ray.put(value) for key, value in broadcasts.items()}
+        refs = stored_broadcasts(jobs)
 
         def submit(actor: Any, pack: list[ClientJob]) -> Any:
             light = [dataclasses.replace(job, broadcast=_NOTHING) for job in pack]
             return actor.train.remote(self._setup, recipe_ref, light, refs[id(pack[0].broadcast)])
 
         packs = pack_jobs(jobs, self.options.pack_size(len(jobs), recipe))
-        begun = self._begin(submit, packs)
-        return (update for _, updates in self._results(begun) for update in updates)
+        group = self._start(submit, packs)
+        return (update for _, updates in self._results(group) for update in updates)
 
-    def measure(
-        self, recipe: LocalRecipe, model: Broadcast, pieces: Sequence[Piece]
-    ) -> Callable[[], list[Tally]]:
+    def measure(self, recipe: LocalRecipe, pieces: Sequence[Piece]) -> Callable[[], list[Tally]]:
         """Each free actor gets the next piece; what a dead actor had goes to another."""
-        recipe_ref, model_ref = self._recipe_ref(recipe), import_ray().put(model)
+        recipe_ref, refs = self._recipe_ref(recipe), stored_broadcasts(pieces)
 
         def submit(actor: Any, piece: Piece) -> Any:
-            return actor.measure.remote(self._setup, recipe_ref, model_ref, piece)
+            light = dataclasses.replace(piece, broadcast=_NOTHING)
+            return actor.measure.remote(self._setup, recipe_ref, light, refs[id(piece.broadcast)])
 
-        begun = self._begin(submit, pieces)
+        group = self._start(submit, pieces)
         return lambda: [
-            tally for _, tally in sorted(self._results(begun), key=lambda done: done[0])
+            tally for _, tally in sorted(self._results(group), key=lambda done: done[0])
         ]
 
     def _recipe_ref(self, recipe: LocalRecipe) -> Any:
@@ -271,48 +265,48 @@ class RayRuntime:
             self._recipe = (recipe, import_ray().put(recipe))
         return self._recipe[1]
 
-    def _begin(self, submit: Callable[[Any, Any], Any], tasks: Sequence[Any]) -> _Tasks:
-        """Have tasks done by whoever is free, after those that were begun before.
+    def _start(self, submit: Callable[[Any, Any], Any], tasks: Sequence[Any]) -> _Tasks:
+        """Have tasks done by whoever is free, after those that were started before.
 
         Args:
             submit: gives an actor a task and returns the reference of the result.
             tasks: what any actor can do.
         """
-        begun = _Tasks(submit, tasks, collections.deque(range(len(tasks))))
-        self._begun.append(begun)
+        group = _Tasks(submit, tasks, collections.deque(range(len(tasks))))
+        self._groups.append(group)
         self._assign()
-        return begun
+        return group
 
-    def _results(self, begun: _Tasks) -> Iterator[tuple[int, Any]]:
+    def _results(self, group: _Tasks) -> Iterator[tuple[int, Any]]:
         """Position and result of each task, as they finish; other tasks go on meanwhile."""
         try:
-            for _ in begun.tasks:
-                while not begun.results:
-                    if begun.error is not None:
-                        raise begun.error[0] from begun.error[1]
+            for _ in group.tasks:
+                while not group.results:
+                    if group.error is not None:
+                        raise group.error[0] from group.error[1]
                     self._advance()
-                yield begun.results.popleft()
+                yield group.results.popleft()
         finally:
-            self._begun.remove(begun)
+            self._groups.remove(group)
 
     def _assign(self) -> None:
-        """Give the actors what waits, in the order in which it was begun."""
+        """Give the actors what waits, in the order in which it was started."""
         queue = [
-            (begun, position)
-            for begun in self._begun
-            if begun.error is None
-            for position in begun.waiting
+            (group, position)
+            for group in self._groups
+            if group.error is None
+            for position in group.waiting
         ]
-        for number, (begun, position) in enumerate(queue):
+        for number, (group, position) in enumerate(queue):
             actor = min(self._held, key=self._held.__getitem__, default=None)
             # While more tasks wait than there are actors, each may have a second one, so that it
             # need not wait for the driver between the two.
             most = 2 if len(queue) - number > len(self._held) else 1
             if actor is None or self._held[actor] >= most:
                 break
-            begun.waiting.remove(position)
+            group.waiting.remove(position)
             self._held[actor] += 1
-            self._work[begun.submit(actor, begun.tasks[position])] = actor, begun, position
+            self._work[group.submit(actor, group.tasks[position])] = actor, group, position
 
     def _advance(self) -> None:
         """Wait for something to happen, and give out what that makes room for.
@@ -323,25 +317,25 @@ class RayRuntime:
         ray = import_ray()
         self._assign()
         for ref in self._finished(list(self._work)):
-            actor, begun, position = self._work.pop(ref)
+            actor, group, position = self._work.pop(ref)
             if actor in self._held:
                 self._held[actor] -= 1
             try:
-                begun.results.append((position, ray.get(ref)))
+                group.results.append((position, ray.get(ref)))
             except ray.exceptions.RayTaskError as error:
                 cause = unwrapped(error)
                 if isinstance(cause, FeaturesMissing):
                     self._send_features()  # it was restarted on a node without the files
-                    begun.waiting.appendleft(position)
+                    group.waiting.appendleft(position)
                 else:
-                    begun.error = begun.error or (cause, error)
+                    group.error = group.error or (cause, error)
             except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                begun.deaths[position] += 1
+                group.deaths[position] += 1
                 logger.info("an actor died at task %d; another does it again", position)
-                if begun.deaths[position] > RESTARTS:
-                    begun.error = begun.error or (self._too_many_deaths(), error)
-                begun.waiting.appendleft(position)
-                if self._held.pop(actor, None) is not None:  # the first of its tasks to tell
+                if group.deaths[position] > RESTARTS:
+                    group.error = group.error or (self._too_many_deaths(), error)
+                group.waiting.appendleft(position)
+                if self._held.pop(actor, None) is not None:  # the first of its tasks to report it
                     self._healing[self._probe(actor)] = actor
         self._assign()
 
@@ -391,8 +385,8 @@ class RayRuntime:
         self._held.clear()
         self._healing.clear()
         self._work.clear()
-        self._begun.clear()
-        if self._nodes and spare_workers.are_kept():
+        self._groups.clear()
+        if self._nodes and private.spare_workers_are_kept():
             self._nodes[node_id()] += 1  # the driver
-            spare_workers.replace(self._nodes)
+            replace_spare_workers(self._nodes)
         self._nodes.clear()

@@ -1,0 +1,175 @@
+"""How far the keys of one group spread: the key noise tau^2, inferred from the keys alone.
+
+The keys that clients send are matched together with their prompts (docs/pfpt.md, Keyed prompts).
+The model is kappa_g ~ N(mu, sigma^2 I) for the key of group g and q_t ~ N(kappa_g, tau^2 I) for the
+key of a client t in it; a group is a visual domain. tau^2 decides what counts as one group, and
+neither it nor the number of groups is known. Both are read off the keys by comparing partitions
+(`partitions`).
+
+Observations are the distinct keys of each client, and the distinct keys of earlier rounds that
+the memory holds. The server's own keys are no observations: they depend on what was matched
+before, so that a group that was split once would be evidence for the next split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from fedprompt.aggregation.arrays import Array, Indices
+from fedprompt.aggregation.pfpt.map.partitions import (
+    best_partition,
+    group_means,
+)
+
+MEMORY_SIZE = 64
+"""Keys kept from earlier rounds: enough for ten groups of six clients, and 64 kB at q = 128."""
+SAME_KEY = 1e-3
+"""Keys nearer than this share of the root mean square distance from the mean are equal up to
+rounding: far above the rounding of float32, far below any difference between clients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyNoise:
+    """What the keys say about themselves."""
+
+    variance: float
+    """tau^2 per coordinate, in squared units of the keys; 0 if all keys of each group are equal."""
+    between: float
+    """sigma^2 per coordinate, the variance of the groups' keys; 0 if all keys are equal. Never less
+    than `variance`, and equal to it if there is one group: nothing is known of others then."""
+    effective_dimension: float
+    """e of the scatter within groups, from 1 to the smaller of q and n - K. It is not corrected for
+    the small sample: a spread that few samples show is to be trusted less."""
+    groups: int
+    """K, among the keys of this cohort and of the memory."""
+    labels: Indices
+    """(N,) group of each row, numbered from 0 in an order that depends on the keys alone."""
+    centres: Array
+    """(K, q) mean key of each group, those of the memory included."""
+    memory: Array
+    """(M, q) distinct keys to be passed to the next call, latest first, M <= `MEMORY_SIZE`."""
+    memory_labels: Indices
+    """(M,) group of each."""
+
+
+def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) -> KeyNoise:
+    """Find groups among keys and the variance within them.
+
+    Shifting all keys and the memory, or multiplying them by a positive number, only shifts and
+    scales the result (up to rounding). The order of rows and of clients is irrelevant to the last
+    bit. Nothing is random.
+
+    Args:
+        keys: (N, q) finite keys of all clients' prompts, N >= 1.
+        owner: (N,) client of each row; equal keys of one client are one observation.
+        memory: (M, q) `KeyNoise.memory` of the previous round; None or empty in the first.
+
+    Returns:
+        Variances, effective dimension, groups, and the next memory.
+
+    >>> two_groups = np.array([[0.0], [1.0], [2.0], [100.0], [101.0], [102.0]])
+    >>> found = infer_key_noise(two_groups, np.arange(6))
+    >>> found.groups, round(found.variance, 6)
+    (2, 1.0)
+    """
+    fresh, clients, row_of = _observations(keys, owner)
+    stored = np.empty((0, keys.shape[1])) if memory is None else memory
+    stored = _without_repeats(stored, fresh, clients)
+    points = np.concatenate([fresh, stored])
+    points = points - points[0]  # first, so that equal keys become exactly 0
+    kept = _thinned(len(fresh), MEMORY_SIZE)
+    kept = np.concatenate([kept, len(fresh) + np.arange(len(stored))[: MEMORY_SIZE - len(kept)]])
+    next_memory = np.concatenate([fresh, stored])[kept]
+    centred = points - points.mean(axis=0)
+    unit = float(np.abs(centred).max())
+    if unit == 0.0:
+        labels = np.zeros(len(keys), dtype=np.int64)
+        nothing = np.zeros(len(kept), dtype=np.int64)
+        return KeyNoise(0.0, 0.0, 1.0, 1, labels, keys[:1].copy(), next_memory, nothing)
+    found = best_partition(centred / unit)
+    return KeyNoise(
+        variance=found.variance * unit * unit,
+        between=found.between * unit * unit,
+        effective_dimension=found.dimension,
+        groups=int(found.labels.max()) + 1,
+        labels=found.labels[row_of],
+        centres=group_means(np.concatenate([fresh, stored]), found.labels),
+        memory=next_memory,
+        memory_labels=found.labels[kept],
+    )
+
+
+def settled_keys(found: KeyNoise, keys: Array) -> Array:
+    """Replace each key by the centre of the group that it belongs to, or leave it as it is.
+
+    A key belongs to the nearest group if that explains it better than a group of its own would:
+    log N(key | centre, tau^2) > log N(key | mean of centres, tau^2 + sigma^2), the dimension
+    being common to both sides.
+
+    Args:
+        found: what was inferred.
+        keys: (n, q)
+
+    Returns:
+        (n, q)
+    """
+    if found.variance == 0 or len(keys) == 0:
+        return keys.copy()
+    q = keys.shape[1]
+    distances = ((keys[:, None] - found.centres) ** 2).sum(axis=2) / q
+    nearest = distances.argmin(axis=1)
+    wide = found.variance + found.between
+    apart = ((keys - found.centres.mean(axis=0)) ** 2).sum(axis=1) / q / wide
+    alone = apart + np.log(wide / found.variance)
+    belongs = distances[np.arange(len(keys)), nearest] / found.variance < alone
+    return np.where(belongs[:, None], found.centres[nearest], keys)
+
+
+def _observations(keys: Array, owner: Indices) -> tuple[Array, Indices, Indices]:
+    """Distinct keys (n, q) of every client, sorted by content; (n,) client; (N,) which a row is."""
+    order = np.lexsort((owner, *keys.T[::-1]))
+    rows, clients = keys[order], owner[order]
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (rows[1:] != rows[:-1]).any(axis=1) | (clients[1:] != clients[:-1])
+    row_of = np.empty(len(rows), dtype=np.int64)
+    row_of[order] = np.cumsum(new) - 1
+    return rows[new], clients[new], row_of
+
+
+def _without_repeats(stored: Array, fresh: Array, clients: Indices) -> Array:
+    """Stored keys less those that a client of this round seems to have sent again.
+
+    A client that takes part twice sends the same key, or nearly so (noise for privacy, new data).
+    Counted twice it would look like a group of its own with hardly any spread. Clients of one round
+    are certainly different ones; so a stored key that is nearer to a new one than any two clients
+    of this round are to each other is taken for the same client's.
+    """
+    if len(stored) == 0:
+        return stored
+    points = np.concatenate([fresh, stored])
+    points = points - points[0]
+    points -= points.mean(axis=0)
+    points /= float(np.abs(points).max()) or 1.0
+    ours, theirs = points[: len(fresh)], points[len(fresh) :]
+    among = _square_distances(ours, ours)[clients[:, None] != clients]
+    nearest = float(among.min()) if among.size else 0.0
+    equal = SAME_KEY**2 * float((points**2).sum(axis=1).mean())
+    repeated = (_square_distances(theirs, ours) <= max(nearest, equal)).any(axis=1)
+    result: Array = stored[~repeated]
+    return result
+
+
+def _square_distances(left: Array, right: Array) -> Array:
+    """(l, r) between all rows."""
+    squares: Array = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
+    return squares
+
+
+def _thinned(number: int, most: int) -> Indices:
+    """At most so many of the rows 0, 1, ... `number` - 1, evenly spaced."""
+    if number <= most:
+        return np.arange(number)
+    result: Indices = np.arange(most) * number // most
+    return result

@@ -1,0 +1,159 @@
+"""The documents: short sentences, links that lead somewhere, paths that exist."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "fedprompt"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Pages that are still to be checked: take a page out of here as soon as it is rewritten.
+# (`benchmark-tables.md` is made by a program and may stay.)
+TO_BE_REWRITTEN = {
+    "aggregation.md",
+    "benchmark-tables.md",
+    "benchmark.md",
+    "performance.md",
+    "pfpt.md",
+}
+
+LONGEST = 40
+"""Words of a sentence."""
+MEDIAN = 20
+"""Of a page's sentences; the median lies below."""
+MOST_NUMBERS = 2
+"""In a sentence; more belong into a table."""
+
+FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^[ ]{4,}\S.*\n)+", re.MULTILINE)
+CODE = re.compile(r"`[^`]+`")
+LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.)\s)")
+END = re.compile(r"(?<=[.!?])[)\"*]*\s+(?=[A-Z0-9`*(\"\[])")
+NUMBER = re.compile(
+    r"(?<![\w.,-])[+-]?\d+(?:[.,]\d+)*(?:\s*(?:±|×|x|/)\s*\d+(?:[.,]\d+)*)*(?![\w-])"
+)
+PATH = re.compile(r"^(?:[\w.-]+/)+[\w.-]*$")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page, without code blocks, tables, headings, pictures and link targets;
+    a span of code counts as one word.
+
+    >>> sentences("# A\\n\\nOne `a b` [two](x.md). Three 1.5 four.\\n\\n| no | no |\\n")
+    ['One CODE two.', 'Three 1.5 four.']
+    """
+    text = re.sub(r"<!--.*?-->", "", FENCE.sub("", text), flags=re.DOTALL)
+    lines = [line for line in text.splitlines() if not re.match(r"\s*(\||#|!\[)", line)]
+    text = CODE.sub("CODE", LINK.sub(r"\1", CODE.sub("CODE", "\n".join(lines))))
+    found: list[str] = []
+    for block in BLOCK.split(text):
+        if block.strip() and not INDENTED.fullmatch(block.strip("\n") + "\n"):
+            plain = " ".join(re.sub(r"^\s*(?:[-*]|\d+\.)\s", "", block).replace("**", "").split())
+            found += [sentence for sentence in END.split(plain) if sentence]
+    return found
+
+
+def words(sentence: str) -> int:
+    """Words of a sentence; signs that stand alone are none.
+
+    >>> words("two words - and 1.5 more")
+    5
+    """
+    return len([part for part in sentence.split() if re.search(r"\w", part)])
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them.
+
+    >>> sorted(anchors("# The `head`, *frozen*\\n## A\\n## A\\n"))
+    ['a', 'a-1', 'the-head-frozen']
+    """
+    found: set[str] = set()
+    for heading in re.findall(r"^#+\s+(.*)$", FENCE.sub("", text), re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", LINK.sub(r"\1", heading).lower()).replace(" ", "-")
+        taken = sum(
+            each == plain or re.fullmatch(rf"{plain}-\d+", each) is not None for each in found
+        )
+        found.add(f"{plain}-{taken}" if taken else plain)
+    return found
+
+
+def rewritten() -> list[Path]:
+    return [page for page in PAGES if page.name not in TO_BE_REWRITTEN]
+
+
+def test_the_exempt_pages_exist():
+    assert {page.name for page in PAGES} >= TO_BE_REWRITTEN
+
+
+@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+def test_sentences_say_one_thing(page):
+    found = sentences(page.read_text())
+    assert len(found) > 3
+    long = [f"{words(each)}: {each}" for each in found if words(each) > LONGEST]
+    assert not long, "\n".join(long)
+    assert statistics.median(map(words, found)) < MEDIAN
+
+
+@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+def test_many_numbers_stand_in_a_table(page):
+    crowded = [
+        each for each in sentences(page.read_text()) if len(NUMBER.findall(each)) > MOST_NUMBERS
+    ]
+    assert not crowded, "\n".join(crowded)
+
+
+@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    dead: list[str] = []
+    for _, target in LINK.findall(CODE.sub("CODE", FENCE.sub("", text))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            dead.append(target)
+    assert not dead
+
+
+@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+def test_named_files_exist(page):
+    """Of code: `src/...`, and `room/file.py` or `room/` inside the package."""
+    missing: list[str] = []
+    rooms = {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()}
+    for span in CODE.findall(FENCE.sub("", page.read_text())):
+        name = span.strip("`")
+        if not PATH.match(name) or "NAME" in name:
+            continue
+        first = name.split("/")[0]
+        bases = (
+            [ROOT] if first in {"src", "tests", "benchmarks", "conf", "examples", "jobs"} else []
+        )
+        bases += [PACKAGE] if first in rooms or name.endswith(".py") else []
+        if bases and not any((base / name).exists() for base in bases):
+            missing.append(name)
+    assert not missing
+
+
+def test_the_glossary_names_what_exists():
+    """`Class.field` in `room/file.py`: both stand in that file."""
+    defined = re.findall(r"`([\w.]+)` in `([\w/]+\.py)`", (ROOT / "docs/glossary.md").read_text())
+    assert len(defined) > 20
+    missing = [
+        f"{name} in {file}"
+        for name, file in defined
+        for part in name.split(".")
+        if not re.search(rf"\b{part}\b", (PACKAGE / file).read_text())
+    ]
+    assert not missing
+
+
+def test_the_readme_fits_on_two_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
