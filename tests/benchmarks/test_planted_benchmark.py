@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import planted
+from benchmarks.harness import read_json, write_json
 
 
 def cases() -> list[Any]:
@@ -301,8 +302,8 @@ def test_a_sweep_is_reproducible_and_valid_json(tmp_path: Path) -> None:
                 assert figures.pop("seconds")["mean"] > 0
     assert results[0] == results[1]
     path = tmp_path / "folder" / "planted.json"
-    planted.write(path, planted.merge({}, results[0]))
-    assert planted.read(path)["sweeps"] == results[0]["sweeps"]
+    write_json(path, planted.merge({}, results[0]))
+    assert read_json(path)["sweeps"] == results[0]["sweeps"]
     [first, _] = results[0]["sweeps"]["noise_full"]["cases"]
     assert first["value"] == 0.1
     assert first["settings"]["noise"] == 0.1
@@ -310,7 +311,7 @@ def test_a_sweep_is_reproducible_and_valid_json(tmp_path: Path) -> None:
     assert oracle["seeds"] == 2
     assert oracle["ari"] == {"mean": 1.0, "ci95": 0.0}
     assert oracle["exact_count"] == 1.0
-    assert planted.read(tmp_path / "absent.json") == {}
+    assert read_json(tmp_path / "absent.json") == {}
 
 
 def test_results_are_merged_method_by_method() -> None:
