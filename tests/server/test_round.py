@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fedprompt import aggregation
-from fedprompt.aggregation import Aggregation
+from fedprompt.aggregation import Aggregation, AggregationInput
 from fedprompt.aggregation.mean import Mean, MeanOptions
 from fedprompt.client.loop import FitTrainer, Hooks, fit_batch, only_optimizer
 from fedprompt.client.module import Batch, ClientModule
@@ -114,7 +113,7 @@ def play(
     runtime = runtime or Direct(bench.worker)
     rounds = run_rounds(
         bench.state,
-        dataclasses.replace(bench.settings, rounds=1),
+        dataclasses.replace(bench.settings, rounds=bench.state.round_index + 1),
         runtime,
         aggregation.create(name),
         evaluator(runtime, bench.federation, bench.settings),
@@ -166,9 +165,9 @@ def test_each_second_of_overlapping_rounds_is_counted_once(
             yield from updates
 
     class Slow(Mean):
-        def aggregate(self, *sets: Any, **options: Any) -> Aggregation:
+        def merge(self, given: AggregationInput) -> Aggregation:
             clock.now += 1
-            return super().aggregate(*sets, **options)
+            return super().merge(given)
 
     def evaluate(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         wait = clock.job(4)
@@ -330,7 +329,11 @@ def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[...,
     update = b.worker.train(b.recipe, [job])[0]
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
     batches = ClientBatches(
-        b.federation.data, job.client_id, 64, b.recipe.prompts, torch_generator(job.seed, "batches")
+        b.federation.data,
+        job.client_id,
+        b.recipe.training.batch_size,
+        b.recipe.prompts,
+        torch_generator(job.seed, "batches"),
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     pl.Trainer(
