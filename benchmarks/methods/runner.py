@@ -108,9 +108,12 @@ def experiment_of(setting: str) -> dict[str, object]:
 
 
 def config_of(setting: str, changes: Sequence[str]) -> Json:
-    """The whole configuration of a run, with all defaults, as JSON keeps it."""
+    """The whole configuration of a run, with all defaults, as JSON keeps it.
+
+    Without its `sources`: what each value is counts, and not the file that says so.
+    """
     tree: Json = json_ready(compose(experiment_of(setting), list(changes)).tree())
-    return tree
+    return {name: value for name, value in tree.items() if name != "sources"}
 
 
 def configuration_of(setting: str, changes: Sequence[str]) -> Configuration:
