@@ -16,8 +16,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # (`benchmark-tables.md` is made by a program and may stay.)
 TO_BE_REWRITTEN = {
     "benchmark-tables.md",
-    "benchmark.md",
-    "performance.md",
 }
 
 LONGEST = 40

@@ -65,7 +65,8 @@ from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server import evaluate as evaluate_module
 from fedprompt.server import round as round_module
 from fedprompt.server.figures import Evaluation
-from fedprompt.server.round import RoundSettings, aggregate_prompts, merge_shared, run_rounds
+from fedprompt.server.merge import merge_shared
+from fedprompt.server.round import RoundSettings, aggregate_prompts, run_rounds
 
 OUTPUT = RESULTS / "speed.json"
 CPU = torch.device("cpu")
@@ -369,7 +370,6 @@ def round_overhead_cpu(rounds: int) -> float:
             (round_module, "aggregate_prompts"),
             (round_module, "merge_shared"),
             (driver, "evaluate"),
-            (driver, "measure_clients"),
             (evaluate_module, "summarise"),
         ):
             watch.patch(module, name, name, getattr(module, name))

@@ -32,7 +32,8 @@ from fedprompt.runs.driver import evaluator, settings_of
 from fedprompt.runs.events import Note, PhaseStarted
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.evaluate import Piece, Tally, measure_piece
-from fedprompt.server.round import RoundSettings, count_bytes, make_jobs, run_rounds
+from fedprompt.server.round import RoundSettings, make_jobs, run_rounds
+from fedprompt.server.traffic import count_bytes
 
 Overrides = Callable[..., list[str]]
 METHODS = sorted(path.stem for path in (conf_root() / "method").glob("*.yaml"))

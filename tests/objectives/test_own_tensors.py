@@ -126,7 +126,7 @@ def test_a_server_optimiser_takes_its_names_for_no_one_else_s(
     configs: tuple[ExperimentConfig, ExperimentConfig, Federation],
 ) -> None:
     """`head.0.weight` is the objective's name as well as the head's path."""
-    from fedprompt.server.round import step_shared
+    from fedprompt.server.merge import step_shared
 
     config, _, federation = configs
     state = initial_state(config, federation)

@@ -34,14 +34,9 @@ from fedprompt.server.evaluate import (
     predict,
     select_for_split,
 )
-from fedprompt.server.round import (
-    RoundSettings,
-    download_bytes,
-    make_jobs,
-    merge_shared,
-    run_rounds,
-    upload_bytes,
-)
+from fedprompt.server.merge import merge_shared
+from fedprompt.server.round import RoundSettings, make_jobs, run_rounds
+from fedprompt.server.traffic import download_bytes, upload_bytes
 
 Overrides = Callable[..., list[str]]
 

@@ -20,14 +20,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator, SharedRule
+from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import RoundError
 from fedprompt.core.seeding import derive_seed, torch_generator
@@ -36,17 +35,22 @@ from fedprompt.core.types import (
     ClientJob,
     ClientState,
     ClientUpdate,
-    Parts,
     RoundReport,
     ServerState,
     Tensors,
-    fresh,
 )
-from fedprompt.objectives import Objective
 from fedprompt.prompt_generators import PromptGenerator
 from fedprompt.server.figures import Evaluation
+from fedprompt.server.merge import (
+    merge_shared,
+    next_state,
+    note_starts,
+    step_shared,
+    teach_generator,
+)
 from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
 from fedprompt.server.sampling import sample_cohort
+from fedprompt.server.traffic import count_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -275,86 +279,6 @@ def make_job(
     )
 
 
-def merge_shared(updates: Sequence[ClientUpdate], weights: Sequence[float]) -> Parts:
-    """Weighted mean of the shared tensors (FedAvg: by sample counts), accumulated in float64.
-
-    Args:
-        updates: with the same shared tensors.
-        weights: of each update, > 0.
-    """
-    total = sum(weights)
-    sent = [update.shared.tensors() for update in updates]
-    merged: dict[str, Tensor] = {}
-    for path, like in sent[0].items():
-        weighted = torch.zeros_like(like, dtype=torch.float64)
-        for tensors, weight in zip(sent, weights, strict=True):
-            weighted += tensors[path].to(torch.float64) * (weight / total)
-        merged[path] = weighted.to(like.dtype)
-    return Parts.from_tensors(merged)
-
-
-def step_shared(
-    aggregator: Aggregator, objective: Objective, shared: Parts, state: ServerState
-) -> tuple[Parts, Tensors]:
-    """Let an aggregator with a rule for shared tensors go on from their mean; others keep it.
-
-    What is no mean stays what the objective made of it: its own tensors, such as control variates,
-    and all of them if it does not average.
-
-    Args:
-        aggregator: may have the rule.
-        objective: says whether it averages.
-        shared: what the objective made of the clients' shared tensors.
-        state: before the round.
-
-    Returns:
-        The shared tensors, and what the aggregator remembers of them.
-    """
-    if not isinstance(aggregator, SharedRule) or not objective.averages:
-        return shared, {}
-    means, before = shared.trained().tensors(), state.shared.trained().tensors()
-    stepped, moments = aggregator.merge_shared(means, before, state.aggregator)
-    return shared.updated(Parts.from_tensors(stepped)), moments
-
-
-def teach_generator(
-    generator: PromptGenerator,
-    updates: Sequence[ClientUpdate],
-    weights: Sequence[float],
-    jobs: Sequence[ClientJob],
-    state: ServerState,
-) -> tuple[Aggregation, Tensors]:
-    """A generator's step from what clients made of their prompts; unused ones are unchanged.
-
-    Args:
-        generator: makes every client's prompts.
-        updates: the round's good ones.
-        weights: of each update.
-        jobs: what the clients were sent.
-        state: before the round.
-
-    Returns:
-        The prompts for images that belong to no client, and the generator's memory.
-    """
-    returned = {job.client_id: job.broadcast.prompts.clone() for job in jobs}
-    for update in updates:
-        returned[update.client_id][update.origins] = update.prompts
-    memory, figures = generator.learn(
-        state.generator,
-        {update.client_id: returned[update.client_id] for update in updates},
-        {update.client_id: weight for update, weight in zip(updates, weights, strict=True)},
-    )
-    prompts = generator.consensus(memory)
-    merged = Aggregation(
-        prompts=prompts,
-        keys=None,
-        assignment=[update.origins for update in updates],
-        state={},
-        diagnostics={"num_prompts": float(len(prompts)), **figures},
-    )
-    return merged, memory
-
-
 def aggregate_prompts(
     updates: Sequence[ClientUpdate],
     weights: Sequence[float],
@@ -388,62 +312,6 @@ def aggregate_prompts(
             previous_keys=state.keys if options.sends_keys else None,
         )
     )
-
-
-def next_state(
-    state: ServerState,
-    merged: Aggregation | None,
-    shared: Parts,
-    updates: Sequence[ClientUpdate],
-    memories: Mapping[str, Tensors],
-) -> ServerState:
-    """The state after the round; every tensor is a fresh copy that no one else holds.
-
-    Args:
-        state: before the round.
-        merged: the new prompts; None when no prompts travel.
-        shared: the new shared tensors.
-        updates: the round's good ones; a client without one keeps its old state.
-        memories: of the aggregator beside what `merged` has, the generator and the objective, by
-            field of the state.
-    """
-    keys = state.keys
-    if merged is not None:
-        absent = state.keys.new_zeros(len(merged.prompts), state.keys.shape[1])
-        keys = absent if merged.keys is None else merged.keys
-    own = {update.client_id: update.state for update in updates if update.state.tensors()}
-    aggregator = {**({} if merged is None else merged.state), **memories["aggregator"]}
-    return ServerState(
-        round_index=state.round_index + 1,
-        prompts=fresh(state.prompts if merged is None else merged.prompts),
-        keys=fresh(keys),
-        shared=shared.cloned(),
-        aggregator=_clone(aggregator),
-        generator=_clone(memories["generator"]),
-        objective=_clone(memories["objective"]),
-        clients={client: kept.cloned() for client, kept in {**state.clients, **own}.items()},
-        fixed=state.fixed.cloned(),
-    )
-
-
-def note_starts(
-    state: ServerState, objective: Objective, updates: Sequence[ClientUpdate]
-) -> ServerState:
-    """Add what participants start from the next time to their own states, if an objective asks.
-
-    Args:
-        state: after the round.
-        objective: decides what clients start from.
-        updates: the good ones.
-    """
-    starts = objective.remembered(state.received())
-    if not starts.tensors():
-        return state
-    noted = {}
-    for update in updates:
-        own = state.clients.get(update.client_id, ClientState())
-        noted[update.client_id] = ClientState(own.kept, starts.cloned())
-    return dataclasses.replace(state, clients={**state.clients, **noted})
 
 
 def report(
@@ -491,46 +359,3 @@ def report(
         quarantined=tuple(dataclasses.asdict(each) for each in refused),
         diagnostics={} if merged is None else merged.diagnostics,
     )
-
-
-def count_bytes(
-    recipe: LocalRecipe, jobs: Sequence[ClientJob], updates: Sequence[ClientUpdate]
-) -> tuple[int, int]:
-    """Bytes up and down of a round.
-
-    Args:
-        recipe: says what travels with the prompts.
-        jobs: what was sent to the clients.
-        updates: what they sent back, refused ones included.
-    """
-    selects = recipe.prompts.selection != "all"
-    up = sum(upload_bytes(update, selects) for update in updates)
-    return up, sum(download_bytes(job) for job in jobs)
-
-
-def upload_bytes(update: ClientUpdate, selects: bool = True) -> int:
-    """Bytes of the tensors that a client sends; its own state would not travel in reality.
-
-    Args:
-        update: what the client returned.
-        selects: whether it chose among the prompts. If it did not, it returns all of them in their
-            order, and need not say which they are and how often it used each.
-    """
-    sets = [update.prompts, update.keys]
-    if selects:
-        sets += [update.origins, update.use_counts]
-    return _bytes(sets + list(update.shared.tensors().values()))
-
-
-def download_bytes(job: ClientJob) -> int:
-    """Bytes of the tensors that one client receives."""
-    broadcast = job.broadcast
-    return _bytes([broadcast.prompts, broadcast.keys, *broadcast.shared.tensors().values()])
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _clone(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: fresh(tensor) for name, tensor in tensors.items()}
