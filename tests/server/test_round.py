@@ -330,7 +330,11 @@ def test_a_plain_trainer_fits_the_module_to_the_same_result(bench: Callable[...,
     update = b.worker.train(b.recipe, [job])[0]
     module = ClientModule(b.recipe, b.worker.backbone, job, b.federation.data.class_mask)
     batches = ClientBatches(
-        b.federation.data, job.client_id, 64, b.recipe.prompts, torch_generator(job.seed, "batches")
+        b.federation.data,
+        job.client_id,
+        b.recipe.training.batch_size,
+        b.recipe.prompts,
+        torch_generator(job.seed, "batches"),
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     pl.Trainer(
