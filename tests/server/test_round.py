@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fedprompt import aggregation
-from fedprompt.aggregation import Aggregation
+from fedprompt.aggregation import Aggregation, AggregationInput
 from fedprompt.aggregation.mean import Mean, MeanOptions
 from fedprompt.client.loop import FitTrainer, Hooks, fit_batch, only_optimizer
 from fedprompt.client.module import Batch, ClientModule
@@ -166,9 +165,9 @@ def test_each_second_of_overlapping_rounds_is_counted_once(
             yield from updates
 
     class Slow(Mean):
-        def aggregate(self, *sets: Any, **options: Any) -> Aggregation:
+        def merge(self, given: AggregationInput) -> Aggregation:
             clock.now += 1
-            return super().aggregate(*sets, **options)
+            return super().merge(given)
 
     def evaluate(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         wait = clock.job(4)
