@@ -5,13 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation
-from fedprompt.config import conf_root
 from fedprompt.core.errors import ConfigError, InputError
 
 NAMES = ["gmm", "kmeans"]
@@ -248,14 +246,6 @@ def test_empty_sets_without_previous_are_refused(name: str) -> None:
 def test_bad_options_are_refused(name: str, option: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         aggregation.create(name, **{option: value})
-
-
-def test_configuration_files_hold_the_defaults(name: str) -> None:
-    values = OmegaConf.to_container(OmegaConf.load(conf_root() / "aggregator" / f"{name}.yaml"))
-    assert isinstance(values, dict)
-    assert values.pop("name") == name
-    options = aggregation.aggregators.entry(name).options
-    assert values == {key: getattr(options(), key) for key in options.__dataclass_fields__}
 
 
 @pytest.mark.parametrize("covariance", ["spherical", "diag"])

@@ -14,16 +14,22 @@ from typing import Any
 import pytest
 import yaml
 
-from fedprompt import config as config_module
-from fedprompt.aggregation import aggregators
-from fedprompt.config import REGISTRIES, ExperimentConfig, build, compose, conf_root
+from fedprompt.config import (
+    REGISTRIES,
+    SECTIONS,
+    ExperimentConfig,
+    build,
+    compose,
+    conf_root,
+    list_experiments,
+)
+from fedprompt.config import layers as config_layers
 from fedprompt.core.errors import ConfigError
 from fedprompt.runtime.base import available_cpus
 
 CONF = conf_root()
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-ENTRIES = [(group, name) for group, registry in REGISTRIES.items() for name in registry.names()]
 
 
 @pytest.fixture
@@ -84,12 +90,12 @@ def test_selection_is_by_key_where_there_is_something_to_tell_apart(
 
 def test_another_method_does_not_inherit_what_auto_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     """But what the user chose it does."""
-    load = config_module.load_group
+    load = config_layers.load_group
 
     def with_a_bare_one(group: str, name: str) -> dict[str, object]:
         return {"aggregator": "mean"} if name == "bare" else load(group, name)
 
-    monkeypatch.setattr(config_module, "load_group", with_a_bare_one)
+    monkeypatch.setattr(config_layers, "load_group", with_a_bare_one)
     by_itself = compose({}, ["data=cifar100"])
     assert by_itself.prompts.selection == "all"
     assert by_itself.with_method("bare").prompts.selection == "keyed"  # as in default.yaml
@@ -312,7 +318,7 @@ def test_a_comparison_that_cannot_work_is_refused_before_the_main_run(
 ) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "method" / "bad.yaml").write_text("aggregator: mean\nprompts: {cuont: 1}")
-    monkeypatch.setattr("fedprompt.config.conf_root", lambda: tmp_path / "conf")
+    monkeypatch.setattr("fedprompt.config.files.conf_root", lambda: tmp_path / "conf")
     message = refusal("compare=[bad]")
     assert message.startswith("compare: unknown config key 'prompts.cuont'")
 
@@ -320,17 +326,19 @@ def test_a_comparison_that_cannot_work_is_refused_before_the_main_run(
 # Files of conf/
 
 
-@pytest.mark.parametrize(("group", "name"), ENTRIES)
-def test_every_entry_has_a_file_that_holds_its_defaults(group: str, name: str) -> None:
-    path = CONF / group / f"{name}.yaml"
-    assert path.is_file(), f"add conf/{group}/{name}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    options = REGISTRIES[group].entry(name).options
-    names = {field.name for field in dataclasses.fields(options)}
-    assert content.pop("name") == name
-    assert set(content) <= names
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    assert content == {key: defaults[key] for key in content}
+@pytest.mark.parametrize("group", [*REGISTRIES, "head", "model"])
+def test_files_of_a_group_repeat_no_default(group: str) -> None:
+    """Defaults stand in one place, the options' dataclasses."""
+    for path in (CONF / group).glob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if group in REGISTRIES:
+            assert content["name"] == path.stem
+        name = content.pop("name", None)
+        options = SECTIONS[group] if group in SECTIONS else REGISTRIES[group].entry(name).options
+        defaults = {field.name: field.default for field in dataclasses.fields(options)}
+        assert content.keys() <= defaults.keys()
+        repeated = [key for key, value in content.items() if value == defaults[key]]
+        assert repeated == [] or (group, path.stem, repeated) == ("model", "nano", ["backbone"])
 
 
 @pytest.mark.parametrize("group", [*REGISTRIES, "head", "model"])
@@ -348,21 +356,10 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
             assert getattr(config, group).name == name
 
 
-@pytest.mark.parametrize("name", aggregators.names())
-def test_aggregator_yaml_holds_the_defaults(name: str) -> None:
-    """All of them; the name alone is enough for an aggregator that a user has added."""
-    content = yaml.safe_load((CONF / "aggregator" / f"{name}.yaml").read_text(encoding="utf-8"))
-    defaults = dataclasses.asdict(aggregators.entry(name).options())
-    assert content in ({"name": name, **defaults}, {"name": name})
-
-
-def test_default_yaml_holds_the_defaults_of_its_sections() -> None:
+def test_default_yaml_holds_names_alone() -> None:
     content = yaml.safe_load((CONF / "default.yaml").read_text(encoding="utf-8"))
-    config = compose({})
-    for section in ("prompts", "clients"):
-        options = type(getattr(config, section))
-        defaults = {field.name: field.default for field in dataclasses.fields(options)}
-        assert content[section] == defaults
+    assert content.keys() == {"method", "head", "model", *REGISTRIES}
+    assert all(isinstance(value, str) for value in content.values())
 
 
 # The registry behind the groups
@@ -535,7 +532,7 @@ def test_unknown_name(override: str, kind: str, some: list[str], nearest: str | 
 def test_unknown_experiment() -> None:
     message = refusal(config="quickstrat")
     assert message.startswith("no experiment 'quickstrat': expected the path of a YAML file")
-    assert all(name in message for name in EXPERIMENTS)
+    assert all(name in message for name in list_experiments())
     assert message.endswith("did you mean 'quickstart'?")
     assert "no experiment '../default'" in refusal(config="../default")
 

@@ -171,9 +171,6 @@ def test_a_comparison_does_not_inherit_what_the_main_method_set(tiny: Overrides)
     other = main.with_method("fedavg_pt")
     plain = compose("quickstart", tiny("method=fedavg_pt"))
     assert dataclasses.replace(other, name=plain.name) == plain
-    solved = compose("quickstart", tiny("method=fedcof", "prompts.count=0", "rounds=1"))
-    again = solved.with_method("fedavg_pt")
-    assert (again.rounds, again.clients.per_round, again.prompts.count) == (10, 3, 5)
 
 
 # Every pair of an objective and an aggregator, and every pair of either with a placement.

@@ -1,5 +1,5 @@
-"""The paper's experiments (conf/experiment/paper) compose, and run on small files in the true
-layouts, on a small backbone instead of ViT-B/32.
+"""The paper's experiments (conf/experiment/paper/table.yaml) compose, and run on small files in the
+true layouts, on a small backbone instead of ViT-B/32.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import pytest
 from layouts import cifar10_binary, cifar100_binary, four, imagenet_lt, tinyimagenet
 
 import fedprompt
-from fedprompt.config import compose, conf_root
+from fedprompt.config import compose, conf_root, list_experiments
 from fedprompt.runs.summary import comparison_table
 
 Overrides = Callable[..., list[str]]
-NAMES = sorted(path.stem for path in (conf_root() / "experiment" / "paper").glob("*.yaml"))
+NAMES = [name[6:] for name in list_experiments() if name.startswith("paper/")]
 IDS = [f"n{number:08d}" for number in range(12)]
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -56,8 +56,10 @@ def test_they_compose(name: str) -> None:
     assert config.model.backbone.startswith("vit_base_patch32")
     rate = 5e-4 if "alpha_0.5" in name or "_lt_" in name else 1e-4
     assert (config.prompts.lr, config.head.lr, config.head.name) == (rate, rate, "released")
-    first = (conf_root() / "experiment" / "paper" / f"{name}.yaml").read_text().splitlines()[0]
-    assert first.startswith(f"# fedprompt run paper/{name} ")
+    count = 80 if "four" in name else 20 if "_lt" in name else 100
+    assert config.clients.count == count
+    few = 1 if "_lt" in name or "imbalance" in name else 33
+    assert config.partition.options.min_samples == few
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from layouts import (
     CINIC,
     EMOTIONS,
@@ -36,7 +35,6 @@ from layouts import (
 )
 from PIL import Image
 
-from fedprompt.config import conf_root
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.reading import files
 from fedprompt.data.reading.archives import unpack
@@ -156,13 +154,6 @@ def test_every_data_set_keeps_the_contract(name: str, tmp_path: Path) -> None:
     assert len(prints) == 3 and len(set(pictures)) == len(pictures), "the splits are disjoint"
     if "validation" in options or "validation" in vars(datasets.entry(name).options()):
         assert rows(other.validation) != rows(task.validation), "the seed draws"
-
-
-@pytest.mark.parametrize("name", FILE_SETS)
-def test_yaml_holds_the_defaults(name: str) -> None:
-    content = yaml.safe_load((conf_root() / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
-    options = datasets.entry(name).options()
-    assert content == {"name": name, **vars(options)}
 
 
 WRONG: dict[str, tuple[Any, str]] = {

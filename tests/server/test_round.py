@@ -112,7 +112,7 @@ def play(
     runtime = runtime or Direct(bench.worker)
     rounds = run_rounds(
         bench.state,
-        dataclasses.replace(bench.settings, rounds=1),
+        dataclasses.replace(bench.settings, rounds=bench.state.round_index + 1),
         runtime,
         aggregation.create(name),
         evaluator(runtime, bench.federation, bench.settings),

@@ -145,7 +145,13 @@ class PackedClients(pl.LightningModule):
         self._pass_on("on_before_optimizer_step", self._active, optimizer)
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_index: int) -> None:
-        """Passed on with each client's own batch."""
+        """Passed on with each client's own batch.
+
+        Args:
+            outputs: of `training_step`.
+            batch: one batch of each client that takes part in the step.
+            batch_index: of the step in its epoch.
+        """
         for hooks, (_, own) in zip(self._active, batch, strict=True):
             hooks.trainer.global_step += 1
             hooks("on_train_batch_end", outputs, own, batch_index)

@@ -25,6 +25,7 @@ class TrainingOptions:
     """The local schedule: the `clients` section of a config."""
 
     count: int = 20
+    """Clients that the training data are divided among."""
     per_round: int | None = 10
     """Clients sampled in each round; null for all."""
     pooled: bool = False
@@ -32,6 +33,7 @@ class TrainingOptions:
     epochs: int = 5
     """Local epochs."""
     batch_size: int = 16
+    """Images of a step."""
     optimizer: str = "auto"
     """`adam` as released (beta 0.9 / 0.98, eps 1e-6), or plain `sgd`; `auto` is `sgd` where the
     objective's arithmetic needs it, and `adam` otherwise."""

@@ -133,7 +133,7 @@ def fit_frozen_head(
 
     Args:
         backbone: the frozen network on `device`.
-        public: labelled images that nobody's privacy depends on.
+        public: labelled images that no client holds.
         num_classes: rows of the head.
         device: where to compute features.
         fit: `logistic` regression, or `class_means`: the nearest class mean in closed form.

@@ -26,6 +26,7 @@ class HeadOptions:
     """What stands on the backbone and how it is trained."""
 
     name: str = "released"
+    """`linear`, or `released`: linear, dropout, linear (PFPT's released code)."""
     hidden: int = 512
     """Width between the two linear layers of `released`."""
     dropout: float = 0.5

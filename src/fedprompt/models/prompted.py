@@ -148,5 +148,11 @@ class PromptedModel(nn.Module):
         return logits.masked_fill(~self.class_mask[groups], -torch.inf)
 
     def forward(self, inputs: Tensor, rows: Tensor, groups: Tensor) -> Tensor:
-        """Encode and classify: (B, classes)."""
+        """Encode and classify: (B, classes).
+
+        Args:
+            inputs: (B, T, d) tokens, or (B, feature_dim) cached features.
+            rows: (k,) the prompts of the whole batch, or (B, k) those of each image.
+            groups: (B,) domain of each image.
+        """
         return self.classify(self.encode(inputs, rows), groups)

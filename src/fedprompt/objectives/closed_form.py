@@ -115,7 +115,15 @@ class ClosedForm(Objective):
         num_clients: int,
         memory: Tensors,
     ) -> tuple[Parts, Tensors]:
-        """Add the clients' sums to those of earlier rounds and solve for the head."""
+        """Add the clients' sums to those of earlier rounds and solve for the head.
+
+        Args:
+            before: the shared tensors before the round.
+            mean: those that the clients returned, averaged with `weights`.
+            updates: the round's good updates.
+            num_clients: clients of the whole federation.
+            memory: what this method returned the last time; empty at first.
+        """
         weight = before.head[WEIGHT]
         total = dict(memory) or _nothing(weight, self.options.rule)
         for update in updates:

@@ -111,7 +111,15 @@ class Scaffold(Objective):
         num_clients: int,
         memory: Tensors,
     ) -> tuple[Parts, Tensors]:
-        """Eq. 5 for the variates; everything else is the mean."""
+        """Eq. 5 for the variates; everything else is the mean.
+
+        Args:
+            before: the shared tensors before the round.
+            mean: those that the clients returned, averaged with `weights`.
+            updates: the round's good updates.
+            num_clients: clients of the whole federation.
+            memory: what this method returned the last time; empty at first.
+        """
         number = len(updates) if self.options.variant == "sampled" else num_clients
         variates = {}
         for path, control in before.objective.items():

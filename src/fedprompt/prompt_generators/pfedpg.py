@@ -68,6 +68,11 @@ class PFedPG:
     ) -> dict[str, Tensor]:
         """Base prompts as given, drawn descriptors and projections, and a zero output projection,
         so that clients begin as in FedAvg-PT.
+
+        Args:
+            prompts: (n, d) the initial prompts.
+            num_clients: clients of the whole federation.
+            generator: draws descriptors and projections.
         """
         width = prompts.shape[1]
 
@@ -94,7 +99,13 @@ class PFedPG:
     def learn(
         self, state: Tensors, returned: Mapping[int, Tensor], weights: Mapping[int, float]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """One step along the mean vector-Jacobian product, weighted by samples."""
+        """One step along the mean vector-Jacobian product, weighted by samples.
+
+        Args:
+            state: what the round's prompts were made from.
+            returned: per client (n, d), its prompts after local training.
+            weights: per client how much it counts.
+        """
         clients = sorted(returned)
         parameters = {name: state[name].clone().requires_grad_() for name in NAMES}
         share = torch.tensor([weights[client] for client in clients])

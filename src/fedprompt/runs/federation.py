@@ -85,6 +85,12 @@ def with_whitened_queries(
 ) -> Sequence[FeatureTable]:
     """The tables with the whitened queries that the method or one it is compared with selects by.
 
+    Args:
+        config: of the leading method, with the names of its rivals.
+        task: whose public images say how queries spread.
+        cache: holds their queries.
+        tables: of the splits.
+
     Raises:
         ConfigError: one is to select by them, and there are no public images.
     """
@@ -108,7 +114,15 @@ def fit_or_find_head(
     public: Split,
     num_classes: int,
 ) -> FrozenHead:
-    """The frozen head of a backbone, from public images or from the cache's folder."""
+    """The frozen head of a backbone, from public images or from the cache's folder.
+
+    Args:
+        config: says how to fit.
+        backbone: on whose features the head stands.
+        cache: holds the features, and heads of earlier runs.
+        public: the images to fit on.
+        num_classes: outputs of the head.
+    """
 
     def fit() -> FrozenHead:
         table = cache.table(public)

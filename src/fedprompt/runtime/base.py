@@ -36,6 +36,7 @@ class RuntimeOptions:
     bits."""
 
     name: str = "ray"
+    """`ray`: clients train in parallel actors; `serial`: in one process, with the same bits."""
     actors: int | None = None
     """Client actors of the Ray runtime; null means cpus / threads."""
     threads: int = 1

@@ -190,7 +190,13 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
 def select_for_split(
     state: ServerState, recipe: LocalRecipe, table: FeatureTable
 ) -> tuple[Rows, Tensor]:
-    """The global model's prompts of every image of a split; see `select_for`."""
+    """The global model's prompts of every image of a split; see `select_for`.
+
+    Args:
+        state: the server's prompts and keys.
+        recipe: the rule of selection.
+        table: the images of the split.
+    """
     everything = np.arange(len(table), dtype=np.int64)
     return select_for(Model(state.broadcast()), recipe, table, everything)
 

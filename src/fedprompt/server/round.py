@@ -254,7 +254,14 @@ def broadcast_of(state: ServerState, settings: RoundSettings) -> Broadcast:
 def make_job(
     state: ServerState, settings: RoundSettings, client_id: int, broadcast: Broadcast
 ) -> ClientJob:
-    """What one client gets for the round after `state`; a generator makes its prompts."""
+    """What one client gets for the round after `state`; a generator makes its prompts.
+
+    Args:
+        state: before the round.
+        settings: seed and recipe, and the generator if there is one.
+        client_id: of the client.
+        broadcast: what all clients of the round receive.
+    """
     round_index = state.round_index + 1
     if settings.generator is not None:
         prompts = settings.generator.prompts_for(client_id, state.generator)
@@ -356,7 +363,16 @@ def aggregate_prompts(
     aggregator: Aggregator,
     round_index: int,
 ) -> Aggregation | None:
-    """Merge the prompt sets; None when no prompts travel."""
+    """Merge the prompt sets; None when no prompts travel.
+
+    Args:
+        updates: the good ones.
+        weights: how much each of them counts.
+        state: before the round.
+        settings: seed and recipe.
+        aggregator: merges the sets.
+        round_index: 1 for the first round.
+    """
     options = settings.recipe.prompts
     if options.count == 0 or options.mode == "personal":
         return None
@@ -413,7 +429,13 @@ def next_state(
 def note_starts(
     state: ServerState, objective: Objective, updates: Sequence[ClientUpdate]
 ) -> ServerState:
-    """Add what participants start from the next time to their own states, if an objective asks."""
+    """Add what participants start from the next time to their own states, if an objective asks.
+
+    Args:
+        state: after the round.
+        objective: decides what clients start from.
+        updates: the good ones.
+    """
     starts = objective.remembered(state.received())
     if not starts.tensors():
         return state
@@ -433,7 +455,17 @@ def report(
     traffic: tuple[int, int],
     seconds: dict[str, float],
 ) -> RoundReport:
-    """What is known of the round before its evaluation; see `RoundReport`."""
+    """What is known of the round before its evaluation; see `RoundReport`.
+
+    Args:
+        state: after the round.
+        updates: all that came back.
+        good: those that were used.
+        refused: client and reason of the others.
+        merged: the aggregator's result; None if no prompts travel.
+        traffic: bytes up and down.
+        seconds: of each phase.
+    """
     total = sum(update.num_examples for update in good)
     losses = [update.metrics.get("loss", math.nan) * update.num_examples for update in good]
     clients = tuple(
@@ -464,7 +496,13 @@ def report(
 def count_bytes(
     recipe: LocalRecipe, jobs: Sequence[ClientJob], updates: Sequence[ClientUpdate]
 ) -> tuple[int, int]:
-    """Bytes up and down of a round."""
+    """Bytes up and down of a round.
+
+    Args:
+        recipe: says what travels with the prompts.
+        jobs: what was sent to the clients.
+        updates: what they sent back, refused ones included.
+    """
     selects = recipe.prompts.selection != "all"
     up = sum(upload_bytes(update, selects) for update in updates)
     return up, sum(download_bytes(job) for job in jobs)

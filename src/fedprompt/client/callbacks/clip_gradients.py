@@ -24,5 +24,11 @@ class ClipGradients(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: object, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """See `ClipGradients`."""
+        """See `ClipGradients`.
+
+        Args:
+            trainer: the state of the fit; not used.
+            pl_module: the client's module; not used.
+            optimizer: whose gradients are clipped.
+        """
         torch.nn.utils.clip_grad_norm_(pl_module.parameters(), LONGEST)

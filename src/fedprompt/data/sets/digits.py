@@ -90,7 +90,7 @@ def digits(options: DigitsOptions) -> Task:
     grey, labels = source_digits()
     images = np.repeat(enlarge(grey)[..., None], 3, axis=3)
     shares = [options.test, options.validation]
-    if options.train is not None:  # what is left is then nobody's
+    if options.train is not None:  # what is left is then no one's
         shares.append(options.train)
     test, validation, train, *_ = stratified_parts(
         labels, tuple(shares), numpy_generator(options.seed, "data/digits/split")

@@ -67,7 +67,14 @@ class Adapter(Tuning):
         tokens: Tensor,
         prompts: Tensor | None = None,
     ) -> Tensor:
-        """The forward pass with adapters."""
+        """The forward pass with adapters.
+
+        Args:
+            backbone: a frozen `Backbone`; unchanged afterwards.
+            tensors: named as in `initial`.
+            tokens: (B, T, d) from `Backbone.embed`.
+            prompts: as for `Backbone.encode`.
+        """
         changes = {
             layer: functools.partial(_adapt, tensors, name)
             for name, layer in self._layers(backbone)

@@ -57,7 +57,14 @@ class Full(Tuning):
         tokens: Tensor,
         prompts: Tensor | None = None,
     ) -> Tensor:
-        """The forward pass with these parameters in the place of the frozen ones."""
+        """The forward pass with these parameters in the place of the frozen ones.
+
+        Args:
+            backbone: a frozen `Backbone`; unchanged afterwards.
+            tensors: named as in `initial`.
+            tokens: (B, T, d) from `Backbone.embed`.
+            prompts: as for `Backbone.encode`.
+        """
         own = {f"backbone.{name}": value for name, value in tensors.items()}
         features: Tensor = functional_call(_Encoder(backbone), own, (tokens, prompts))
         return features

@@ -65,7 +65,14 @@ class Lora(Tuning):
         tokens: Tensor,
         prompts: Tensor | None = None,
     ) -> Tensor:
-        """The forward pass with low-rank changes."""
+        """The forward pass with low-rank changes.
+
+        Args:
+            backbone: a frozen `Backbone`; unchanged afterwards.
+            tensors: named as in `initial`.
+            tokens: (B, T, d) from `Backbone.embed`.
+            prompts: as for `Backbone.encode`.
+        """
         factor = self.options.scale / self.options.rank
         changes = {
             layer: functools.partial(_change, tensors[f"{name}.a"], tensors[f"{name}.b"], factor)

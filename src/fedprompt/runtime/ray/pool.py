@@ -82,6 +82,11 @@ class DriverActor:
     ) -> Iterator[Any]:
         """Yield what `drive(runtime, *args)` yields.
 
+        Args:
+            drive: a generator function; its first argument is the runtime.
+            options: of the runtime.
+            args: its other arguments, packed for the way.
+
         Raises:
             ConfigError, InputError: as `drive` does. Where there are several nodes the message
                 names this one, for it is here that a data set or weights are missing.

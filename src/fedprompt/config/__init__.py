@@ -1,0 +1,32 @@
+"""Experiments as files: YAML groups in `conf/`, an experiment's differences, `key=value` overrides.
+
+`files` reads them, `overrides` the command line, `layers` says which source wins and composes the
+whole, `typed` and `groups` check it against the options' dataclasses, `experiment` is the result.
+"""
+
+from fedprompt.config.compose import compose
+from fedprompt.config.experiment import ExperimentConfig, automatic_selection, build
+from fedprompt.config.files import FILE_NAME, conf_root, list_experiments
+from fedprompt.config.groups import GROUPS, REGISTRIES, SECTIONS, Choice, load_group
+from fedprompt.config.layers import Sources
+from fedprompt.config.methods import MethodCard, list_methods
+from fedprompt.config.typed import Tree
+
+__all__ = [
+    "FILE_NAME",
+    "GROUPS",
+    "REGISTRIES",
+    "SECTIONS",
+    "Choice",
+    "ExperimentConfig",
+    "MethodCard",
+    "Sources",
+    "Tree",
+    "automatic_selection",
+    "build",
+    "compose",
+    "conf_root",
+    "list_experiments",
+    "list_methods",
+    "load_group",
+]

@@ -1,0 +1,323 @@
+"""A checked experiment, and the same experiment with another method."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedprompt.aggregation import Aggregator, aggregators
+from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
+from fedprompt.config.groups import REGISTRIES, SECTIONS, Choice, Scalars, owners
+from fedprompt.config.layers import Sources, difference, flatten, merge, rival
+from fedprompt.config.typed import Tree, as_name, section, typed
+from fedprompt.core.checks import check_choice, check_integer
+from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.data.prefix.cache import CacheOptions
+from fedprompt.models.head import HeadOptions
+from fedprompt.models.options import ModelOptions
+from fedprompt.models.selection import SELECTIONS, PromptOptions
+from fedprompt.objectives import objectives
+from fedprompt.prompt_generators import PromptGenerator, generators
+from fedprompt.runtime.base import RuntimeOptions
+
+EVAL_CLIENTS = ("last", "every", "never")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A checked experiment."""
+
+    name: str
+    seed: int
+    rounds: int
+    eval_every: int
+    eval_clients: str
+    """When each client's own model is measured on its share of the held-out splits: after the
+    `last` round, at `every` evaluation, or `never`. Methods without a global model are measured so
+    at every evaluation unless it is `never`."""
+    run_dir: str | None
+    note: str | None
+    """What the reader of the result should know; shown under the summary table."""
+    method: str
+    compare: tuple[str, ...]
+    plugins: tuple[str, ...]
+    """Files by their absolute paths, modules by their names; loaded when this is composed."""
+    data: Choice
+    partition: Choice
+    aggregator: Choice
+    objective: Choice
+    generator: Choice
+    tuning: Choice
+    runtime: RuntimeOptions
+    model: ModelOptions
+    head: HeadOptions
+    prompts: PromptOptions
+    clients: TrainingOptions
+    cache: CacheOptions
+    sources: Sources = dataclasses.field(default_factory=Sources, compare=False, repr=False)
+    """What it was composed of; comparisons are composed of the same."""
+
+    def __post_init__(self) -> None:
+        check_integer("rounds", self.rounds, 1)
+        check_integer("eval_every", self.eval_every, 1)
+        check_integer("seed", self.seed, 0)
+        check_choice("eval_clients", self.eval_clients, EVAL_CLIENTS)
+        self._check_method()
+        bound = getattr(self.aggregator.options, "max_prompts", 0)
+        if 0 < bound < self.prompts.count:
+            raise ConfigError(
+                f"aggregator.max_prompts: expected 0 (no bound) or at least prompts.count "
+                f"({self.prompts.count}), got {bound}"
+            )
+        if len(set(self.compare)) < len(self.compare):
+            raise ConfigError(f"compare: expected each method once, got {', '.join(self.compare)}")
+
+    def _check_method(self) -> None:
+        """Refuse plug-ins that do not fit together."""
+        objective = objectives.entry(self.objective.name).factory
+        preset = section(self._preset.get("prompts"), "prompts")
+        if self.prompts.count == 0 and preset.get("count") != 0:
+            raise ConfigError(
+                f"prompts.count: {self.method} needs at least 1 prompt, got 0; "
+                "method=head_only trains the head alone"
+            )
+        bare = self.prompts.count == 0 and self.tuning.name == "none"
+        if bare and self.head.mode == "frozen":
+            raise ConfigError(
+                "head.mode=frozen: with prompts.count=0 nothing is left to train; "
+                "set prompts.count or use head.mode=shared"
+            )
+        if getattr(objective, "needs_sgd", False) and self.clients.optimizer == "adam":
+            raise ConfigError(
+                f"objective={self.objective.name}: its arithmetic holds for gradient steps only; "
+                "expected clients.optimizer=sgd or auto, got 'adam'"
+            )
+        head = (self.head.name, self.head.bias, self.head.mode)
+        solved = bare and head == ("linear", False, "shared")
+        if not getattr(objective, "trains", True) and not solved:
+            raise ConfigError(
+                f"objective={self.objective.name}: computes a linear head from the frozen features;"
+                " expected prompts.count=0, tuning=none, head.name=linear, head.bias=false and "
+                "head.mode=shared; method=fedcof sets them"
+            )
+        self._check_prompts()
+        self._check_aggregator()
+
+    def _check_prompts(self) -> None:
+        """Refuse prompts that a method or a generator has no use for."""
+        if self.method == "head_only" and self.prompts.count > 0:
+            raise ConfigError(
+                f"prompts.count: head_only trains the head alone, expected 0, got "
+                f"{self.prompts.count}; method=fedavg_pt has prompts"
+            )
+        made = self.generator.name != "none"
+        if made and self.prompts.count == 0:
+            raise ConfigError(
+                f"generator={self.generator.name}: makes prompts; expected prompts.count > 0, got 0"
+            )
+        if made and (self.prompts.sends_keys or self.prompts.mode != "shared"):
+            raise ConfigError(
+                f"generator={self.generator.name}: makes prompts and no keys; expected "
+                "prompts.selection=all or l2p and prompts.mode=shared, got "
+                f"'{self.prompts.selection}' and '{self.prompts.mode}'"
+            )
+
+    def _check_aggregator(self) -> None:
+        """Refuse a rule for merging prompts where the server merges none."""
+        reason = None
+        if self.generator.name != "none":
+            reason = f"generator={self.generator.name}"
+        elif self.prompts.count == 0 or self.prompts.mode == "personal":
+            reason = f"prompts.count={self.prompts.count}, prompts.mode={self.prompts.mode}"
+        factory = aggregators.entry(self.aggregator.name).factory
+        if reason and self.aggregator.name != "mean" and not hasattr(factory, "merge_shared"):
+            raise ConfigError(
+                f"aggregator={self.aggregator.name}: merges prompts, and with {reason} the server "
+                "merges none; expected aggregator=mean or server_opt"
+            )
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether row i of the prompts is the same prompt in every round."""
+        factory = aggregators.entry(self.aggregator.name).factory
+        return self.generator.name == "none" and getattr(factory, "keeps_rows", False)
+
+    @property
+    def selects_in_vain(self) -> bool:
+        """Whether clients select from a pool that never holds more prompts than they take."""
+        if self.prompts.selection == "all" or self.prompts.pool_size != self.prompts.count:
+            return False
+        if self.keeps_rows or self.generator.name != "none":
+            return True
+        return not getattr(self.build_aggregator(), "adds_prompts", True)
+
+    def measures_clients(self, round_index: int) -> bool:
+        """Whether each client's own model is measured after a round that is evaluated."""
+        if self.eval_clients == "never":
+            return False
+        often = self.eval_clients == "every" or not has_global_model(self.prompts, self.head)
+        return often or round_index == self.rounds
+
+    def build_aggregator(self) -> Aggregator:
+        """The aggregator of the prompts."""
+        options = dataclasses.asdict(self.aggregator.options)
+        return aggregators.create(self.aggregator.name, **options)
+
+    def build_generator(self) -> PromptGenerator | None:
+        """The generator of prompts, if the experiment has one."""
+        options = dataclasses.asdict(self.generator.options)
+        return generators.create(self.generator.name, **options)
+
+    @property
+    def _preset(self) -> Tree:
+        return self.sources.read("method", self.method)
+
+    @property
+    def label(self) -> str:
+        """The method, and the aggregator if it is not the method's own."""
+        preset = self._preset.get("aggregator")
+        own = preset if isinstance(preset, str) else section(preset, "aggregator").get("name")
+        other = self.aggregator.name
+        return self.method if own in (None, other) else f"{self.method} (aggregator={other})"
+
+    def tree(self) -> Tree:
+        """As plain mappings and values; composing this tree again gives an equal config."""
+        tree: Tree = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (Choice, Sources)):
+                tree[field.name] = value.tree()
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                tree[field.name] = dataclasses.asdict(value)
+            else:
+                tree[field.name] = list(value) if isinstance(value, tuple) else value
+        return tree
+
+    def to_yaml(self, plugins: Iterable[str] | None = None) -> str:
+        """The whole config as YAML, in the order of the fields.
+
+        Args:
+            plugins: names to write in the place of those that the config has.
+        """
+        tree = self.tree()
+        if plugins is not None:
+            tree["plugins"] = list(plugins)
+        return OmegaConf.to_yaml(OmegaConf.create(tree))
+
+    def recipe(self, num_classes: int) -> LocalRecipe:
+        """What clients need to know of the config."""
+        return LocalRecipe(
+            training=self.clients,
+            prompts=self.prompts,
+            head=self.head,
+            objective=self.objective.name,
+            objective_options=dataclasses.asdict(self.objective.options),
+            num_classes=num_classes,
+            tuning=self.tuning.name,
+            tuning_options=dataclasses.asdict(self.tuning.options),
+        )
+
+    def with_method(self, method: str) -> ExperimentConfig:
+        """The same experiment with another method: same data, partition and seed.
+
+        Composed from the sources (see `layers`). Whatever was changed since, by hand in a
+        `config.yaml` or by a program, counts as said on the command line.
+        """
+        sources = rival(self.said, method)
+        variant = build(flatten(sources), sources, compared=False)
+        return dataclasses.replace(variant, name=f"{self.name}/{method}")
+
+    @cached_property
+    def said(self) -> Sources:
+        """The sources that this very config is composed of."""
+        composed = build(flatten(self.sources), self.sources, compared=False).tree()
+        changes = difference(composed, self.tree())
+        for key in ("sources", "name", "compare"):
+            changes.pop(key, None)
+        command = merge(self.sources.command, changes)
+        return Sources(self.sources.experiment, command, self.sources.files)
+
+
+def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> ExperimentConfig:
+    """Check a composed tree and turn it into dataclasses.
+
+    Args:
+        tree: all keys.
+        sources: what it was composed of; None stands for the tree itself.
+        compared: compose the comparisons as well, so that one that cannot work is not found out
+            after the main run.
+
+    Raises:
+        ConfigError: unknown key or wrong value.
+    """
+    tree = dict(tree)
+    kept = tree.pop("sources", None)
+    if sources is None:
+        sources = Sources(tree) if kept is None else Sources.from_tree(kept)
+    known = [field.name for field in dataclasses.fields(ExperimentConfig)]
+    for key in tree:
+        if key not in known:
+            hint = owners(key) or suggest(key, known)
+            raise ConfigError(
+                f"unknown config key '{key}': expected one of {', '.join(known)}{hint}"
+            )
+    parts: dict[str, Any] = {
+        key: _choice(key, tree.get(key)) for key in REGISTRIES if key not in SECTIONS
+    }
+    # What `auto` means depends on the data.
+    tree["prompts"] = _settled(tree.get("prompts"), parts["data"])
+    parts.update({key: typed(options, tree.get(key), key) for key, options in SECTIONS.items()})
+    parts.update(vars(typed(Scalars, {key: tree[key] for key in _SCALARS if key in tree}, "")))
+    for key in ("compare", "plugins"):
+        parts[key] = tuple(parts[key])
+    config = ExperimentConfig(**parts, sources=sources)
+    for method in config.compare if compared else ():
+        try:
+            config.with_method(method)
+        except ConfigError as error:
+            raise ConfigError(f"compare: {error}") from error
+    return config
+
+
+_SCALARS = [field.name for field in dataclasses.fields(Scalars)]
+
+
+def _choice(group: str, value: object) -> Choice:
+    """An entry of a registry with its options, from a section."""
+    options = section(value, group, named=True)
+    entry = REGISTRIES[group].entry(as_name(options.pop("name", None)))
+    return Choice(entry.name, typed(entry.options, options, group))
+
+
+def _settled(value: object, data: Choice) -> Tree:
+    """The prompts' section with the selection that `auto` means."""
+    prompts = section(value, "prompts")
+    if prompts.get("selection") is not None:
+        check_choice("prompts.selection", prompts["selection"], ("auto", *SELECTIONS))
+    if prompts.get("selection") == "auto":
+        prompts["selection"] = automatic_selection(prompts, data.options)
+    return prompts
+
+
+def automatic_selection(prompts: Mapping[str, object], data: object) -> str:
+    """What `prompts.selection=auto` means: `keyed` where there are domains to tell apart, or more
+    prompts than an image gets, else `all`. The placement and the mode of the prompts may decide.
+
+    Args:
+        prompts: the section.
+        data: options of the data set; those of sets with several domains say `several_domains`.
+
+    >>> automatic_selection({"count": 5, "pool": 20}, None), automatic_selection({"count": 5}, None)
+    ('keyed', 'all')
+    """
+    placement = prompts.get("placement")
+    if placement == "pool":
+        return "keyed"
+    if placement == "shallow" or prompts.get("mode") == "personal":
+        return "all"
+    has_choice = prompts.get("pool") not in (None, prompts.get("count"))
+    return "keyed" if has_choice or getattr(data, "several_domains", False) else "all"

@@ -1,0 +1,132 @@
+"""The groups of a config, `group: name`, and the sections: which keys there are and what they take.
+
+A file `conf/GROUP/NAME.yaml` holds what differs from the defaults of the entry's dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from fedprompt.aggregation import aggregators
+from fedprompt.client.recipe import TrainingOptions
+from fedprompt.config import files
+from fedprompt.config.files import FILE_NAME, read_yaml
+from fedprompt.config.typed import Tree
+from fedprompt.core.errors import ConfigError, suggest
+from fedprompt.core.plugins import conf_folders
+from fedprompt.core.registry import Registry
+from fedprompt.data.partition.base import partitioners
+from fedprompt.data.prefix.cache import CacheOptions
+from fedprompt.data.task import datasets
+from fedprompt.models.adaptation import tunings
+from fedprompt.models.head import HeadOptions
+from fedprompt.models.options import ModelOptions
+from fedprompt.models.selection import PromptOptions
+from fedprompt.objectives import objectives
+from fedprompt.prompt_generators import generators
+from fedprompt.runtime import runtimes
+from fedprompt.runtime.base import RuntimeOptions
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "aggregator": aggregators,
+    "objective": objectives,
+    "data": datasets,
+    "partition": partitioners,
+    "runtime": runtimes,
+    "generator": generators,
+    "tuning": tunings,
+}
+GROUPS = (*REGISTRIES, "head", "model")
+"""Keys that take the name of a file in `conf/GROUP`, or a section."""
+SECTIONS: dict[str, type] = {
+    "runtime": RuntimeOptions,
+    "head": HeadOptions,
+    "model": ModelOptions,
+    "prompts": PromptOptions,
+    "clients": TrainingOptions,
+    "cache": CacheOptions,
+}
+"""Keys whose options are the same whatever is named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An entry of a registry with its options."""
+
+    name: str
+    options: Any
+    """Instance of the entry's options dataclass."""
+
+    def tree(self) -> Tree:
+        """As a plain mapping."""
+        return {"name": self.name, **dataclasses.asdict(self.options)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scalars:
+    """The top-level values that are no sections, with their defaults."""
+
+    method: str
+    name: str = "experiment"
+    seed: int = 0
+    rounds: int = 10
+    eval_every: int = 1
+    eval_clients: str = "last"
+    run_dir: str | None = None
+    note: str | None = None
+    compare: list[str] = dataclasses.field(default_factory=list)
+    plugins: list[str] = dataclasses.field(default_factory=list)
+
+
+def load_group(group: str, name: str) -> Tree:
+    """One file of a group.
+
+    Raises:
+        ConfigError: no such file, and nothing registered under the name.
+    """
+    path = _group_file(group, name)
+    if path is not None:
+        return read_yaml(path)
+    registry = REGISTRIES.get(group)
+    if registry is not None:
+        registry.entry(name)  # raises for an unknown name, with the names that exist
+    path = _group_file(group, name, installed=True)
+    if path is not None:
+        return read_yaml(path)
+    if registry is not None:
+        return {"name": name}
+    roots = (files.conf_root(), *conf_folders())
+    names = sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+    raise ConfigError(
+        f"unknown {group} '{name}': expected one of {', '.join(names)}{suggest(name, names)}"
+    )
+
+
+def _group_file(group: str, name: str, installed: bool = False) -> Path | None:
+    """The file of a name: the package's own, or that of a plug-in."""
+    if not FILE_NAME.fullmatch(name):
+        return None
+    roots = (files.conf_root(), *conf_folders(installed))
+    found = (root / group / f"{name}.yaml" for root in roots)
+    return next((path for path in found if path.is_file()), None)
+
+
+def option_types(key: str) -> list[type]:
+    """The options dataclasses that a section may hold."""
+    if key in SECTIONS:
+        return [SECTIONS[key]]
+    registry = REGISTRIES.get(key)
+    return [registry.entry(name).options for name in registry.names()] if registry else []
+
+
+def owners(key: str) -> str:
+    """`"; did you mean 'partition.alpha'?"` for a key that was written without its section."""
+    dotted = [
+        f"'{place}.{key}'"
+        for place in (*SECTIONS, *(each for each in REGISTRIES if each not in SECTIONS))
+        if any(key in typing.get_type_hints(options) for options in option_types(place))
+    ]
+    return f"; did you mean {' or '.join(dotted)}?" if dotted else ""
