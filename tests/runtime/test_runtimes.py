@@ -185,7 +185,7 @@ class InstantRay:
 def test_tasks_are_given_out_in_their_order_and_the_last_to_the_idle(
     monkeypatch: pytest.MonkeyPatch, actors: int
 ) -> None:
-    """Pieces of an evaluation come before the jobs that were begun after them."""
+    """Pieces of an evaluation come before the jobs that were started after them."""
     monkeypatch.setattr(ray_runtime, "import_ray", InstantRay)
     runtime = ray_runtime.RayRuntime(RuntimeOptions())
     runtime._held = dict.fromkeys(map(str, range(actors)), 0)
@@ -198,7 +198,7 @@ def test_tasks_are_given_out_in_their_order_and_the_last_to_the_idle(
         return actor, task
 
     pieces, jobs = [f"piece {i}" for i in range(4)], [f"job {i}" for i in range(10)]
-    evaluation, training = runtime._begin(submit, pieces), runtime._begin(submit, jobs)
+    evaluation, training = runtime._start(submit, pieces), runtime._start(submit, jobs)
     assert [task for _, (_, task) in runtime._results(evaluation)] == pieces
     assert len(log) <= len(pieces) + 2 * actors
     assert [task for _, (_, task) in runtime._results(training)] == jobs

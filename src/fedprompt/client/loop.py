@@ -38,7 +38,7 @@ def make_fabric(device: str = "cpu", precision: str = "32-true") -> Fabric:
 
 @dataclasses.dataclass
 class FitTrainer:
-    """What callbacks get in the place of a `Trainer`: where the fit is, and nothing else."""
+    """What callbacks get in place of a `Trainer`: where the fit is, and nothing else."""
 
     max_epochs: int
     optimizers: Sequence[torch.optim.Optimizer]

@@ -201,7 +201,7 @@ class ExperimentConfig:
         """The whole config as YAML, in the order of the fields.
 
         Args:
-            plugins: names to write in the place of those that the config has.
+            plugins: names to write in place of those that the config has.
         """
         tree = self.tree()
         if plugins is not None:

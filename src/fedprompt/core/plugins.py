@@ -109,7 +109,7 @@ def load_plugins(specs: Sequence[str], base: Path | None = None) -> tuple[Plugin
 
 
 def absolute(specs: Sequence[str], base: Path) -> list[str]:
-    """The specs with full paths in the place of relative ones; names of modules stay.
+    """The specs with full paths in place of relative ones; names of modules stay.
 
     >>> absolute(["../rule.py", "my_package.rules"], Path("/lab/runs"))
     ['/lab/rule.py', 'my_package.rules']

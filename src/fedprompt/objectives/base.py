@@ -48,7 +48,7 @@ class Finished:
     kept: Tensors = dataclasses.field(default_factory=dict)
     """Its memory at the client: `ClientState.kept.objective`."""
     instead: Parts = dataclasses.field(default_factory=Parts)
-    """Sent in the place of trained tensors; those that are absent are sent as they are."""
+    """Sent in place of trained tensors; those that are absent are sent as they are."""
 
 
 class Objective:

@@ -66,7 +66,7 @@ class Evaluation:
     class_accuracy: tuple[float, ...] = ()
     """Per class; NaN for a class without images in the split."""
     clients: ClientFigures | None = None
-    """Every client's own model on its own share of the split, where that was asked for."""
+    """Every client's own model on its own share of the split, where that was requested."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Full(Tuning):
         tokens: Tensor,
         prompts: Tensor | None = None,
     ) -> Tensor:
-        """The forward pass with these parameters in the place of the frozen ones.
+        """The forward pass with these parameters in place of the frozen ones.
 
         Args:
             backbone: a frozen `Backbone`; unchanged afterwards.

@@ -92,7 +92,7 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
 
 
 def replace_spare_workers(counts: Mapping[str, int]) -> None:
-    """Have nodes start new spare workers in the place of used ones; see `private`.
+    """Have nodes start new spare workers in place of used ones; see `private`.
 
     Args:
         counts: how many, by the id of the node.

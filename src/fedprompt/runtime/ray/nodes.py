@@ -64,7 +64,7 @@ def notes_on_places(
     """What the user should read about where the client actors are.
 
     Args:
-        options: what was asked for.
+        options: what the user set.
         device: on which they should compute.
         places: of each actor the node by name and by id, and the device.
         sent: whether features had to be sent.

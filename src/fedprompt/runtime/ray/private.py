@@ -4,7 +4,7 @@
 |---|---|---|
 | options of `ray.init` that start with `_` | own folder, loopback, spare workers | Ray's defaults |
 | flags of its processes: `ENVIRONMENT` | spare workers on a cluster | none are kept |
-| `ray._private`, `ray.core.generated` | spare workers in the place of used ones | none come |
+| `ray._private`, `ray.core.generated` | spare workers in place of used ones | none come |
 | resource `node:__internal_head__` | the driver on the head node | the head's address |
 
 *Spare workers* are worker processes that have imported everything before a run asks for them:
@@ -97,7 +97,7 @@ def spare_workers_are_kept() -> bool:
 
 
 def prestart(address: str, count: int) -> bool:
-    """Ask one node for new spare workers in the place of used ones.
+    """Ask one node for new spare workers in place of used ones.
 
     Args:
         address: host and port of its node manager.

@@ -182,7 +182,7 @@ class KeyBlock:
 
     @functools.cached_property
     def _squared_centres(self) -> Array:
-        """(K,) squared norms, asked for by every match."""
+        """(K,) squared norms, which every match needs."""
         return squares_of(self.centres)
 
     def keys(self, columns: Columns, which: Indices) -> Array:
