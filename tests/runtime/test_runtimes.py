@@ -205,7 +205,7 @@ def test_tasks_are_given_out_in_their_order_and_the_last_to_the_idle(
     assert log == [*pieces, *jobs]
     assert max(most) == 2
     assert most[-actors:] == [1] * actors
-    assert runtime._begun == []
+    assert runtime._groups == []
     assert set(runtime._held.values()) == {0}
 
 
