@@ -67,11 +67,11 @@ format: setup ## format the code
 	@$(BIN)/ruff format .
 
 bench: setup ## measure the quickstart over three seeds and the state hashes (about 15 minutes)
-	@$(BIN)/python benchmarks/quickstart.py $(ARGS)
+	@$(BIN)/python -m benchmarks.quickstart $(ARGS)
 
 bench-methods: setup ## compare all methods: runs what is missing (hours), tables, figures
-	@$(BIN)/python benchmarks/methods/runner.py $(ARGS); status=$$?; \
-	$(BIN)/python benchmarks/methods/tables.py && exit $$status
+	@$(BIN)/python -m benchmarks.methods.runner $(ARGS); status=$$?; \
+	$(BIN)/python -m benchmarks.methods.tables && exit $$status
 
 pretrain: setup ## train the embedded backbone again (about an hour): make pretrain [ARGS="--help"]
 	@$(BIN)/fedprompt pretrain $(ARGS)

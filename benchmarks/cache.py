@@ -1,6 +1,6 @@
 """What does the prefix cache save, and what does it cost?
 
-    python benchmarks/cache.py [--images 1000] [--large-images 256]
+    python -m benchmarks.cache [--images 1000] [--large-images 256]
                                [--output benchmarks/results/cache.json]
 
 Two cases: `domains` with `nano_promptable` (32 x 32, 17 tokens of 128), and images of noise with a
@@ -22,26 +22,23 @@ must have the bits of the computed one, for all three types of tokens.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import timm
 import torch
 from threadpoolctl import threadpool_limits
+from timm.models.vision_transformer import VisionTransformer
 
-import keyed
-import planted
+from benchmarks.harness import RESULTS, Json, header, one_thread, read_json, write_json
 from fedprompt.data.prefix.cache import (
     CacheOptions,
     FeatureTable,
@@ -54,6 +51,9 @@ from fedprompt.data.sets.domains import DomainsOptions, domains
 from fedprompt.data.task import Split
 from fedprompt.models.backbone import Backbone, load_backbone
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 CPU = torch.device("cpu")
 MB = 2**20
 ACTORS = (1, 2, 4)
@@ -63,7 +63,7 @@ import json, sys, tempfile, time
 import fedprompt
 name, runtime, cache, wait = sys.argv[1:]
 if float(wait):
-    from fedprompt.runtime.ray_runtime import start_ray
+    from fedprompt.runtime.ray.local import start_ray
     start_ray(2, verbose=False)
     time.sleep(float(wait))
 started, times = time.perf_counter(), {}
@@ -85,7 +85,8 @@ def small_case(images: int) -> tuple[Backbone, Split]:
 def large_case(images: int) -> tuple[Backbone, Split]:
     """A ViT-B/32 with random weights and images of noise."""
     torch.manual_seed(0)
-    vit: Any = timm.create_model("vit_base_patch32_224", pretrained=False, num_classes=0)
+    vit = timm.create_model("vit_base_patch32_224", pretrained=False, num_classes=0)
+    assert isinstance(vit, VisionTransformer)
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (images, 224, 224, 3), np.uint8)
     labels = generator.integers(0, 10, images)
@@ -131,7 +132,7 @@ def check_equal(backbone: Backbone, split: Split) -> None:
                         raise RuntimeError(f"{dtype}: cached {name} differ from the computed")
 
 
-def measure_case(backbone: Backbone, split: Split, repeats: int) -> dict[str, Any]:
+def measure_case(backbone: Backbone, split: Split, repeats: int) -> Json:
     """Seconds per 1,000 images, and bytes."""
     check_equal(backbone, split)
     per = 1000 / len(split)
@@ -169,7 +170,7 @@ def measure_case(backbone: Backbone, split: Split, repeats: int) -> dict[str, An
 class Reader:
     """Holds a table as a client actor does, and reports what of it is in its memory."""
 
-    def load(self, tables: list[Any]) -> float:
+    def load(self, tables: list[ObjectRef[FeatureTable]]) -> float:
         """Open the table and read all tokens."""
         import ray
 
@@ -191,7 +192,7 @@ class Reader:
         return {**own, "process": total / 1024}
 
 
-def measure_memory(backbone: Backbone, split: Split) -> dict[str, Any]:
+def measure_memory(backbone: Backbone, split: Split) -> Json:
     """Memory of the tokens in several actors at once.
 
     Raises:
@@ -228,7 +229,7 @@ def measure_memory(backbone: Backbone, split: Split) -> dict[str, Any]:
     return {"tokens_mb": round(size, 1), "rows": rows}
 
 
-def measure_start(name: str, runtime: str) -> dict[str, Any]:
+def measure_start(name: str, runtime: str) -> Json:
     """Seconds until the rounds of an experiment begin, with an empty and with a warm cache.
 
     Ray is started by the run and its start counted, but for `warm_ray_up`: there it has been up for
@@ -249,7 +250,7 @@ def measure_start(name: str, runtime: str) -> dict[str, Any]:
     return {"experiment": name, "runtime": runtime, **result}
 
 
-def measure_starts() -> list[dict[str, Any]]:
+def measure_starts() -> list[Json]:
     """`measure_start` of both experiments and runtimes."""
     names = ("quickstart", "domains")
     return [measure_start(name, runtime) for name in names for runtime in ("serial", "ray")]
@@ -263,15 +264,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-start", action="store_true", help="leave `start` out")
     parser.add_argument("--only-start", action="store_true", help="replace `start` in the file")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cache.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "cache.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    one_thread()
     load = os.getloadavg()[0]
     if arguments.only_start:
-        document = json.loads(arguments.output.read_text())
+        document = read_json(arguments.output)
         document["start"] = measure_starts()
         document["start_load_before"] = round(load, 1)
-        planted.write(arguments.output, document)
+        write_json(arguments.output, document)
         print(json.dumps(document["start"], indent=1))
         return
     with threadpool_limits(1):
@@ -286,18 +287,14 @@ def main() -> None:
         cases["domains, nano_promptable"]["seconds_per_1000"]["draw"] = round(seconds, 4)
         memory = measure_memory(*large)
     starts = [] if arguments.no_start else measure_starts()
-    versions = {module.__name__: module.__version__ for module in (torch, np, timm)}
-    document = {
-        "benchmark": "cache",
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": {**keyed.machine(), "load_before": round(load, 1)},
-        "versions": {"python": platform.python_version(), **versions},
-        "cases": cases,
-        "memory": memory,
-        "start": starts,
-    }
-    planted.write(arguments.output, document)
+    document = header(
+        "cache",
+        load_before=round(load, 1),
+        cases=cases,
+        memory=memory,
+        start=starts,
+    )
+    write_json(arguments.output, document)
     print(json.dumps(document, indent=1))
 
 

@@ -1,7 +1,7 @@
 """Start-up, speed and recovery of the Ray runtime, on this machine.
 
-    python benchmarks/cluster.py            start-up, speed, recovery
-    python benchmarks/cluster.py sweeps     ten sweeps in a row, and what they leave behind
+    python -m benchmarks.cluster            start-up, speed, recovery
+    python -m benchmarks.cluster sweeps     ten sweeps in a row, and what they leave behind
 
 The figures go to benchmarks/results/cluster.json.
 
@@ -11,6 +11,7 @@ runs that did unequal work would mean nothing. The load of the machine stands be
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -22,14 +23,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import fedprompt
-from fedprompt.runs.events import PhaseStarted, Prepared, RoundFinished
-from fedprompt.runs.manifest import manifest
+from benchmarks.harness import RESULTS, Json, Once, header, read_json, run_once, write_json
+from fedprompt.runs.events import RoundFinished
 from fedprompt.runtime.ray import private
+from fedprompt.runtime.ray.local import import_ray, start_ray, stop_ray
 
-RESULTS = Path(__file__).parent / "results" / "cluster.json"
+OUTPUT = RESULTS / "cluster.json"
 ROUNDS = 6
 SETTLE_SECONDS = 10.0
 """In which spare workers import what they need."""
@@ -45,38 +45,28 @@ space:
   partition.alpha: {grid: [0.5, 5.0]}
 seeds: 2
 """
-Event = Callable[[Any], None]
 
 
-def run(*overrides: str, on_event: Event | None = None) -> dict[str, Any]:
-    """One run with the moments of its events, in seconds from its start."""
-    moments: dict[str, Any] = {"rounds": []}
-    started = time.perf_counter()
+def run(*overrides: str, on_event: Callable[[object], None] | None = None) -> Once:
+    """One run of the small experiment."""
 
-    def listen(event: Any) -> None:
-        now = time.perf_counter() - started
-        if isinstance(event, Prepared):
-            moments["prepared"] = now
-        elif isinstance(event, PhaseStarted):
-            moments["actors"] = now
-        elif isinstance(event, RoundFinished):
-            moments["rounds"].append(now)
+    def listen(event: object, _: Path) -> None:
         if on_event is not None:
             on_event(event)
 
-    with tempfile.TemporaryDirectory() as folder:
-        options = [*SETTING, *overrides, f"run_dir={folder}/run"]
-        moments["hash"] = fedprompt.run("quickstart", options, on_event=listen).summary[
-            "state_sha256"
-        ]
-    moments["end"] = time.perf_counter() - started
-    return moments
+    return run_once("quickstart", [*SETTING, *overrides], listen)
 
 
-def per_second(moments: dict[str, Any]) -> float:
+def digest_of(once: Once) -> str:
+    """Of everything that the server carries at the end."""
+    digest: str = once.result.summary["state_sha256"]
+    return digest
+
+
+def per_second(once: Once) -> float:
     """Rounds per second after the first, which warms up."""
-    first, *others = moments["rounds"]
-    return float(len(others) / (others[-1] - first))
+    first, *others = once.rounds
+    return len(others) / (others[-1] - first)
 
 
 def startup(connect: Callable[[], None], wait: float = 0) -> tuple[dict[str, float], str]:
@@ -90,32 +80,32 @@ def startup(connect: Callable[[], None], wait: float = 0) -> tuple[dict[str, flo
     connect()
     ray_init = time.perf_counter() - started
     time.sleep(wait)
-    moments = run("runtime=ray", "runtime.actors=2", "rounds=1", "eval_every=1")
+    once = run("runtime=ray", "runtime.actors=2", "rounds=1", "eval_every=1")
     return {
         "ray_init": ray_init,
-        "driver_up_data_read_cache_opened": moments["prepared"],
-        "actors_up": moments["actors"] - moments["prepared"],
-        "first_round": moments["rounds"][0] - moments["actors"],
-        "until_training": ray_init + moments["actors"],
-    }, moments["hash"]
+        "driver_up_data_read_cache_opened": once.prepared,
+        "actors_up": once.phase - once.prepared,
+        "first_round": once.rounds[0] - once.phase,
+        "until_training": ray_init + once.phase,
+    }, digest_of(once)
 
 
 def recovery(kill: Callable[[], None], *overrides: str) -> tuple[dict[str, float], str]:
     """Duration of the round in which something is killed, beside the median of the others."""
 
-    def act(event: Any) -> None:
+    def act(event: object) -> None:
         if isinstance(event, RoundFinished) and event.report.round == 2:
             kill()
 
-    moments = run("runtime=ray", *overrides, on_event=act)
-    ends = moments["rounds"]
+    once = run("runtime=ray", *overrides, on_event=act)
+    ends = once.rounds
     seconds = [after - before for before, after in itertools.pairwise(ends)]
     # Rounds are counted from 1, so that the third is between ends[1] and ends[2].
     return {
         "round_with_kill": seconds[1],
         "median_of_others": statistics.median(seconds[:1] + seconds[2:]),
         "longest_later": max(seconds[2:]),
-    }, moments["hash"]
+    }, digest_of(once)
 
 
 def listeners() -> int:
@@ -144,7 +134,7 @@ def folders() -> int:
     return len({each for place in places for each in place.glob("*ray*")})
 
 
-def ten_sweeps() -> dict[str, Any]:
+def ten_sweeps() -> Json:
     """Run a small sweep ten times from its command line and count what is there afterwards.
 
     Raises:
@@ -180,38 +170,29 @@ def ten_sweeps() -> dict[str, Any]:
     return {"before": before, "after": count(), "seconds": seconds}
 
 
-def main() -> None:
-    """Do what the command line says."""
-    if sys.argv[1:] == ["sweeps"]:
-        result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        result["ten_sweeps"] = ten_sweeps()
-    else:
-        kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        result = measure_runs()
-        result.update({key: kept[key] for key in ("ten_sweeps",) if key in kept})
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+class Bench:
+    """What the runs of the benchmark have in common: how fast they were and how they ended."""
+
+    def __init__(self) -> None:
+        self.digests: set[str] = set()
+        self.speed: dict[str, list[float]] = {}
+        self.recoveries: dict[str, dict[str, float]] = {}
+
+    def measure(self, name: str, *overrides: str) -> None:
+        """One run's speed."""
+        once = run(*overrides)
+        self.digests.add(digest_of(once))
+        self.speed.setdefault(name, []).append(per_second(once))
+        print(f"{name}: {self.speed[name][-1]:.3f} rounds/s", flush=True)
+
+    def recover(self, name: str, kill: Callable[[], None], *overrides: str) -> None:
+        """What it costs when something is killed."""
+        self.recoveries[name], digest = recovery(kill, *overrides)
+        self.digests.add(digest)
 
 
-def measure_runs() -> dict[str, Any]:
-    """Start-up, speed and recovery."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import ray
-    from ray.cluster_utils import Cluster
-
-    from fedprompt.runtime.ray.local import import_ray, start_ray, stop_ray
-
-    import_ray()
-    os.environ.update(private.ENVIRONMENT)
-    load_before = os.getloadavg()
-    hashes: set[str] = set()
-    speed: dict[str, list[float]] = {}
-
-    def note(name: str, moments: dict[str, Any]) -> None:
-        hashes.add(moments["hash"])
-        speed.setdefault(name, []).append(per_second(moments))
-        print(f"{name}: {speed[name][-1]:.3f} rounds/s", flush=True)
-
+def measure_starts() -> dict[str, dict[str, float]]:
+    """Start-up without Ray, and twice with a Ray that is there."""
     run("runtime=serial", "rounds=1", "eval_every=1")  # fills the prefix cache
     starts: dict[str, dict[str, float]] = {}
     starts["new_local_ray"], first = startup(lambda: start_ray(2, verbose=False))
@@ -220,23 +201,23 @@ def measure_runs() -> dict[str, Any]:
     starts["third_run_on_live_ray"], third = startup(lambda: None, SETTLE_SECONDS)
     assert first == second == third
     print(json.dumps(starts, indent=1), flush=True)
-    for _ in range(REPEATS):
-        note("serial", run("runtime=serial"))
-        note("ray_1_actor", run("runtime=ray", "runtime.actors=1"))
-        note("ray_2_actors", run("runtime=ray", "runtime.actors=2"))
-    recoveries: dict[str, dict[str, float]] = {}
+    return starts
 
-    def kill_actor() -> None:
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit() and os.getsid(int(folder.name)) == os.getsid(0):
-                title = (folder / "cmdline").read_bytes()
-                if title.startswith(b"ray::ClientActor"):
-                    os.kill(int(folder.name), 9)
-                    return
 
-    recoveries["actor"], digest = recovery(kill_actor, "runtime.actors=2")
-    hashes.add(digest)
-    stop_ray()
+def kill_actor() -> None:
+    """End one client actor of this session."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and os.getsid(int(folder.name)) == os.getsid(0):
+            title = (folder / "cmdline").read_bytes()
+            if title.startswith(b"ray::ClientActor"):
+                os.kill(int(folder.name), 9)
+                return
+
+
+def measure_two_nodes(bench: Bench) -> None:
+    """Speed on two nodes of this machine, and the loss of one."""
+    import ray
+    from ray.cluster_utils import Cluster
 
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
@@ -245,29 +226,59 @@ def measure_runs() -> dict[str, Any]:
         cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=40)
         for _ in range(REPEATS):
-            note("ray_2_nodes_1_actor_each", run("runtime=ray", "runtime.actors=2"))
+            bench.measure("ray_2_nodes_1_actor_each", "runtime=ray", "runtime.actors=2")
 
         def kill_node() -> None:
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
-        recoveries["node"], digest = recovery(
-            kill_node, "runtime.actors=2", "runtime.driver_node=head"
-        )
-        hashes.add(digest)
+        bench.recover("node", kill_node, "runtime.actors=2", "runtime.driver_node=head")
     finally:
         stop_ray()
         end: Callable[[], None] = cluster.shutdown
         end()
-    return {
-        **manifest(),
-        "setting": SETTING,
-        "equal": len(hashes) == 1,
-        "startup_seconds": starts,
-        "rounds_per_second": {name: max(values) for name, values in speed.items()},
-        "rounds_per_second_all": speed,
-        "recovery_seconds": recoveries,
-        "load_average": {"before": load_before, "after": os.getloadavg()},
-    }
+
+
+def measure_runs() -> Json:
+    """Start-up, speed and recovery."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import_ray()
+    os.environ.update(private.ENVIRONMENT)
+    load_before = os.getloadavg()
+    bench = Bench()
+    starts = measure_starts()
+    for _ in range(REPEATS):
+        bench.measure("serial", "runtime=serial")
+        bench.measure("ray_1_actor", "runtime=ray", "runtime.actors=1")
+        bench.measure("ray_2_actors", "runtime=ray", "runtime.actors=2")
+    bench.recover("actor", kill_actor, "runtime.actors=2")
+    stop_ray()
+    measure_two_nodes(bench)
+    return header(
+        "cluster",
+        setting=SETTING,
+        equal=len(bench.digests) == 1,
+        startup_seconds=starts,
+        rounds_per_second={name: max(values) for name, values in bench.speed.items()},
+        rounds_per_second_all=bench.speed,
+        recovery_seconds=bench.recoveries,
+        load_average={"before": load_before, "after": os.getloadavg()},
+    )
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="?", choices=("runs", "sweeps"), default="runs")
+    arguments = parser.parse_args()
+    result = read_json(OUTPUT)
+    if arguments.part == "sweeps":
+        result["ten_sweeps"] = ten_sweeps()
+    else:
+        result |= measure_runs()
+    write_json(OUTPUT, result)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

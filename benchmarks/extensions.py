@@ -1,6 +1,6 @@
 """What does every option of `pfpt` that the paper does not have change?
 
-    python benchmarks/extensions.py [--options patience,memory] [--seeds 5]
+    python -m benchmarks.extensions [--options patience,memory] [--seeds 5]
                                     [--output benchmarks/results/extensions.json]
 
 Each value of an option runs in the same worlds with the same seeds as the default: the same true
@@ -45,33 +45,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import platform
-import shlex
-import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import scipy
-import torch
 from threadpoolctl import threadpool_limits
 
-import keyed
-import planted
+from benchmarks import keyed, planted
+from benchmarks.harness import RESULTS, Json, header, interval, one_thread, write_json
+from benchmarks.keyed import World
+from benchmarks.planted import Case
 from fedprompt import aggregation
 from fedprompt.aggregation.pfpt import PfptOptions
-from keyed import World
-from planted import Case
 
 BASE = World(groups=3, prompts=4, dimension=32, key_dimension=32, rounds=16)
 TRUE_NUMBER = BASE.groups * BASE.prompts
 
 
-def _changed(**changes: Any) -> World:
-    return dataclasses.replace(BASE, **changes)
+def _changed(**changes: float) -> World:
+    return dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
 
 
 WORLDS: dict[str, World | Case] = {
@@ -93,7 +86,7 @@ WORLDS: dict[str, World | Case] = {
 class Effect:
     """Values of an option that are compared with its default, in some of `WORLDS`."""
 
-    values: tuple[Any, ...]
+    values: tuple[float, ...]
     worlds: tuple[str, ...]
 
 
@@ -110,7 +103,7 @@ EFFECTS: dict[str, Effect] = {
 }
 
 
-def run(world: World | Case, seed: int, options: dict[str, Any]) -> dict[str, float]:
+def run(world: World | Case, seed: int, options: Json) -> dict[str, float]:
     """All measures of one run of `pfpt`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # many labels: scikit-learn takes them for a regression's
@@ -121,7 +114,7 @@ def run(world: World | Case, seed: int, options: dict[str, Any]) -> dict[str, fl
         )
 
 
-def _rounds(world: World, seed: int, options: dict[str, Any]) -> dict[str, float]:
+def _rounds(world: World, seed: int, options: Json) -> dict[str, float]:
     curves = keyed.run(world, seed, aggregation.create("pfpt", **options))
     all_figures = keyed.figures(curves)
     half = len(curves.ari) // 2
@@ -134,7 +127,7 @@ def _rounds(world: World, seed: int, options: dict[str, Any]) -> dict[str, float
     }
 
 
-def _call(case: Case, seed: int, options: dict[str, Any]) -> dict[str, float]:
+def _call(case: Case, seed: int, options: Json) -> dict[str, float]:
     problem = planted.make_problem(case, seed)
     ask = planted.ask_aggregator("pfpt", **options)
     started = time.perf_counter()
@@ -149,21 +142,21 @@ def _call(case: Case, seed: int, options: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def compare(default: list[dict[str, float]], changed: list[dict[str, float]]) -> dict[str, Any]:
+def compare(default: list[dict[str, float]], changed: list[dict[str, float]]) -> Json:
     """Per measure, both means and the interval of the paired difference; lists are over seeds."""
     result = {}
     for name in default[0]:
         before = [scores[name] for scores in default]
         after = [scores[name] for scores in changed]
         result[name] = {
-            "default": keyed.interval(before)["mean"],
-            "value": keyed.interval(after)["mean"],
-            "difference": keyed.interval([b - a for a, b in zip(before, after, strict=True)]),
+            "default": interval(before)["mean"],
+            "value": interval(after)["mean"],
+            "difference": interval([b - a for a, b in zip(before, after, strict=True)]),
         }
     return result
 
 
-def measure_world(name: str, options: list[str], seeds: int) -> list[dict[str, Any]]:
+def measure_world(name: str, options: list[str], seeds: int) -> list[Json]:
     """A row per value of those options that are measured in a world.
 
     Seed by seed all values run one after the other, so that a busy machine slows all alike.
@@ -176,7 +169,7 @@ def measure_world(name: str, options: list[str], seeds: int) -> list[dict[str, A
     ]
     if not tried:
         return []
-    settings: list[dict[str, Any]] = [{}, *({option: value} for option, value in tried)]
+    settings: list[Json] = [{}, *({option: value} for option, value in tried)]
     scores: list[list[dict[str, float]]] = [[] for _ in settings]
     for seed in range(seeds):
         for setting, found in zip(settings, scores, strict=True):
@@ -189,7 +182,7 @@ def measure_world(name: str, options: list[str], seeds: int) -> list[dict[str, A
     return rows
 
 
-def measure_all(options: list[str], seeds: int) -> list[dict[str, Any]]:
+def measure_all(options: list[str], seeds: int) -> list[Json]:
     """All rows, printed world by world, in the order of the options."""
     run(dataclasses.replace(BASE, rounds=2), 0, {})  # imports and first calls are not timed
     rows = []
@@ -201,7 +194,7 @@ def measure_all(options: list[str], seeds: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: options.index(row["option"]))
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Json) -> str:
     """A row of the table: for each measure, default -> value (difference +- half width)."""
     parts = [f"{row['world']:10} {row['option']:14} {row['default']!s:>5} -> {row['value']!s:5}"]
     for name, figures in row["measures"].items():
@@ -215,9 +208,9 @@ def line(row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def describe_worlds() -> dict[str, Any]:
+def describe_worlds() -> dict[str, object]:
     """What differs from the defaults of `keyed.World` or `planted.Case`."""
-    result = {}
+    result: dict[str, object] = {}
     for name, world in WORLDS.items():
         if isinstance(world, Case):
             result[name] = {"planted": dataclasses.asdict(world)}
@@ -241,26 +234,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--options", type=_options, default=list(EFFECTS), help=",".join(EFFECTS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/extensions.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "extensions.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    one_thread()
     started = time.perf_counter()
     with threadpool_limits(1):
         rows = measure_all(arguments.options, arguments.seeds)
-    versions = {m.__name__: m.__version__ for m in (torch, np, scipy, sys.modules["sklearn"])}
-    document = {
-        "benchmark": "extensions",
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": keyed.machine(),
-        "versions": {"python": platform.python_version(), **versions},
-        "seconds": round(time.perf_counter() - started, 1),
-        "seeds": list(range(arguments.seeds)),
-        "default_world": dataclasses.asdict(World()),
-        "worlds": describe_worlds(),
-        "effects": rows,
-    }
-    planted.write(arguments.output, document)
+    document = header(
+        "extensions",
+        seconds=round(time.perf_counter() - started, 1),
+        seeds=list(range(arguments.seeds)),
+        default_world=dataclasses.asdict(World()),
+        worlds=describe_worlds(),
+        effects=rows,
+    )
+    write_json(arguments.output, document)
     print()
     print("\n".join(line(row) for row in rows))
 

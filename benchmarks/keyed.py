@@ -1,6 +1,6 @@
 """Does `pfpt` find planted (group, prompt) pairs when prompts carry keys, round after round?
 
-    python benchmarks/keyed.py [--parts keys,prompts,drift,partial,long] [--seeds 5]
+    python -m benchmarks.keyed [--parts keys,prompts,drift,partial,long] [--seeds 5]
                                [--output benchmarks/results/keyed.json]
 
 A *world* has groups (visual domains); each has a key and a set of true prompts of its own, and
@@ -40,19 +40,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import math
-import os
-import platform
-import shlex
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -60,10 +53,9 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks.harness import RESULTS, Json, header, interval, one_thread, write_json
 from fedprompt import aggregation
 from fedprompt.aggregation import Aggregation, Aggregator
-from fedprompt.core.intervals import t_interval
-from fedprompt.core.machine import cpu_name
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -325,13 +317,7 @@ def figures(curves: Curves) -> dict[str, float]:
     }
 
 
-def interval(values: list[float]) -> dict[str, float | None]:
-    """Mean and half width of the 95 % t-interval; None with one value."""
-    mean, half = t_interval(values)
-    return {"mean": round(mean, 4), "ci95": None if half is None else round(half, 4)}
-
-
-def measure(world: World, seeds: int, options: dict[str, Any]) -> dict[str, Any]:
+def measure(world: World, seeds: int, options: Json) -> Json:
     """One world over seeds: intervals of all figures, and mean curves at up to 20 rounds."""
     aggregator = aggregation.create("pfpt", **options)
     runs = [run(world, seed, aggregator) for seed in range(seeds)]
@@ -353,20 +339,15 @@ def _mean_at(curves: list[list[float]], shown: list[int]) -> list[float]:
     return [round(float(np.mean([curve[number] for curve in curves])), 4) for number in shown]
 
 
-def changes(world: World) -> dict[str, Any]:
+def changes(world: World) -> dict[str, object]:
     """What differs from the default world."""
     default = dataclasses.asdict(World())
     return {name: v for name, v in dataclasses.asdict(world).items() if v != default[name]}
 
 
-def machine() -> dict[str, Any]:
-    """Cores and processor family."""
-    return {"cores": os.cpu_count(), "cpu": cpu_name(), "gpu": None, "threads": 1}
-
-
-def measure_all(parts: list[str], seeds: int, options: dict[str, Any]) -> dict[str, Any]:
+def measure_all(parts: list[str], seeds: int, options: Json) -> dict[str, list[Json]]:
     """All worlds of the parts, one line for each."""
-    results: dict[str, Any] = {}
+    results: dict[str, list[Json]] = {}
     for part in parts:
         results[part] = []
         for world in PARTS[part]:
@@ -391,27 +372,21 @@ def main() -> None:
     parser.add_argument("--parts", type=_parts, default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--options", type=json.loads, default={}, help="of pfpt, as JSON")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/keyed.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "keyed.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    one_thread()
     started = time.perf_counter()
     with threadpool_limits(1):
         results = measure_all(arguments.parts, arguments.seeds, arguments.options)
-    versions = {m.__name__: m.__version__ for m in (torch, np, scipy, sys.modules["sklearn"])}
-    document = {
-        "benchmark": "keyed",
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions},
-        "seconds": round(time.perf_counter() - started, 1),
-        "seeds": list(range(arguments.seeds)),
-        "options": arguments.options,
-        "default_world": dataclasses.asdict(World()),
-        "parts": results,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    document = header(
+        "keyed",
+        seconds=round(time.perf_counter() - started, 1),
+        seeds=list(range(arguments.seeds)),
+        options=arguments.options,
+        default_world=dataclasses.asdict(World()),
+        parts=results,
+    )
+    write_json(arguments.output, document)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long does it take to divide 1,000,000 samples among 100,000 clients, and in how much memory?
 
-    python benchmarks/partition.py [--cases iid,shards] [--output benchmarks/results/partition.json]
+    python -m benchmarks.partition [--cases iid,shards] [--output benchmarks/results/partition.json]
 
 Every partitioner of `fedprompt.data.partition`, by its public call, on labels of 100 classes drawn
 uniformly (seed 0). Each case runs in a process of its own, three times with the seeds 0, 1, 2;
@@ -20,28 +20,30 @@ checking. Target: 10 s and 1 GB each.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedprompt.core.files import Json
 from fedprompt.data.partition import base as partition
 from fedprompt.data.partition.file import make_recipe, partition_bytes
 from fedprompt.data.partition.long_tail import tail_sizes
 
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "benchmarks" / "results" / "partition.json"
+Indices = NDArray[np.int64]
 SAMPLES, CLASSES, CLIENTS, OWNERS = 1_000_000, 100, 100_000, 200_000
 SEEDS = (0, 1, 2)
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: dict[str, tuple[str, Json]] = {
     "iid": ("iid", {}),
     "dirichlet": ("dirichlet", {"alpha": 0.5, "min_samples": 0}),
     "dirichlet, tiny alpha": ("dirichlet", {"alpha": 1e-6, "min_samples": 0}),
@@ -61,7 +63,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_labels() -> Any:
+def make_labels() -> Indices:
     return np.random.default_rng(0).integers(0, CLASSES, SAMPLES)
 
 
@@ -75,8 +77,14 @@ def peak_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6)
 
 
-def check(parts: list[Any], labels: Any, options: dict[str, Any]) -> None:
-    """Stop the benchmark if the parts are no partition."""
+def check(parts: Sequence[Indices], labels: Indices, options: Json) -> None:
+    """Stop the benchmark if the parts are no partition.
+
+    Args:
+        parts: what each client holds.
+        labels: of all samples.
+        options: of the partitioner.
+    """
     samples = np.concatenate(parts)
     kept = np.bincount(labels, minlength=CLASSES)
     if "imbalance_factor" in options:
@@ -87,7 +95,7 @@ def check(parts: list[Any], labels: Any, options: dict[str, Any]) -> None:
         raise SystemExit("a sample was lost or repeated")
 
 
-def measure(case: str, path: str) -> dict[str, Any]:
+def measure(case: str, path: str) -> Json:
     """The figures of one case, in this process.
 
     Args:
@@ -104,7 +112,7 @@ def measure(case: str, path: str) -> dict[str, Any]:
     start_mb, seconds, cpu_seconds = peak_mb(), [], []
     for seed in SEEDS:
         started, cpu_started = time.perf_counter(), time.process_time()
-        partitioner: Any = partition.create(name, **options)
+        partitioner = partition.create(name, **options)
         parts = partitioner(labels, CLIENTS, seed, **columns)
         seconds.append(time.perf_counter() - started)
         cpu_seconds.append(time.process_time() - cpu_started)
@@ -126,13 +134,13 @@ def measure(case: str, path: str) -> dict[str, Any]:
     }
 
 
-def measure_apart(case: str, path: str) -> dict[str, Any]:
+def measure_apart(case: str, path: str) -> Json:
     """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--one", case, "--path", path]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.partition", "--one", case, "--path", path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if result.returncode:
         raise SystemExit(f"{case}: {result.stderr.strip()}")
-    figures: dict[str, Any] = json.loads(result.stdout)
+    figures: Json = json.loads(result.stdout)
     print(
         f"{case:34} {figures['seconds']:6.2f} s ({figures['cpu_seconds']:.2f})  "
         f"{figures['peak_mb']:5} MB ({figures['start_mb']} MB before)",
@@ -162,39 +170,34 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=_cases, default=list(CASES), help="partitioners, by comma")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/partition.json"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.path)))
         return
-    import keyed  # here, for the memory that they need is not the partitioners'
-    import planted
+    from benchmarks.harness import header, write_json  # what they need is not the partitioners'
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "partition.npz"
         save_partition(path)
         rows = [measure_apart(case, str(path)) for case in arguments.cases]
-    document = {
-        "benchmark": "partition",
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": keyed.machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "seconds": round(time.perf_counter() - started, 1),
-        "request": {
+    document = header(
+        "partition",
+        seconds=round(time.perf_counter() - started, 1),
+        request={
             "samples": SAMPLES,
             "classes": CLASSES,
             "clients": CLIENTS,
             "owners": OWNERS,
             "seeds": list(SEEDS),
         },
-        "target": {"seconds": 10, "peak_mb": 1000},
-        "cases": rows,
-    }
-    planted.write(arguments.output, document)
+        target={"seconds": 10, "peak_mb": 1000},
+        cases=rows,
+    )
+    write_json(arguments.output, document)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Planted correspondences: do aggregators find which prompts belong together, and how fast?
 
-    python benchmarks/planted.py [--sweeps noise_full,clients] [--methods map,kmeans]
-    python benchmarks/planted.py --speed
-    python benchmarks/planted.py --sweeps none --figure docs/images/planted.png
+    python -m benchmarks.planted [--sweeps noise_full,clients] [--methods map,kmeans]
+    python -m benchmarks.planted --speed
+    python -m benchmarks.planted --sweeps none --figure docs/images/planted.png
 
 The problem. There are n true prompts ~ N(0, I_d). Each of m clients gets all or some of them, each
 with noise N(0, noise^2 I_d), so that `noise` is the ratio of noise to spread in every coordinate,
@@ -51,14 +51,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
-import datetime
 import json
 import math
 import multiprocessing
-import platform
 import re
 import resource
-import shlex
 import statistics
 import sys
 import time
@@ -66,7 +63,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,11 +72,22 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks.harness import (
+    RESULTS,
+    Json,
+    header,
+    mean_and_half,
+    one_thread,
+    read_json,
+    write_json,
+)
+from benchmarks.planted_figure import draw
+from benchmarks.released_loop import released_per_candidate
 from fedprompt import aggregation
+from fedprompt.aggregation.pfpt.nets import PromptNets
+from fedprompt.aggregation.pfpt.released import released_matching
 from fedprompt.core.errors import ConfigError, InputError
-from fedprompt.core.intervals import t_interval
 from fedprompt.core.seeding import numpy_generator, torch_generator
-from fedprompt.runs.manifest import manifest
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -329,7 +336,7 @@ def answer_of(problem: Problem, labels: Indices) -> Answer:
     return Answer(members, group_means(problem.points, labels)[first])
 
 
-def ask_aggregator(name: str, **options: Any) -> Callable[[Problem, int], Answer]:
+def ask_aggregator(name: str, **options: object) -> Callable[[Problem, int], Answer]:
     """A method that calls the aggregator `name`."""
 
     def ask(problem: Problem, seed: int) -> Answer:
@@ -387,8 +394,10 @@ class Sweep:
 
     def cases(self) -> list[Case]:
         """One per value."""
-        changes: list[dict[str, Any]] = [{self.varies: value} for value in self.values]
-        return [dataclasses.replace(self.base, **change) for change in changes]
+        return [
+            dataclasses.replace(self.base, **{self.varies: value})  # type: ignore[arg-type]
+            for value in self.values
+        ]
 
 
 NOISES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -418,7 +427,7 @@ def ask_once(method: str, problem: Problem, seed: int) -> dict[str, float]:
     return {**score(problem, answer), "seconds": seconds}
 
 
-def measure(method: str, sweep: Sweep, case: Case, seeds: int) -> dict[str, Any]:
+def measure(method: str, sweep: Sweep, case: Case, seeds: int) -> Json:
     """Every metric of a method in one case over seeds, or why there is none.
 
     An aggregator that refuses the prompts of one seed has no figures for the case.
@@ -432,7 +441,7 @@ def measure(method: str, sweep: Sweep, case: Case, seeds: int) -> dict[str, Any]
         return {"skipped": str(error)}
     except InputError as error:
         return {"skipped": f"refused: {error}"}
-    result: dict[str, Any] = {"seeds": seeds}
+    result: Json = {"seeds": seeds}
     for name in runs[0]:
         result[name] = interval([run[name] for run in runs])
     result["exact_count"] = sum(run["count_error"] == 0 for run in runs) / seeds
@@ -443,8 +452,8 @@ def measure(method: str, sweep: Sweep, case: Case, seeds: int) -> dict[str, Any]
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and half width of the 95 % interval (Student's t), null for a single value."""
-    mean, half = t_interval(values)
-    return {"mean": _rounded(mean), "ci95": None if half is None else _rounded(half)}
+    mean, half = mean_and_half(values)
+    return {"mean": _rounded(mean), "ci95": _rounded(half) if math.isfinite(half) else None}
 
 
 def _rounded(value: float) -> float:
@@ -508,7 +517,7 @@ SAMPLE_LOOPS = 2
 """Loops for which the per-candidate form is run; its time for 50 is these times 25."""
 
 
-def measure_speed() -> dict[str, Any]:
+def measure_speed() -> Json:
     """`map` with more and more clients, and the released algorithm, all with 768 dimensions."""
     rows = []
     for clients, repeats in SPEED_CLIENTS.items():
@@ -524,7 +533,7 @@ def measure_speed() -> dict[str, Any]:
         }
         rows.append(row)
         print("speed", "map", row, flush=True)
-    result: dict[str, Any] = {
+    result: Json = {
         "settings": dataclasses.asdict(Case(dimension=768)),
         "map": rows,
         "growth_exponent": growth_exponent(
@@ -554,26 +563,19 @@ def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float |
     return round(float(slope), 3)
 
 
-def measure_released(problem: Problem) -> dict[str, Any]:
+def measure_released(problem: Problem) -> Json:
     """The released algorithm as a variant, and with the authors' Python loop over candidates.
 
     The second is run for a few loops only, after which both forms must agree on the assignment.
     """
-    result: dict[str, Any] = {}
+    result: Json = {}
     try:
         run = ask_once("released", problem, 0)
         result["vectorised"] = {"loops": RELEASED_LOOPS, **{k: _rounded(v) for k, v in run.items()}}
     except NotApplicableError as error:
         result["vectorised"] = {"skipped": str(error)}
-    try:
-        from fedprompt.aggregation.pfpt.nets import PromptNets
-        from fedprompt.aggregation.pfpt.released import released_matching
-        from released_loop import released_per_candidate
-    except ImportError as error:
-        result["per_candidate"] = {"skipped": str(error)}
-        return result
-    warm_up = _released_start(make_problem(WARM_UP, 0), PromptNets)
-    start = _released_start(problem, PromptNets)
+    warm_up = _released_start(make_problem(WARM_UP, 0))
+    start = _released_start(problem)
     seconds, ends = [], []
     for form in (released_matching, released_per_candidate):
         form(*warm_up, 1)
@@ -596,13 +598,13 @@ def measure_released(problem: Problem) -> dict[str, Any]:
     return result
 
 
-def _released_start(problem: Problem, nets: Callable[..., Any]) -> tuple[Any, Any, Any]:
+def _released_start(problem: Problem) -> tuple[list[Tensor], list[Tensor], PromptNets]:
     """Prompt sets, first assignment and networks, as the variant `released` makes them."""
     cohort = aggregation.Cohort.of(aggregation.AggregationInput(problem.prompt_sets))
     prompts = torch.from_numpy(cohort.prompts).float()
     sets = [prompts[span] for span in cohort.spans()]
     generator = torch_generator(0, "benchmark/planted/released")
-    fresh = nets(prompts.shape[1], HIDDEN, generator, torch.float32)
+    fresh = PromptNets(prompts.shape[1], HIDDEN, generator, torch.float32)
     first = [torch.randperm(len(prompts), generator=generator)[: len(each)] for each in sets]
     return sets, first, fresh
 
@@ -610,22 +612,7 @@ def _released_start(problem: Problem, nets: Callable[..., Any]) -> tuple[Any, An
 # The file of results.
 
 
-def describe_run() -> dict[str, Any]:
-    """When, where and how: what every figure of this run refers to."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.*)", info.read_text()) if info.is_file() else []
-    return {
-        "command": "python " + shlex.join(sys.argv),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": names[0] if names else platform.processor(),
-        "threads": 1,
-        **manifest(),
-    }
-
-
-def run_sweep(
-    sweep: Sweep, methods: Sequence[str], seeds: int | None, run: str, name: str
-) -> dict[str, Any]:
+def run_sweep(sweep: Sweep, methods: Sequence[str], seeds: int | None, run: str, name: str) -> Json:
     """All cases of a sweep under all methods; `run` is noted with each figure."""
     cases = []
     for value, case in zip(sweep.values, sweep.cases(), strict=True):
@@ -661,7 +648,7 @@ def describe_problem(problem: Problem) -> dict[str, int]:
     }
 
 
-def _line(figures: dict[str, Any]) -> str:
+def _line(figures: Json) -> str:
     if "skipped" in figures:
         return f"skipped: {figures['skipped']}"
     names = ("ari", "count_error", "centroid_ratio", "copies_apart", "seconds")
@@ -669,7 +656,7 @@ def _line(figures: dict[str, Any]) -> str:
     return "  ".join([*parts, f"exact_count {figures['exact_count']:.2g}"])
 
 
-def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def merge(old: Json, new: Json) -> Json:
     """The old results with the new ones put in their place, method by method.
 
     A case of the old results stays if the sweep still has it with the same settings. Runs that
@@ -698,25 +685,14 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if speed:
         used.add(speed["run"])
     runs = {**old.get("runs", {}), **new["runs"]}
-    result = {
+    result: Json = {
         "benchmark": "planted",
         "runs": {key: run for key, run in runs.items() if key in used},
         "sweeps": {name: sweeps[name] for name in SWEEPS if name in sweeps},
     }
-    return {**result, "speed": speed} if speed else result
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The results so far, or nothing."""
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """As JSON without NaN; objects that hold no more than one more level take one line."""
-    text = json.dumps(result, indent=1, allow_nan=False)
-    small = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(small.sub(lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n")
+    if speed:
+        result["speed"] = speed
+    return result
 
 
 def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -739,36 +715,34 @@ def main() -> None:
     parser.add_argument("--methods", type=_names(list(METHODS)), default=list(METHODS))
     parser.add_argument("--seeds", type=int, help="for all methods; by default 20, 5 and 3")
     parser.add_argument("--speed", action="store_true", help="timing at 768 dimensions, no sweeps")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/planted.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "planted.json")
     parser.add_argument("--figure", type=Path, help="for example docs/images/planted.png")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    one_thread()
     sweeps = arguments.sweeps
     if sweeps is None:
         sweeps = [] if arguments.speed else list(SWEEPS)
     with threadpool_limits(1):
         measure_all(arguments, sweeps)
     if arguments.figure:
-        from planted_figure import draw
-
-        draw(read(arguments.output), arguments.figure)
+        draw(read_json(arguments.output), arguments.figure)
 
 
 def measure_all(arguments: argparse.Namespace, sweeps: Sequence[str]) -> None:
     """Sweeps and speed, saved as they come."""
-    description = describe_run()
-    run = description["started"]
+    description = header("planted", threads=1)
+    run = str(description["date"])
     for method in arguments.methods:  # imports and first calls are not timed
         measure(method, Sweep("noise", (0.5,)), WARM_UP, 1)
     for name in sweeps:
         started = time.perf_counter()
         swept = run_sweep(SWEEPS[name], arguments.methods, arguments.seeds, run, name)
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-        new = {"runs": {run: description}, "sweeps": {name: swept}}
-        write(arguments.output, merge(read(arguments.output), new))
+        new: Json = {"runs": {run: description}, "sweeps": {name: swept}}
+        write_json(arguments.output, merge(read_json(arguments.output), new))
     if arguments.speed:
         new = {"runs": {run: description}, "sweeps": {}, "speed": {**measure_speed(), "run": run}}
-        write(arguments.output, merge(read(arguments.output), new))
+        write_json(arguments.output, merge(read_json(arguments.output), new))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
+
+from benchmarks.harness import Json
 
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e7eb"
 # Okabe and Ito, "Color Universal Design" (2008); marks differ as well.
@@ -37,11 +37,11 @@ PANELS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: Json, path: Path) -> None:
     """Draw whatever sweeps the results hold."""
     figure = Figure(figsize=(11.5, 6.6), dpi=140, facecolor="white", layout="constrained")
     axes = figure.subplots(2, 3).ravel()
-    shown: dict[str, Any] = {}
+    shown: dict[str, Line2D] = {}
     for panel, (sweep, metric, label, title) in zip(axes, PANELS, strict=False):
         panel.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
         panel.set_xlabel(label, color=INK)
@@ -86,8 +86,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _line(
-    panel: Any, cases: list[dict[str, Any]], method: str, metric: str, style: tuple[str, str, str]
-) -> Any:
+    panel: Axes, cases: list[Json], method: str, metric: str, style: tuple[str, str, str]
+) -> Line2D | None:
     """One method in one panel; None if nothing was measured."""
     points = [
         (case["value"], case["methods"][method][metric])
@@ -106,7 +106,7 @@ def _line(
     high = [mean + width for mean, width in zip(means, half, strict=True)]
     front = 3 if method == "map" or method in REFERENCES else 2
     panel.fill_between(values, low, high, color=colour, alpha=0.15, linewidth=0, zorder=front)
-    [line] = panel.plot(
+    line: Line2D = panel.plot(
         values,
         means,
         dashes,
@@ -115,7 +115,7 @@ def _line(
         markersize=4.5,
         linewidth=1.6,
         zorder=front + (1 if method in REFERENCES else 0),
-    )
+    )[0]
     return line
 
 

@@ -1,7 +1,7 @@
 """Do learned prompts matter on the embedded backbones? A centralised measurement on the task
 `domains`.
 
-    python benchmarks/promptable.py [--processes 2] [--output benchmarks/results/promptable.json]
+    python -m benchmarks.promptable [--processes 2] [--output benchmarks/results/promptable.json]
 
 The head is frozen, so that whatever is gained is gained by prompts. It is fitted once on the
 public split (one logistic regression per domain over that domain's classes) under the *head's
@@ -25,17 +25,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
-import os
-import platform
-import shlex
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +36,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from fedprompt.core.intervals import t_interval
-from fedprompt.core.machine import cpu_name
+from benchmarks.harness import RESULTS, Json, header, interval, one_thread, write_json
 from fedprompt.core.seeding import torch_generator
 from fedprompt.data.task import Split, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
@@ -182,9 +174,9 @@ def evaluate(
     return {"all": float(correct.mean()), **scores}
 
 
-def measure(name: str, seed: int, settings: Settings) -> dict[str, Any]:
+def measure(name: str, seed: int, settings: Settings) -> Json:
     """All variants for one backbone and one seed."""
-    torch.set_num_threads(1)
+    one_thread()
     started = time.perf_counter()
     backbone, task = load_backbone(name), datasets.create("domains", seed=seed)
     assert task.public is not None
@@ -218,11 +210,11 @@ def measure(name: str, seed: int, settings: Settings) -> dict[str, Any]:
     }
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(runs: list[Json]) -> Json:
     """Mean and half width of the 95 % t-interval over seeds, per variant, overall and per
     domain.
     """
-    summary: dict[str, Any] = {}
+    summary: Json = {}
     for variant, scores in runs[0]["accuracy"].items():
         summary[variant] = {}
         for name in scores:
@@ -237,22 +229,11 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and half width of the 95 % t-interval."""
-    mean, half = t_interval(values)
-    return {"mean": round(mean, 4), "ci95": float("nan") if half is None else round(half, 4)}
-
-
-def machine() -> dict[str, Any]:
-    """Cores and processor family."""
-    return {"cores": os.cpu_count(), "cpu": cpu_name(), "gpu": None}
-
-
 def main() -> None:
     """Measure, print one line per variant, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/promptable.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "promptable.json")
     arguments = parser.parse_args()
     settings = Settings()
     started = time.perf_counter()
@@ -264,20 +245,14 @@ def main() -> None:
         ]
         runs = [job.result() for job in jobs]
     summary = {name: summarise([r for r in runs if r["backbone"] == name]) for name in BACKBONES}
-    versions = {m.__name__: m.__version__ for m in (torch, np, sys.modules["sklearn"])}
-    result = {
-        "benchmark": "promptable",
-        "command": "python " + shlex.join(sys.argv),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions},
-        "seconds": round(time.perf_counter() - started, 1),
-        "settings": dataclasses.asdict(settings),
-        "summary": summary,
-        "runs": runs,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    document = header(
+        "promptable",
+        seconds=round(time.perf_counter() - started, 1),
+        settings=dataclasses.asdict(settings),
+        summary=summary,
+        runs=runs,
+    )
+    write_json(arguments.output, document)
     for name, variants in summary.items():
         for variant, scores in variants.items():
             line = "  ".join(f"{k} {v['mean']:+.3f}±{v['ci95']:.3f}" for k, v in scores.items())

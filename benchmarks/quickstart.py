@@ -1,6 +1,6 @@
 """The quickstart over several seeds, and its state hash under every runtime.
 
-    python benchmarks/quickstart.py [--seeds 3] [--experiment quickstart] [--skip-hashes]
+    python -m benchmarks.quickstart [--seeds 3] [--experiment quickstart] [--skip-hashes]
 
 For each seed the whole quickstart is run as a user runs it (`fedprompt run quickstart seed=S`, a
 fresh process, Ray start included) and its wall-clock time taken. A seed changes the partition, the
@@ -13,21 +13,17 @@ with 1, 2 and 4 actors; all must end in the same state, or the benchmark fails.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fedprompt.core.files import json_ready
-from fedprompt.core.intervals import t_interval
+from benchmarks.harness import RESULTS, Json, header, mean_and_half, write_json
 from fedprompt.runs.directory import RunDirectory
-from fedprompt.runs.manifest import manifest
 
 BASELINES = ("fedavg_pt_plus", "fedavg_pt")  # the first that the experiment compares with
 RUNTIMES = {
@@ -38,9 +34,7 @@ RUNTIMES = {
 }
 
 
-def fedprompt_run(
-    experiment: str, folder: Path, overrides: Sequence[str]
-) -> tuple[float, dict[str, Any]]:
+def fedprompt_run(experiment: str, folder: Path, overrides: Sequence[str]) -> tuple[float, Json]:
     """Run an experiment in a process of its own: wall-clock seconds and its summary."""
     command = [sys.executable, "-m", "fedprompt", "run", experiment, f"run_dir={folder}"]
     started = time.perf_counter()
@@ -48,17 +42,17 @@ def fedprompt_run(
     return time.perf_counter() - started, RunDirectory.open(folder).read_summary()
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
+def interval(values: Sequence[float]) -> Json:
     """Mean and half-width of the 95 % interval."""
-    mean, half = t_interval(values)
+    mean, half = mean_and_half(values)
     return {
         "mean": round(mean, 4),
-        "half_width_95": float("nan") if half is None else round(half, 4),
+        "half_width_95": round(half, 4),
         "values": [round(value, 4) for value in values],
     }
 
 
-def measure_seeds(experiment: str, folder: Path, seeds: int) -> dict[str, Any]:
+def measure_seeds(experiment: str, folder: Path, seeds: int) -> Json:
     accuracy: dict[str, list[float]] = {}
     prompts: dict[str, list[int]] = {}
     seconds, hashes = [], []
@@ -92,7 +86,7 @@ def measure_seeds(experiment: str, folder: Path, seeds: int) -> dict[str, Any]:
     }
 
 
-def measure_hashes(experiment: str, folder: Path) -> dict[str, Any]:
+def measure_hashes(experiment: str, folder: Path) -> Json:
     rows = {}
     for number, (name, overrides) in enumerate(RUNTIMES.items()):
         more = ["rounds=3", "compare=[]", *overrides]
@@ -111,16 +105,12 @@ def main() -> None:
     parser.add_argument("--skip-hashes", action="store_true")
     arguments = parser.parse_args()
     experiment = arguments.experiment
-    result: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/quickstart.py", *sys.argv[1:]]),
-        "machine": manifest(),
-    }
+    result = header("quickstart")
     with tempfile.TemporaryDirectory() as folder:
         result[experiment] = measure_seeds(experiment, Path(folder), arguments.seeds)
         if not arguments.skip_hashes:
             result["same_bits"] = measure_hashes(experiment, Path(folder))
-    output = Path(__file__).parent / "results" / f"{experiment}.json"
-    output.write_text(json.dumps(json_ready(result), indent=2) + "\n")
+    write_json(RESULTS / f"{experiment}.json", result)
 
 
 if __name__ == "__main__":

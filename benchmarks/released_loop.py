@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -60,9 +59,16 @@ def _client_scores(
     gaussian, inclusion = [], []
     for index, candidate in enumerate(candidates):
         one = candidate[None]
-        density: Any = Normal(candidate, nets.alpha(one)[0])
-        gaussian.append(torch.stack([density.log_prob(prompt).sum() for prompt in local]))
-        chance: Any = Bernoulli(probs=torch.sigmoid(nets.inclusion_logit(one)[0]))
+        density = Normal(candidate, nets.alpha(one)[0])
+        gaussian.append(
+            torch.stack(
+                [
+                    density.log_prob(prompt).sum()  # type: ignore[no-untyped-call]
+                    for prompt in local
+                ]
+            )
+        )
+        chance = Bernoulli(probs=torch.sigmoid(nets.inclusion_logit(one)[0]))
         used = torch.tensor(1.0 if index in using else 0.0)
-        inclusion.append(len(local) * chance.log_prob(used))
+        inclusion.append(len(local) * chance.log_prob(used))  # type: ignore[no-untyped-call]
     return gaussian, inclusion

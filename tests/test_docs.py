@@ -93,7 +93,7 @@ def test_the_exempt_pages_exist():
 @pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
 def test_sentences_say_one_thing(page):
     found = sentences(page.read_text())
-    assert len(found) > 3
+    assert found
     long = [f"{words(each)}: {each}" for each in found if words(each) > LONGEST]
     assert not long, "\n".join(long)
     assert statistics.median(map(words, found)) < MEDIAN

@@ -1,6 +1,6 @@
 """What a federation on `domains` could reach if it knew the domains: references for the methods.
 
-    python benchmarks/methods/bounds.py [--seeds 3] [--parts NAME ...]
+    python -m benchmarks.methods.bounds [--seeds 3] [--parts NAME ...]
                                         [--output benchmarks/results/methods_bounds.json]
 
 * `frozen head`: the frozen head under the task tokens for which it was fitted, each domain's own,
@@ -24,25 +24,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import grid
 import numpy as np
 import torch
-from grid import Cell
-from runner import OUTPUT as RESULTS
-from runner import choose, experiment_of, overrides_of
-from summary import interval
+from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.harness import RESULTS, Json, mean_and_half, one_thread, read_json, write_json
+from benchmarks.methods import grid
+from benchmarks.methods.grid import Cell
+from benchmarks.methods.results import Store
+from benchmarks.methods.runner import choose, experiment_of, overrides_of
 from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator
 from fedprompt.aggregation import create as create_aggregator
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import InputError
-from fedprompt.core.files import atomic_write, json_ready
 from fedprompt.core.types import ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
@@ -52,7 +50,7 @@ from fedprompt.runs.manifest import manifest
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server.round import run_rounds
 
-OUTPUT = Path(__file__).parents[1] / "results" / "methods_bounds.json"
+OUTPUT = RESULTS / "methods_bounds.json"
 MEMORY = 10.0
 
 
@@ -98,7 +96,7 @@ def configure(cell: Cell, scale: float, *changes: str) -> ExperimentConfig:
     """A run of the grid, evaluated in the last round alone."""
     return compose(
         experiment_of(cell.setting),
-        [*overrides_of(cell, grid.ROUNDS, scale), f"eval_every={grid.ROUNDS}", *changes],
+        [*overrides_of(cell, grid.ROUNDS, scale, Store()), f"eval_every={grid.ROUNDS}", *changes],
     )
 
 
@@ -134,7 +132,7 @@ def tokens_of(backbone: Backbone, condition: str) -> Tensor | None:
 @torch.no_grad()
 def features_of(
     federation: Federation, table: FeatureTable, tokens: Sequence[Tensor | None]
-) -> Any:
+) -> NDArray[np.float32]:
     """CLS features (N, d) of a table, each image under the tokens of its domain."""
     features = np.array(table.features)
     for group, prompts in enumerate(tokens):
@@ -185,9 +183,9 @@ def true_groups(partition: str, seed: int, scale: float, task: str) -> dict[str,
     return {**figures, "routed": float(np.mean(routed))}
 
 
-def described(values: Sequence[float]) -> dict[str, Any]:
+def described(values: Sequence[float]) -> Json:
     """Mean and half-width of the 95 % interval."""
-    mean, half = interval(values)
+    mean, half = mean_and_half(values)
     return {"mean": mean, "half_width_95": half, "values": list(values)}
 
 
@@ -199,17 +197,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    content: dict[str, Any] = {}
-    if arguments.output.is_file():
-        content = json.loads(arguments.output.read_text(encoding="utf-8"))
+    one_thread()
+    content = read_json(arguments.output)
     content |= {"machine": manifest(), "frozen head": frozen_head()}
+    store = Store()
     for name in arguments.parts:
         work, task = PARTS[name]
         for partition in grid.PARTITIONS:
             scales: tuple[float, ...] = grid.SCALES
             if task is not None:
-                scales = (choose(Cell(f"{task}/{partition}", "pfpt", 0), RESULTS),)
+                scales = (choose(Cell(f"{task}/{partition}", "pfpt", 0), store),)
             found = {}
             for scale in scales:
                 runs = [work(partition, seed, scale) for seed in range(arguments.seeds)]
@@ -218,7 +215,7 @@ def main() -> None:
                 }
                 print(name, partition, scale, runs, flush=True)
             content.setdefault(name, {}).setdefault(partition, {}).update(found)
-            atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
+            write_json(arguments.output, content)
 
 
 PARTS: dict[str, tuple[Callable[[str, int, float], dict[str, float]], str | None]] = {

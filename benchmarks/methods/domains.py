@@ -1,6 +1,6 @@
 """What the prompts and their selection know of the domains, with the frozen head.
 
-    python benchmarks/methods/domains.py [--methods pfpt fedavg_pt_plus ...]
+    python -m benchmarks.methods.domains [--methods pfpt fedavg_pt_plus ...]
                                          [--output benchmarks/results/methods_domains.json]
 
 For each partition the run of the grid with seed 0 is done once more, with and without whitened
@@ -25,20 +25,19 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
-import grid
 import numpy as np
 import torch
-from bounds import configure, federate
-from grid import Cell
 from numpy.typing import NDArray
-from runner import OUTPUT as RESULTS
-from runner import choose
 from torch import Tensor
 
+from benchmarks.harness import RESULTS, Json, one_thread, read_json, write_json
+from benchmarks.methods import grid
+from benchmarks.methods.bounds import configure, federate
+from benchmarks.methods.grid import Cell
+from benchmarks.methods.results import Store
+from benchmarks.methods.runner import choose
 from fedprompt.client.recipe import LocalRecipe
-from fedprompt.core.files import atomic_write, json_ready
 from fedprompt.core.types import ServerState
 from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.models.selection import nearest_keys
@@ -47,7 +46,7 @@ from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.server.evaluate import Model, predict, select_for, select_for_split
 
-OUTPUT = Path(__file__).parents[1] / "results" / "methods_domains.json"
+OUTPUT = RESULTS / "methods_domains.json"
 METHODS = ("pfpt", "fedavg_pt_plus", grid.WHITENED_PFPT, grid.WHITENED_PLUS)
 TOGETHER = (1, 2, 4, 8, 16, 64)
 """Images that select together."""
@@ -165,16 +164,22 @@ def clients_in_common(
     }
 
 
-def ask(partition: str, method: str) -> dict[str, Any]:
-    """One run and what its last state knows."""
+def ask(partition: str, method: str, store: Store) -> Json:
+    """One run and what its last state knows.
+
+    Args:
+        partition: of `grid.PARTITIONS`.
+        method: of the grid.
+        store: has that very run, with which this one is compared.
+    """
     cell = Cell(f"domains_frozen/{partition}", method, 0)
-    scale = choose(cell, RESULTS)
+    scale = choose(cell, store)
     config = configure(cell, scale)
     federation = prepare(config)
     start = initial_state(config, federation)
     state, figures = federate(config, federation, start, config.build_aggregator())
-    done = json.loads((RESULTS / cell.file).read_text(encoding="utf-8"))
-    assert figures["test"] == done["accuracy"], f"not the run of {cell.file}"
+    done = store.find(cell)
+    assert done is not None and figures["test"] == done.accuracy, f"not the run of {cell.name}"
     recipe = settings_of(config, federation).recipe
     by_number = together(state, recipe, federation)
     assert by_number[str(recipe.prompts.eval_batch)] == figures["test"]
@@ -209,19 +214,17 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    content: dict[str, Any] = {}
-    if arguments.output.is_file():
-        content = json.loads(arguments.output.read_text(encoding="utf-8"))
+    one_thread()
+    content = read_json(arguments.output)
     content |= {"machine": manifest(), "recognised": recognised_by_query()}
     asked = {(cell.setting, cell.method) for cell in grid.final_cells()}
     for method, partition in itertools.product(arguments.methods, grid.PARTITIONS):
         if (f"domains_frozen/{partition}", method) not in asked:
             continue
-        found = ask(partition, method)
+        found = ask(partition, method, Store())
         content.setdefault(method, {})[partition] = found
         print(method, partition, json.dumps(found, indent=1), flush=True)
-        atomic_write(arguments.output, json.dumps(json_ready(content), indent=1) + "\n")
+        write_json(arguments.output, content)
 
 
 if __name__ == "__main__":

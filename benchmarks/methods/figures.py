@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import grid
 import numpy as np
-from grid import Cell
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from summary import BASELINE, Results
+
+from benchmarks.methods import grid
+from benchmarks.methods.summary import BASELINE, Results, Summary
 
 
-def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def accuracy_figure(rows: Sequence[Summary]) -> Figure:
     """Difference to FedAvg-PT of the main methods, one panel for each task that has any."""
-    compared = [row["setting"] for row in rows if "accuracy_difference" in row]
+    compared = [row.setting for row in rows if row.gain is not None]
     tasks = [task for task in grid.TASKS if any(name.startswith(task) for name in compared)]
     figure = Figure(figsize=(4.2 * max(1, len(tasks)), 4.2), layout="constrained")
     axes = figure.subplots(1, max(1, len(tasks)), sharey=True, squeeze=False)[0]
     methods = [method for method in grid.MAIN if method != BASELINE]
     for axis, task in zip(axes, tasks, strict=False):
         for shift, partition in enumerate(grid.PARTITIONS):
-            found = {r["method"]: r for r in rows if r["setting"] == f"{task}/{partition}"}
+            gains = {r.method: r.gain for r in rows if r.setting == f"{task}/{partition}"}
             for place, method in enumerate(methods):
-                gain = found.get(method, {}).get("accuracy_difference")
+                gain = gains.get(method)
                 if gain is None:
                     continue
-                half = gain["half_width"] if math.isfinite(gain["half_width"]) else 0.0
+                half = gain.half_width if math.isfinite(gain.half_width) else 0.0
                 axis.errorbar(
-                    100 * gain["mean"],
+                    100 * gain.mean,
                     place + 0.2 * (shift - 1),
                     xerr=100 * half,
                     fmt="o",
                     markersize=4,
                     color=f"C{shift}",
                     # Hollow: one seed, of which no interval is known.
-                    markerfacecolor="white" if gain["seeds"] < 2 else f"C{shift}",
+                    markerfacecolor="white" if gain.seeds < 2 else f"C{shift}",
                 )
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_title(task)
@@ -67,7 +66,7 @@ def pool_figure(results: Results) -> Figure:
         for partition in grid.PARTITIONS:
             runs = results.get(f"{task}/{partition}", {}).get("pfpt", {})
             if runs:
-                curves = np.array([run["curves"]["num_prompts"] for run in runs.values()])
+                curves = np.array([run.prompts_curve for run in runs.values()])
                 axis.plot(range(1, curves.shape[1] + 1), curves.mean(axis=0), label=partition)
         axis.set_title(task)
         axis.set_xlabel("round")
@@ -78,15 +77,19 @@ def pool_figure(results: Results) -> Figure:
     return figure
 
 
-def path_figure(folder: Path, setting: str) -> Figure | None:
-    """t-SNE of PFPT's prompts over rounds with the path of their centroid (Fig. 3 and 5)."""
-    path = (folder / Cell(setting, "pfpt", 0).file).with_suffix(".npz")
-    if not path.is_file():
+def path_figure(pools_file: Path, setting: str) -> Figure | None:
+    """t-SNE of PFPT's prompts over rounds with the path of their centroid (Fig. 3 and 5).
+
+    Args:
+        pools_file: the prompts of each round; None is returned where it does not exist.
+        setting: where they are from.
+    """
+    if not pools_file.is_file():
         return None
     # Imported here: tables need it for this figure alone.
     from sklearn.manifold import TSNE
 
-    with np.load(path) as file:
+    with np.load(pools_file) as file:
         pools = [file[name].astype(np.float64) for name in sorted(file.files)]
     centroids = np.stack([pool.mean(axis=0) for pool in pools])
     everything = np.concatenate([*pools, centroids])

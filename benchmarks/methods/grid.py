@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+
+from benchmarks.harness import Json
 
 ROUNDS = 20
 EVAL_EVERY = 5
@@ -44,18 +45,18 @@ OWN_HEAD_SCALE = ("head_only", "local_only")
 """Whose head has the scale of all rates everywhere: there is nothing else to tune, or it is not
 averaged, so that what is best for an averaged head says nothing."""
 
-PARTITIONS: dict[str, dict[str, Any]] = {
+PARTITIONS: dict[str, dict[str, object]] = {
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},
     "dirichlet_0.1": {"name": "dirichlet", "alpha": 0.1},
     "imbalance": {"name": "imbalance"},
 }
-_DOMAINS: dict[str, Any] = {
+_DOMAINS: dict[str, object] = {
     "data": "domains",
     "model": "nano_promptable",
     "clients": {"count": 40, "per_round": 10, "epochs": 2, "batch_size": 16},
     "prompts": {"count": 5},
 }
-TASKS: dict[str, dict[str, Any]] = {
+TASKS: dict[str, Json] = {
     "digits": {
         "data": "digits",
         "model": "nano",
@@ -152,8 +153,14 @@ OWN_RATES = (*PROBES, *ADJUSTED, *ONE_DOMAIN)
 """Of the changed methods, those that choose rates of their own: other ones than the preset's may be
 best for them."""
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMAIN}
-LATER: dict[str, dict[str, Any]] = {"prompts": {"whiten": False}}
-"""Options that came after the first runs, with the value that leaves the program as it was."""
+NEUTRAL: dict[str, object] = {
+    "prompts.whiten": False,
+    "data.train": None,
+    "clients.callbacks": [],
+    "plugins": [],
+}
+"""Options that not all runs had, because they came later or are gone, with the value that leaves
+the program as it is without them."""
 NO_MATCHING = "fedavg_pt_plus"
 """PFPT with a row-wise mean in the place of its matching is this very method."""
 WITHOUT_KEYS = tuple(method for method in MAIN if method not in ("pfpt", "fedavg_pt_plus"))
@@ -230,13 +237,13 @@ class Cell:
         return self.preset if own else RATES_OF.get(self.preset, self.preset)
 
     @property
-    def file(self) -> str:
-        """Where the result lies, below the results' folder."""
+    def name(self) -> str:
+        """How `--only` and `--list` call it."""
         plain = self.method.replace(": ", "-").replace(" + ", "-with-").replace(" ", "-")
         plain = plain.translate(str.maketrans("", "", "()',"))
         if self.scale is not None:
-            return f"{self.setting}/{plain}/rate-{self.scale:g}.json"
-        return f"{self.setting}/{plain}/seed-{self.seed}.json"
+            return f"{self.setting}/{plain}/rate-{self.scale:g}"
+        return f"{self.setting}/{plain}/seed-{self.seed}"
 
 
 def is_defined(setting: str, method: str) -> bool:

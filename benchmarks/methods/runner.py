@@ -1,35 +1,39 @@
 """Run the methods benchmark: only what is missing, two runs at a time.
 
-    python benchmarks/methods/runner.py [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
-                                     [--output benchmarks/results/methods]
+    python -m benchmarks.methods.runner [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
+                                        [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
 validation split (some scales, then the neighbours of the best; a seed that is not reported), then
-those that are reported. Each run has one thread and writes one JSON file. It is not done again
-while that file is there, unless it had another configuration than it would have now; stop the
-program at any time and call it again. A run that fails is named, and the others go on.
+those that are reported. Each run has one thread and adds one row to a table (results.py). It is not
+done again while that row is there, unless it had another configuration than it would have now; stop
+the program at any time and call it again. A run that fails is named, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import json
+import dataclasses
 import multiprocessing
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import grid
 import numpy as np
-from grid import Cell
 from numpy.typing import NDArray
 
-OUTPUT = Path(__file__).parents[1] / "results" / "methods"
+from benchmarks.harness import Json, Once, Origin, run_once
+from benchmarks.methods import grid
+from benchmarks.methods.grid import Cell
+from benchmarks.methods.results import FOLDER, Configuration, Run, Store, rest_of
+from fedprompt.config import ExperimentConfig, compose
+from fedprompt.core.errors import RoundError
+from fedprompt.core.files import json_ready
+from fedprompt.runs.checkpoint import load_latest
+from fedprompt.runs.events import RoundFinished
+
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # glibc keeps what a step frees, for the next one: 1.43 ms an image instead of 1.6.
@@ -37,23 +41,27 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "500000000",
 }
-CURVES = ("round", "accuracy", "validation_accuracy", "train_loss", "num_prompts")
 
 
-def overrides_of(cell: Cell, rounds: int, scale: float, output: Path = OUTPUT) -> list[str]:
+class MissingRunError(Exception):
+    """A run that chooses a learning rate has not been done; the message names it."""
+
+
+# What a run is.
+
+
+def overrides_of(cell: Cell, rounds: int, scale: float, store: Store) -> list[str]:
     """What a user would type after the experiment's name.
 
     Args:
         cell: the run.
         rounds: of methods that train.
         scale: factor on the learning rates.
-        output: where the runs are that chose the rates of FedOpt's clients.
+        store: has the runs that chose the rates of FedOpt's clients.
 
     Raises:
-        FileNotFoundError: one of those is missing.
+        MissingRunError: one of those is missing.
     """
-    from fedprompt.config import compose
-
     changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.CHANGES.get(cell.method, ())]
     clients = grid.TASKS[cell.setting.split("/")[0]]["clients"]
     if cell.preset in grid.POOLED:
@@ -63,14 +71,20 @@ def overrides_of(cell: Cell, rounds: int, scale: float, output: Path = OUTPUT) -
     if cell.preset.endswith("_plus") and not any("prompts.pool" in each for each in changes):
         changes.append(f"prompts.pool={grid.POOL}")
     config = compose(experiment_of(cell.setting), changes)
+    return [*changes, *_rates_of(cell, config, scale, store)]
+
+
+def _rates_of(cell: Cell, config: ExperimentConfig, scale: float, store: Store) -> list[str]:
+    """The overrides that set the learning rates, or what a scale is of where nothing is trained."""
+    if cell.preset in grid.WITHOUT_RATES:
+        return []
     if cell.preset in grid.CLOSED_FORM:
-        if cell.preset not in grid.WITHOUT_RATES:
-            changes.append(f"objective.shrinkage={config.objective.options.shrinkage * scale:g}")
-        return changes
+        return [f"objective.shrinkage={config.objective.options.shrinkage * scale:g}"]
+    changes = []
     if cell.preset in grid.CLIENT_RATES_OF:
         changes.append(f"aggregator.lr={config.aggregator.options.lr * scale:g}")
         like = Cell(cell.setting, grid.CLIENT_RATES_OF[cell.preset], cell.seed)
-        scale = choose(like, output)
+        scale = choose(like, store)
     optimizer = "sgd" if config.objective.name == "scaffold" else "adam"
     changes += [
         f"prompts.lr={config.prompts.lr * scale:g}",
@@ -81,7 +95,7 @@ def overrides_of(cell: Cell, rounds: int, scale: float, output: Path = OUTPUT) -
     return changes
 
 
-def experiment_of(setting: str) -> dict[str, Any]:
+def experiment_of(setting: str) -> dict[str, object]:
     """A setting as an experiment."""
     task, partition = setting.split("/")
     return {
@@ -93,104 +107,141 @@ def experiment_of(setting: str) -> dict[str, Any]:
     }
 
 
-def config_of(setting: str, changes: list[str]) -> dict[str, Any]:
-    """The whole configuration of a run, with all defaults, as JSON keeps it."""
-    from fedprompt.config import compose
-    from fedprompt.core.files import json_ready
+def config_of(setting: str, changes: Sequence[str]) -> Json:
+    """The whole configuration of a run, with all defaults, as JSON keeps it.
 
-    tree: dict[str, Any] = json_ready(compose(experiment_of(setting), changes).tree())
-    return tree
+    Without its `sources`: what each value is counts, and not the file that says so.
+    """
+    tree: Json = json_ready(compose(experiment_of(setting), list(changes)).tree())
+    return {name: value for name, value in tree.items() if name != "sources"}
 
 
-def run_cell(cell: Cell, changes: list[str], scale: float, output: Path) -> str:
-    """Do one run with some overrides and write its file; returns one line about it."""
-    # Imported here: in the process that does the work.
+def configuration_of(setting: str, changes: Sequence[str]) -> Configuration:
+    """What that says beside the overrides."""
+    return Configuration.of(rest_of(config_of(setting, changes), changes))
+
+
+# Doing one.
+
+
+def run_cell(cell: Cell, changes: Sequence[str], scale: float, pools: Path) -> Run:
+    """Do one run with some overrides.
+
+    Args:
+        cell: the run.
+        changes: its overrides.
+        scale: the factor on the learning rates that is in them.
+        pools: where PFPT's prompts of each round go, if this is the run whose prompts are kept.
+
+    Raises:
+        RoundError: a run that is reported diverged.
+    """
     import torch
-
-    import fedprompt
-    from fedprompt.core.errors import RoundError
-    from fedprompt.runs.checkpoint import load_latest
-    from fedprompt.runs.events import RoundFinished
-    from fedprompt.runs.manifest import manifest
 
     torch.set_num_threads(1)
     keeps_prompts = cell.method == "pfpt" and cell.seed == 0 and cell.scale is None
-    pools: list[NDArray[np.float16]] = []
-    started, worked = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
+    kept: list[NDArray[np.float16]] = []
 
-        def watch(event: Any) -> None:
-            if keeps_prompts and isinstance(event, RoundFinished):
-                prompts = load_latest(run_dir / "state").state.prompts
-                pools.append(prompts.numpy().astype(np.float16))
+    def watch(event: object, run_dir: Path) -> None:
+        if keeps_prompts and isinstance(event, RoundFinished):
+            prompts = load_latest(run_dir / "state").state.prompts
+            kept.append(prompts.numpy().astype(np.float16))
 
-        try:
-            result = fedprompt.run(
-                experiment_of(cell.setting), [*changes, f"run_dir={run_dir}"], on_event=watch
-            )
-        except RoundError as error:
-            if cell.scale is None:
-                raise
-            diverged = {
-                "scale": scale,
-                "rounds": 0,
-                "overrides": changes,
-                "validation_accuracy": None,
-            }
-            about = {"experiment": experiment_of(cell.setting), "error": str(error)}
-            write(output / cell.file, {**diverged, **about})
-            return f"{cell.file}: {error}"
-    last = result.reports[-1]
-    about = manifest()
-    content = {
+    try:
+        once = run_once(experiment_of(cell.setting), changes, watch)
+    except RoundError as error:
+        if cell.scale is None:
+            raise
+        return diverged(cell, changes, scale, str(error))
+    if keeps_prompts:
+        pools.parent.mkdir(parents=True, exist_ok=True)
+        named = {f"round_{number:03d}": pool for number, pool in enumerate(kept, start=1)}
+        np.savez_compressed(pools, **named)  # type: ignore[arg-type]
+    return run_of(cell, changes, scale, once)
+
+
+def run_of(cell: Cell, changes: Sequence[str], scale: float, once: Once) -> Run:
+    """The row of a run that has ended.
+
+    Args:
+        cell: the run.
+        changes: its overrides.
+        scale: the factor on the learning rates that is in them.
+        once: what it left.
+    """
+    reports, summary = once.result.reports, once.result.summary
+    own = summary["personalised"] or {}
+    spent = {
+        phase: round(sum(report["seconds"][phase] for report in reports), 2)
+        for phase in ("train", "aggregate", "evaluate")
+    }
+
+    def curve(name: str) -> tuple[float | None, ...]:
+        return tuple(report[name] for report in reports)
+
+    return Run(
+        setting=cell.setting,
+        method=cell.method,
+        seed=cell.seed,
+        scale=scale,
+        rounds=len(reports),
+        accuracy=summary["accuracy"],
+        best_round=summary["best_round"],
+        best_accuracy=summary["best_accuracy"],
+        validation_accuracy=validation_of(reports[-1]),
+        balanced_accuracy=summary["balanced_accuracy"],
+        own=own.get("mean"),
+        own_deviation=own.get("deviation"),
+        own_worst_tenth=own.get("worst_tenth"),
+        own_jain=own.get("jain"),
+        prompts=summary["prompts"],
+        bytes_up=sum(report["bytes_up"] for report in reports),
+        bytes_down=sum(report["bytes_down"] for report in reports),
+        seconds=round(once.seconds, 1),
+        cpu_seconds=round(once.cpu_seconds, 1),
+        train_seconds=spent["train"],
+        aggregate_seconds=spent["aggregate"],
+        evaluate_seconds=spent["evaluate"],
+        accuracy_curve=curve("accuracy"),
+        validation_curve=curve("validation_accuracy"),
+        loss_curve=curve("train_loss"),
+        prompts_curve=tuple(report["num_prompts"] for report in reports),
+        state_sha256=summary["state_sha256"],
+        overrides=tuple(changes),
+        options=configuration_of(cell.setting, changes).digest,
+        origin=Origin.here(),
+    )
+
+
+def diverged(cell: Cell, changes: Sequence[str], scale: float, error: str) -> Run:
+    """The row of a run whose training did not end.
+
+    Args:
+        cell: the run.
+        changes: its overrides.
+        scale: the factor on the learning rates that is in them.
+        error: what it said.
+    """
+    nothing = {
+        field.name: () if field.name.endswith("_curve") else None
+        for field in dataclasses.fields(Run)
+    }
+    known = {
         "setting": cell.setting,
         "method": cell.method,
         "seed": cell.seed,
         "scale": scale,
-        "experiment": experiment_of(cell.setting),
-        "overrides": changes,
-        "config": config_of(cell.setting, changes),
-        "rounds": len(result.reports),
-        "accuracy": result.summary["accuracy"],
-        "best_round": result.summary["best_round"],
-        "best_accuracy": result.summary["best_accuracy"],
-        "validation_accuracy": validation_of(last),
-        "balanced_accuracy": result.summary["balanced_accuracy"],
-        "personalised": result.summary["personalised"],
-        "prompts": result.summary["prompts"],
-        "bytes_up": sum(report["bytes_up"] for report in result.reports),
-        "bytes_down": sum(report["bytes_down"] for report in result.reports),
-        "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(time.process_time() - worked, 1),
-        "seconds_of": {
-            phase: round(sum(report["seconds"][phase] for report in result.reports), 2)
-            for phase in last["seconds"]
-        },
-        "state_sha256": result.summary["state_sha256"],
-        "curves": {name: [report[name] for report in result.reports] for name in CURVES},
-        "machine": about,
+        "rounds": 0,
+        "state_sha256": "",
+        "overrides": tuple(changes),
+        "options": configuration_of(cell.setting, changes).digest,
+        "origin": Origin.here(),
+        "error": error,
     }
-    path = output / cell.file
-    if keeps_prompts:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        named = {f"round_{number:03d}": pool for number, pool in enumerate(pools, start=1)}
-        np.savez_compressed(path.with_suffix(".npz"), **named)  # type: ignore[arg-type]
-    write(path, content)
-    shown = result.summary["accuracy"]
-    own = (result.summary["personalised"] or {}).get("mean")
-    return f"{cell.file}: accuracy {shown}, clients {own}, {content['seconds']} s"
+    return Run(**{**nothing, **known})  # type: ignore[arg-type]
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """One run's file."""
-    from fedprompt.core.files import atomic_write, json_ready
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(json_ready(content), indent=1) + "\n")
-
-
-def validation_of(report: dict[str, Any]) -> float | None:
+def validation_of(report: Json) -> float | None:
     """Validation accuracy of a round: the global model's, or the clients' where there is none."""
     if report["validation_accuracy"] is not None:
         return float(report["validation_accuracy"])
@@ -198,22 +249,24 @@ def validation_of(report: dict[str, Any]) -> float | None:
     return None if mean is None else float(mean)
 
 
-def choose(cell: Cell, output: Path) -> float:
+# Choosing learning rates.
+
+
+def choose(cell: Cell, store: Store) -> float:
     """The scale with the best validation accuracy in the last round; equal ones: the smallest.
 
     Raises:
-        FileNotFoundError: a run of the choice is missing.
+        MissingRunError: a run of the choice is missing.
     """
     if cell.scale is not None:
         return cell.scale
     if cell.preset in grid.WITHOUT_RATES:
         return 1.0
     setting = grid.rate_setting(cell.setting)
-    tried = tried_scales(setting, cell.tuned_as, output)
+    tried = tried_scales(setting, cell.tuned_as, store)
     for scale in grid.scales_of(setting, cell.tuned_as):
         if scale not in tried:
-            wanted = Cell(setting, cell.tuned_as, grid.RATE_SEED, scale).file
-            raise FileNotFoundError(2, "no such file", wanted)
+            raise MissingRunError(Cell(setting, cell.tuned_as, grid.RATE_SEED, scale).name)
     return best_scale(tried)
 
 
@@ -222,68 +275,75 @@ def best_scale(tried: Mapping[float, float]) -> float:
     return max(tried, key=lambda scale: (tried[scale], -scale))
 
 
-def tried_scales(setting: str, method: str, output: Path) -> dict[float, float]:
+def tried_scales(setting: str, method: str, store: Store) -> dict[float, float]:
     """Validation accuracy of every scale that was tried; 0 where training diverged."""
-    found = {}
-    for scale in grid.ALL_SCALES:
-        path = output / Cell(setting, method, grid.RATE_SEED, scale).file
-        if path.is_file():
-            found[scale] = (
-                json.loads(path.read_text(encoding="utf-8"))["validation_accuracy"] or 0.0
-            )
-    return found
+    cells = (Cell(setting, method, grid.RATE_SEED, scale) for scale in grid.ALL_SCALES)
+    found = (store.find(cell) for cell in cells)
+    return {run.scale: run.validation_accuracy or 0.0 for run in found if run is not None}
 
 
-def neighbours(rates: list[Cell], output: Path) -> list[Cell]:
+def neighbours(rates: Sequence[Cell], store: Store) -> list[Cell]:
     """The runs with the scales next to the best of each method."""
     cells = []
     for setting, method in dict.fromkeys((cell.setting, cell.method) for cell in rates):
         try:
-            best = grid.ALL_SCALES.index(choose(Cell(setting, method, grid.RATE_SEED), output))
-        except FileNotFoundError:
+            best = grid.ALL_SCALES.index(choose(Cell(setting, method, grid.RATE_SEED), store))
+        except MissingRunError:
             continue
         around = grid.ALL_SCALES[max(0, best - 1) : best + 2]
         cells += [Cell(setting, method, grid.RATE_SEED, scale) for scale in around]
     return cells
 
 
-def is_there(cell: Cell, rounds: int, output: Path) -> bool:
+# What is there, and what is not.
+
+
+def is_there(cell: Cell, rounds: int, store: Store) -> bool:
     """Whether a run was done as it would be now: with the same configuration, defaults and all.
 
-    Of files that were written before they had all of it, what they have is compared: overrides, and
-    the experiment if it is there.
+    Of the first runs, which did not keep all of it, what they kept is compared.
+
+    Args:
+        cell: the run.
+        rounds: of methods that train.
+        store: what has been done.
     """
-    path = output / cell.file
-    if not path.is_file():
-        return False
-    done = json.loads(path.read_text(encoding="utf-8"))
-    expected = experiment_of(cell.setting)
-    if done.get("experiment", expected) != expected:
+    done = store.find(cell)
+    if done is None:
         return False
     try:
-        scale = choose(cell, output)
-    except FileNotFoundError:
-        scale = done["scale"]
+        scale = choose(cell, store)
+    except MissingRunError:
+        scale = done.scale
     try:
-        now = overrides_of(cell, rounds, scale, output)
-    except FileNotFoundError:  # FedOpt, and FedAvg is yet to be run
+        now = overrides_of(cell, rounds, scale, store)
+    except MissingRunError:  # FedOpt, and FedAvg is yet to be run
         return False
-    if sorted(done["overrides"]) != sorted(now):
+    if sorted(done.overrides) != sorted(now):
         return False
-    if "config" not in done:
-        return True
-    had = {name: {**options, **done["config"][name]} for name, options in grid.LATER.items()}
-    return {**done["config"], **had} == config_of(cell.setting, done["overrides"])
+    known = store.configuration(done)
+    had = known.read()
+    would_have = rest_of(config_of(cell.setting, now), now)
+    if known.complete:
+        return {**grid.NEUTRAL, **had} == {**grid.NEUTRAL, **would_have}
+    return all(would_have.get(key) == value for key, value in had.items())
 
 
-def missing(cells: list[Cell], rounds: int, output: Path) -> list[Cell]:
+def missing(cells: Sequence[Cell], rounds: int, store: Store) -> list[Cell]:
     """Those that are yet to be run."""
-    return [cell for cell in cells if not is_there(cell, rounds, output)]
+    return [cell for cell in cells if not is_there(cell, rounds, store)]
 
 
-def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
-    """Do the runs that are missing; returns how many failed."""
-    todo = missing(cells, rounds, output)
+def run_all(cells: Sequence[Cell], jobs: int, rounds: int, store: Store) -> int:
+    """Do the runs that are missing; returns how many failed.
+
+    Args:
+        cells: all that are wanted.
+        jobs: processes at a time.
+        rounds: of methods that train.
+        store: what has been done; this process alone adds to it.
+    """
+    todo = missing(cells, rounds, store)
     print(f"{len(cells)} runs, {len(cells) - len(todo)} there, {len(todo)} to do", flush=True)
     failed = 0
     context = multiprocessing.get_context("spawn")
@@ -291,58 +351,81 @@ def run_all(cells: list[Cell], jobs: int, rounds: int, output: Path) -> int:
         running = {}
         for cell in todo:
             try:
-                scale = choose(cell, output)
-                changes = overrides_of(cell, rounds, scale, output)
-            except FileNotFoundError as error:
+                scale = choose(cell, store)
+                changes = overrides_of(cell, rounds, scale, store)
+            except MissingRunError as error:
                 failed += 1
-                print(f"{cell.file}: no learning rate ({error.filename} is missing)", flush=True)
+                print(f"{cell.name}: no learning rate ({error} is missing)", flush=True)
                 continue
-            running[pool.submit(run_cell, cell, changes, scale, output)] = cell
+            pools = store.pools(cell.setting)
+            running[pool.submit(run_cell, cell, changes, scale, pools)] = cell
         for number, future in enumerate(concurrent.futures.as_completed(running), start=1):
+            cell = running[future]
             try:
-                print(f"[{number}/{len(running)}] {future.result()}", flush=True)
+                run = future.result()
+                store.add(cell, run, configuration_of(cell.setting, run.overrides))
+                said = line(cell, run)
             except Exception as error:  # named, and the others go on
                 failed += 1
-                print(
-                    f"[{number}/{len(running)}] {running[future].file}: FAILED: {error}", flush=True
-                )
+                said = f"{cell.name}: FAILED: {error}"
+            print(f"[{number}/{len(running)}] {said}", flush=True)
     return failed
 
 
-def named(file: str, texts: list[str]) -> bool:
-    """Whether a cell's file contains all of some texts."""
-    return all(text in file for text in texts)
+def line(cell: Cell, run: Run) -> str:
+    """What is said about a run that is done."""
+    if run.error:
+        return f"{cell.name}: {run.error}"
+    return f"{cell.name}: accuracy {run.accuracy}, clients {run.own}, {run.seconds} s"
+
+
+def show(cells: Sequence[Cell], rounds: int, store: Store) -> None:
+    """Say what is there and what is missing, the runs that choose rates included."""
+    rates = grid.rate_cells(list(cells))
+    for cell in dict.fromkeys([*rates, *neighbours(rates, store), *cells]):
+        print("there  " if is_there(cell, rounds, store) else "missing", cell.name)
+
+
+def run_group(cells: Sequence[Cell], jobs: int, rounds: int, store: Store) -> int:
+    """Choose the rates, then do the runs that are reported; returns how many failed.
+
+    Args:
+        cells: that are reported.
+        jobs: processes at a time.
+        rounds: of methods that train.
+        store: what has been done.
+    """
+    rates = grid.rate_cells(list(cells))
+    failed = run_all(rates, jobs, rounds, store)
+    while missing(around := neighbours(rates, store), rounds, store):
+        gone_wrong = run_all(around, jobs, rounds, store)
+        failed += gone_wrong
+        if gone_wrong:
+            break
+    return failed + run_all(cells, jobs, rounds, store)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="*", default=[], help="cells whose file contains each TEXT")
+    parser.add_argument("--only", nargs="*", default=[], help="cells whose name contains each TEXT")
     parser.add_argument("--list", action="store_true", help="say what is there and what is missing")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=grid.ROUNDS)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():  # inherited by the processes
         os.environ.setdefault(name, value)
-    groups = [
-        [cell for cell in group if named(cell.file, arguments.only)] for group in grid.groups()
-    ]
-    failed, where = 0, (arguments.rounds, arguments.output)
-    for cells in filter(None, groups):
-        rates = grid.rate_cells(cells)
-        if arguments.list:
-            for cell in dict.fromkeys([*rates, *neighbours(rates, arguments.output), *cells]):
-                print("there  " if is_there(cell, *where) else "missing", cell.file)
+    store, failed = Store(arguments.output), 0
+    for group in grid.groups():
+        cells = [each for each in group if all(text in each.name for text in arguments.only)]
+        if not cells:
             continue
-        failed += run_all(rates, arguments.jobs, *where)
-        while missing(around := neighbours(rates, arguments.output), *where):
-            gone_wrong = run_all(around, arguments.jobs, *where)
-            failed += gone_wrong
-            if gone_wrong:
-                break
-        failed += run_all(cells, arguments.jobs, *where)
+        if arguments.list:
+            show(cells, arguments.rounds, store)
+        else:
+            failed += run_group(cells, arguments.jobs, arguments.rounds, store)
     if failed:
         sys.exit(f"{failed} runs failed; call again to try them again")
 

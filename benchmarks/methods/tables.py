@@ -1,6 +1,6 @@
-"""Tables and figures of the methods benchmark, from the files that runner.py wrote.
+"""Tables and figures of the methods benchmark, from the tables that runner.py wrote.
 
-    python benchmarks/methods/tables.py [--results benchmarks/results/methods]
+    python -m benchmarks.methods.tables [--results benchmarks/results/methods]
                                         [--tables docs/benchmark-tables.md] [--images docs/images]
                                         [--page docs/benchmark.md]
                                         [--bounds benchmarks/results/methods_bounds.json]
@@ -17,95 +17,82 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import grid
 import matplotlib as mpl
-from figures import accuracy_figure, path_figure, pool_figure
-from grid import Cell, is_defined
-from runner import best_scale, tried_scales
-from summary import Results, lead, read_results, summarise
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.harness import DOCS, IMAGES, RESULTS, Json, Paired, put_between, read_json
+from benchmarks.methods import details, grid
+from benchmarks.methods.figures import accuracy_figure, path_figure, pool_figure
+from benchmarks.methods.grid import Cell, is_defined
+from benchmarks.methods.results import FOLDER, Store
+from benchmarks.methods.runner import tried_scales
+from benchmarks.methods.summary import (
+    Results,
+    Summary,
+    lead,
+    read_results,
+    summarise,
+)
+from benchmarks.methods.text import difference, percent, points, rate_cells, table
+
+HEADS = (
+    *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
+    *("balanced (%)", "clients' own (%)", "worst tenth", "deviation", "Jain"),
+    *("over centralised", "own over local only"),
+    *("prompts", "MB up", "MB down", "CPU s", "rates x"),
+)
 
 
-def points(mean: float | None, half: float | None) -> str:
-    """Percent with interval.
+def all_figures(row: Summary) -> list[str]:
+    """A method's line under `HEADS`."""
+    means = row.means
+    return [
+        row.method,
+        str(row.seeds),
+        points(means.get("accuracy")),
+        difference(row.gain),
+        *(
+            points(means.get(name))
+            for name in (
+                *("best_accuracy", "balanced_accuracy"),
+                *("own", "own_worst_tenth", "own_deviation"),
+            )
+        ),
+        f"{means['own_jain'].mean:.3f}" if "own_jain" in means else "-",
+        difference(row.over_centralised),
+        difference(row.over_local_only),
+        f"{row.prompts:.0f}",
+        f"{row.bytes_up / 1e6:.2f}",
+        f"{row.bytes_down / 1e6:.2f}",
+        f"{row.cpu_seconds:.0f}" if math.isfinite(row.cpu_seconds) else "-",
+        ", ".join(f"{scale:g}" for scale in row.scales),
+    ]
 
-    >>> points(0.5, 0.0123), points(0.5, math.nan), points(None, None)
-    ('50.0 ± 1.2', '50.0', '-')
+
+def markdown(rows: Sequence[Summary], rates: Sequence[str]) -> str:
+    """All tables as one page.
+
+    Args:
+        rows: from `summarise`.
+        rates: lines about the choice of learning rates.
     """
-    if mean is None:
-        return "-"
-    known = half is not None and math.isfinite(half)
-    return f"{100 * mean:.1f} ± {100 * (half or 0.0):.1f}" if known else f"{100 * mean:.1f}"
-
-
-def difference(found: Mapping[str, float] | None) -> str:
-    """Signed points with interval and p-value."""
-    if found is None:
-        return "-"
-    text = f"{100 * found['mean']:+.1f}"
-    if math.isfinite(found["half_width"]):
-        text += f" ± {100 * found['half_width']:.1f}"
-    if math.isfinite(found["p"]):
-        text += f" (p {found['p']:.3f})" if found["p"] >= 0.001 else " (p < 0.001)"
-    return text
-
-
-def markdown(rows: Sequence[Mapping[str, Any]], rates: Sequence[str]) -> str:
-    """All tables as one page."""
-    heads = (
-        *("method", "seeds", "test accuracy (%)", "difference to FedAvg-PT", "at best validation"),
-        *("balanced (%)", "clients' own (%)", "worst tenth", "deviation", "Jain"),
-        *("over centralised", "own over local only"),
-        *("prompts", "MB up", "MB down", "CPU s", "rates x"),
-    )
     lines = [
         "# Tables of the methods benchmark",
         "",
-        "Made by `benchmarks/methods/tables.py`; do not edit. Mean ± 95 % interval over seeds (t), "
-        "paired differences in points.",
+        "Made by `python -m benchmarks.methods.tables`; do not edit. Mean ± 95 % interval over "
+        "seeds (t), paired differences in points.",
     ]
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        lines += ["", f"## {setting}", "", "| " + " | ".join(heads) + " |"]
-        lines.append("|---" * len(heads) + "|")
-        for row in rows:
-            if row["setting"] != setting:
-                continue
-            cells = (
-                row["method"],
-                str(row["seeds"]),
-                points(row.get("accuracy"), row.get("accuracy_half_width")),
-                difference(row.get("accuracy_difference")),
-                *(
-                    points(row.get(name), row.get(f"{name}_half_width"))
-                    for name in (
-                        *("best_accuracy", "balanced_accuracy"),
-                        *("personalised", "worst_tenth", "deviation"),
-                    )
-                ),
-                f"{row['jain']:.3f}" if "jain" in row else "-",
-                difference(row.get("over_centralised_difference")),
-                difference(row.get("over_local_only_difference")),
-                f"{row['prompts']:.0f}",
-                f"{row['bytes_up'] / 1e6:.2f}",
-                f"{row['bytes_down'] / 1e6:.2f}",
-                f"{row['cpu_seconds']:.0f}" if math.isfinite(row["cpu_seconds"]) else "-",
-                row["scale"],
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+    for setting in dict.fromkeys(row.setting for row in rows):
+        figures = [all_figures(row) for row in rows if row.setting == setting]
+        lines += ["", f"## {setting}", "", *table(HEADS, figures)]
     return "\n".join([*lines, "", "## Choice of learning rates", "", *rates, ""])
 
 
 def overview(
-    rows: Sequence[Mapping[str, Any]],
-    methods: Sequence[str],
-    references: Mapping[str, Mapping[str, float]] | None = None,
+    rows: Sequence[Summary], methods: Sequence[str], references: Mapping[str, Json] | None = None
 ) -> str:
     """Test accuracy of some methods in the settings of the rows, and below it the difference to
     the baseline. Of methods without a global model, the accuracy of the clients' own.
@@ -115,33 +102,33 @@ def overview(
         methods: in the order of the table.
         references: what bounds.py found for the frozen head by itself: test accuracy by name.
     """
-    found = {(row["setting"], row["method"]): row for row in rows}
-    shown = [name for name in grid.SETTINGS if any(row["setting"] == name for row in rows)]
+    found = {(row.setting, row.method): row for row in rows}
+    shown = [name for name in grid.SETTINGS if any(row.setting == name for row in rows)]
     if not shown:
         return "Nothing has been run yet."
-    lines = ["| method | " + " | ".join(name.replace("/", "<br>") for name in shown) + " |"]
-    lines.append("|---" * (1 + len(shown)) + "|")
+    lines = []
     for method in methods:
-        cells = []
-        for setting in shown:
-            row = found.get((setting, method))
-            if row is None:
-                cells.append("-" if is_defined(setting, method) else "not defined")
-                continue
-            measure = "accuracy" if "accuracy" in row else "personalised"
-            text = points(row.get(measure), row.get(f"{measure}_half_width"))
-            text += f" ({row['seeds']})" + ("" if measure == "accuracy" else " *")
-            gain = difference(row.get("accuracy_difference"))
-            cells.append(text if gain == "-" else f"{text}<br>{gain}")
+        cells = [accuracy_cell(found.get((name, method)), name, method) for name in shown]
         if any(cell not in ("-", "not defined") for cell in cells):
-            lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+            lines.append([f"`{method}`", *cells])
     for name, scores in (references or {}).items():
         frozen = [
-            points(scores["test"], None) if setting.startswith("domains_frozen") else "-"
+            percent(scores["test"]) if setting.startswith("domains_frozen") else "-"
             for setting in shown
         ]
-        lines.append(f"| the frozen head, {name} (nothing trained) | " + " | ".join(frozen) + " |")
-    return "\n".join(lines)
+        lines.append([f"the frozen head, {name} (nothing trained)", *frozen])
+    return "\n".join(table(["method", *(name.replace("/", "<br>") for name in shown)], lines))
+
+
+def accuracy_cell(row: Summary | None, setting: str, method: str) -> str:
+    """What `overview` says of a method in a setting; `row` is None where it was not run."""
+    if row is None:
+        return "-" if is_defined(setting, method) else "not defined"
+    if "accuracy" in row.means:
+        text = f"{points(row.means['accuracy'])} ({row.seeds})"
+    else:
+        text = f"{points(row.means.get('own'))} ({row.seeds}) *"
+    return text if row.gain is None else f"{text}<br>{difference(row.gain)}"
 
 
 def over_others(
@@ -153,7 +140,7 @@ def over_others(
         results: from `read_results`, of the settings that the table shows.
         method: which.
         others: with which it is compared.
-        measure: `accuracy` of the global model or `personalised`, of the clients' own.
+        measure: `accuracy` of the global model or `own`, of the clients' own.
     """
     own = "" if measure == "accuracy" else ", clients' own"
     shown = [setting for setting in grid.SETTINGS if setting in results]
@@ -165,45 +152,40 @@ def over_others(
     return lines
 
 
-def known_domains(found: Mapping[str, Mapping[str, Any]]) -> str:
+def known_domains(found: Mapping[str, Mapping[str, Json]]) -> str:
     """What domains.py found: accuracy of each domain's images under the prompts of each, by preset
     and partition.
 
     Args:
         found: method -> partition -> what `ask` returned.
     """
-    lines: list[str] = []
+    lines, columns = [], []
     for method, partitions in found.items():
         if preset_of(method) != method:
             continue
         for partition, asked in partitions.items():
-            columns = list(next(iter(asked["accuracy"].values())))
-            if not lines:
-                names = (f"under those of {name}" for name in columns[:-1])
-                lines.append("| | images of | " + " | ".join([*names, columns[-1]]) + " |")
-                lines.append("|---" * (2 + len(columns)) + "|")
             for domain, scores in asked["accuracy"].items():
-                cells = [points(scores[column], None) for column in columns]
-                lines.append(f"| `{method}`, {partition} | {domain} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                columns = list(scores)
+                cells = [percent(scores[column]) for column in columns]
+                lines.append([f"`{method}`, {partition}", domain, *cells])
+    names = (f"under those of {name}" for name in columns[:-1])
+    return "\n".join(table(["", "images of", *names, *columns[-1:]], lines)).replace("|  |", "| |")
 
 
-def selecting_together(found: Mapping[str, Mapping[str, Any]]) -> str:
+def selecting_together(found: Mapping[str, Mapping[str, Json]]) -> str:
     """What domains.py found: accuracy by how many images of a domain select together.
 
     Args:
         found: method -> partition -> what `ask` returned.
     """
-    lines: list[str] = []
-    for method, partitions in found.items():
-        for partition, asked in partitions.items():
-            if not lines:
-                lines.append("| images that select together | " + " | ".join(asked["together"]))
-                lines[0] += " |"
-                lines.append("|---" * (1 + len(asked["together"])) + "|")
-            cells = [points(accuracy, None) for accuracy in asked["together"].values()]
-            lines.append(f"| `{method}`, {partition} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    asked = {
+        f"`{method}`, {partition}": each["together"]
+        for method, partitions in found.items()
+        for partition, each in partitions.items()
+    }
+    numbers = list(next(iter(asked.values())))
+    lines = [[name, *map(percent, together.values())] for name, together in asked.items()]
+    return "\n".join(table(["images that select together", *numbers], lines))
 
 
 def recognised(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -213,11 +195,8 @@ def recognised(found: Mapping[str, Mapping[str, float]]) -> str:
         found: kind of query -> domain -> share.
     """
     names = list(next(iter(found.values())))
-    lines = ["| query | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for kind, shares in found.items():
-        cells = [points(shares[name], None) for name in names]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [[kind, *(percent(shares[name]) for name in names)] for kind, shares in found.items()]
+    return "\n".join(table(["query", *names], lines))
 
 
 def preset_of(method: str) -> str:
@@ -238,92 +217,63 @@ def goals(results: Results) -> str:
     where not to be worse is the goal, where no interval lies below zero; a setting is judged by the
     methods that have been run there with three seeds or more.
     """
-    lines = [
-        "| method | setting | goal | smallest lead | over | clear of | met |",
-        "|---|---|---|---|---|---|---|",
-    ]
     adjusted = [each for each in grid.ADJUSTED if preset_of(each) in grid.WITHOUT_KEYS]
     rivals = {"pfpt": grid.WITHOUT_KEYS, grid.ADJUSTED_PFPT: (*grid.WITHOUT_KEYS, *adjusted)}
+    lines = []
     for method, setting in itertools.product(rivals, grid.GOALS):
-        goal = grid.GOALS[setting]
         leads = {
             other: found
             for other in rivals[method]
             if (found := lead(results.get(setting, {}), method, other)) is not None
-            and found["seeds"] >= 3
+            and found.seeds >= 3
         }
-        if not leads:
-            continue
-        least = min(leads, key=lambda other: leads[other]["mean"])
-        clear = [other for other, found in leads.items() if found["mean"] - found["half_width"] > 0]
-        if goal is None:
-            met = all(found["mean"] + found["half_width"] >= 0 for found in leads.values())
-        else:
-            met = len(clear) == len(leads) and leads[least]["mean"] >= goal
-        cells = (
-            f"`{method}`",
-            setting,
-            "not worse" if goal is None else f"+{100 * goal:.0f}" if goal else "> 0",
-            difference(leads[least]),
-            f"`{least}`",
-            f"{len(clear)} of {len(leads)}: "
-            + (", ".join(f"`{each}`" for each in clear) or "none"),
-            "yes" if met else "no",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        if leads:
+            lines.append([f"`{method}`", setting, *judge(grid.GOALS[setting], leads)])
+    head = ("method", "setting", "goal", "smallest lead", "over", "clear of", "met")
+    return "\n".join(table(head, lines))
 
 
-def put_between(path: Path, name: str, text: str) -> None:
-    """Replace what stands between two marks of a page.
+def judge(goal: float | None, leads: Mapping[str, Paired]) -> list[str]:
+    """How a goal stands.
 
     Args:
-        path: the page.
-        name: of the marks.
-        text: what is to stand there.
-
-    Raises:
-        SystemExit: the page has no such marks.
+        goal: as in `grid.GOALS`.
+        leads: over each rival.
     """
-    marks = f"<!-- {name}: made by benchmarks/methods/tables.py -->", f"<!-- end of {name} -->"
-    page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(marks[0])
-    _, end, after = rest.partition(marks[1])
-    if not begin or not end:
-        raise SystemExit(f"{path}: expected the marks '{marks[0]}' and '{marks[1]}'; put them back")
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    least = min(leads, key=lambda other: leads[other].mean)
+    clear = [other for other, found in leads.items() if found.mean - found.half_width > 0]
+    if goal is None:
+        met = all(found.mean + found.half_width >= 0 for found in leads.values())
+    else:
+        met = len(clear) == len(leads) and leads[least].mean >= goal
+    return [
+        "not worse" if goal is None else f"+{100 * goal:.0f}" if goal else "> 0",
+        difference(leads[least]),
+        f"`{least}`",
+        f"{len(clear)} of {len(leads)}: " + (", ".join(f"`{each}`" for each in clear) or "none"),
+        "yes" if met else "no",
+    ]
 
 
-def _tried(value: float | None) -> str:
-    """A cell of the choice of rates."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if value else "diverged"
-
-
-def rate_lines(folder: Path) -> list[str]:
+def rate_lines(store: Store) -> list[str]:
     """Validation accuracy of every scale that was tried; the chosen one stands out."""
-    lines = ["| setting | method | " + " | ".join(f"x {s:g}" for s in grid.ALL_SCALES) + " |"]
-    lines.append("|---" * (2 + len(grid.ALL_SCALES)) + "|")
+    lines = []
     cells = grid.rate_cells(grid.final_cells())
-    for cell in dict.fromkeys((cell.setting, cell.method) for cell in cells):
-        tried = tried_scales(*cell, folder)
+    for setting, method in dict.fromkeys((cell.setting, cell.method) for cell in cells):
+        tried = tried_scales(setting, method, store)
         if not tried:
             continue
-        shown = [
-            f"**{100 * tried[scale]:.1f}**"
-            if scale == best_scale(tried)
-            else _tried(tried.get(scale))
-            for scale in grid.ALL_SCALES
-        ]
-        lines.append(f"| {cell[0]} | {cell[1]} | " + " | ".join(shown) + " |")
-    return lines
+        lines.append([setting, method, *rate_cells(tried)])
+    return table(["setting", "method", *(f"x {scale:g}" for scale in grid.ALL_SCALES)], lines)
+
+
+def among(rows: Sequence[Summary], settings: Sequence[str]) -> list[Summary]:
+    """Those of some settings."""
+    return [row for row in rows if row.setting in settings]
 
 
 def page_tables(
-    results: Results,
-    rows: Sequence[Mapping[str, Any]],
-    references: Mapping[str, Mapping[str, float]],
+    results: Results, rows: Sequence[Summary], references: Mapping[str, Json]
 ) -> dict[str, str]:
     """The tables that stand in the page, by the name of their marks.
 
@@ -332,43 +282,58 @@ def page_tables(
         rows: from `summarise`, compared with FedAvg-PT.
         references: as for `overview`.
     """
-
-    def among(these: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> list[Any]:
-        return [row for row in these if row["setting"] in settings]
-
     plain = [setting for setting in grid.SETTINGS if setting.startswith("domains_plain")]
     mains = [setting for setting in grid.SETTINGS if setting not in plain]
-    main_results = {setting: results[setting] for setting in mains if setting in results}
-    adjusted = {name: results[name] for name in grid.ADJUSTED_SETTINGS if name in results}
-    ablated = {name: results[name] for name in grid.ABLATION_SETTINGS if name in results}
     both_heads = (*grid.OTHER_SETTINGS, *grid.ABLATION_SETTINGS)
-    of_both_heads = {name: results[name] for name in both_heads if name in results}
     compared = [each for each in grid.MAIN if each not in ("pfpt", "fedavg_pt")]
-    both = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
-    to_preset = summarise(results, preset_of)
-    ablations = ("pfpt", grid.NO_MATCHING, *grid.ABLATIONS, *grid.DIAGNOSTICS)
-    alone = list(
-        dict.fromkeys(each for method in grid.ALONE for each in (preset_of(method), method))
-    )
     return {
         "overview": "\n".join(
             [
                 overview(among(rows, mains), grid.MAIN, references),
-                *over_others(main_results, "pfpt", compared),
-                *over_others(main_results, "pfpt", ["pfedpg"], "personalised"),
+                *over_others(only(results, mains), "pfpt", compared),
+                *over_others(only(results, mains), "pfpt", ["pfedpg"], "own"),
             ]
         ),
         "goals": goals(results),
         "plain": overview(among(rows, plain), grid.FIVE_SEEDS),
+        "others": "\n".join(
+            [
+                overview(among(rows, both_heads), ("fedavg_pt", *grid.OTHERS)),
+                *over_others(only(results, both_heads), "pfpt", (*grid.PLUS, "centralised")),
+            ]
+        ),
+        **changed_tables(results),
+    }
+
+
+def only(results: Results, settings: Sequence[str]) -> Results:
+    """Those of some settings."""
+    return {setting: results[setting] for setting in settings if setting in results}
+
+
+def changed_tables(results: Results) -> dict[str, str]:
+    """The tables in which a method that is changed is compared with itself as it was."""
+    to_preset = summarise(results, preset_of)
+    to_changed = summarise(results, changed_from)
+    adjusted = [each for method in grid.ADJUSTED for each in (preset_of(method), method)]
+    alone = list(
+        dict.fromkeys(each for method in grid.ALONE for each in (preset_of(method), method))
+    )
+    ablated = only(results, grid.ABLATION_SETTINGS)
+    return {
         "one domain": overview(
-            among(summarise(results, changed_from), grid.ONE_DOMAIN_SETTINGS),
+            among(to_changed, grid.ONE_DOMAIN_SETTINGS),
             ("pfpt", *grid.ONE_DOMAIN, "fedavg_pt_plus", "fedavg_pt", "head_only"),
         ),
         "heads": overview(among(to_preset, grid.PROBE_SETTINGS), ("head_only", *grid.PROBES)),
         "adjusted": "\n".join(
             [
-                overview(among(to_preset, grid.ADJUSTED_SETTINGS), (*both, "fedcof")),
-                *over_others(adjusted, grid.ADJUSTED_PFPT, (*both[2:], "fedcof")),
+                overview(among(to_preset, grid.ADJUSTED_SETTINGS), (*adjusted, "fedcof")),
+                *over_others(
+                    only(results, grid.ADJUSTED_SETTINGS),
+                    grid.ADJUSTED_PFPT,
+                    (*adjusted[2:], "fedcof"),
+                ),
             ]
         ),
         "alone": "\n".join(
@@ -378,23 +343,38 @@ def page_tables(
                 *over_others(ablated, grid.WHITENED_PFPT, (grid.WHITENED_PLUS,)),
             ]
         ),
-        "others": "\n".join(
-            [
-                overview(among(rows, both_heads), ("fedavg_pt", *grid.OTHERS)),
-                *over_others(of_both_heads, "pfpt", (*grid.PLUS, "centralised")),
-            ]
-        ),
         "ablations": overview(
-            among(summarise(results, changed_from), grid.ABLATION_SETTINGS), ablations
+            among(to_changed, grid.ABLATION_SETTINGS),
+            ("pfpt", grid.NO_MATCHING, *grid.ABLATIONS, *grid.DIAGNOSTICS),
         ),
     }
 
 
-def draw(folder: Path, images: Path, results: Results, rows: Sequence[Mapping[str, Any]]) -> None:
+def detail_tables(store: Store, results: Results, bounds: Json) -> dict[str, str]:
+    """The smaller tables of the page, by the name of their marks.
+
+    Args:
+        store: has the runs that chose learning rates.
+        results: from `read_results`.
+        bounds: what bounds.py found.
+    """
+    return {
+        "takeaways": details.takeaways(results, bounds["frozen head"]),
+        "spread": details.spread(results),
+        "by rate": details.by_rate(store),
+        "own images": details.own_images(results),
+        "pools": details.pools(results),
+        "known groups": details.known_groups(results, bounds, "domains_frozen"),
+        "known groups, shared head": details.known_groups(results, bounds, "domains_shared"),
+        "head bounds": details.head_bounds(bounds),
+    }
+
+
+def draw(store: Store, images: Path, results: Results, rows: Sequence[Summary]) -> None:
     """All figures of what has been run.
 
     Args:
-        folder: of the results.
+        store: has the prompts of each round.
         images: where the figures go.
         results: from `read_results`.
         rows: from `summarise`.
@@ -403,7 +383,7 @@ def draw(folder: Path, images: Path, results: Results, rows: Sequence[Mapping[st
     mpl.rcParams["font.size"] = 9
     pictures = {"methods": accuracy_figure(rows), "methods_pool": pool_figure(results)}
     for setting in (f"domains_frozen/{partition}" for partition in grid.PARTITIONS):
-        picture = path_figure(folder, setting)
+        picture = path_figure(store.pools(setting), setting)
         if picture is not None:
             pictures[f"methods_path_{setting.split('/')[1]}"] = picture
     for name, picture in pictures.items():
@@ -414,38 +394,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "methods")
-    parser.add_argument("--tables", type=Path, default=ROOT / "docs" / "benchmark-tables.md")
-    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument(
-        "--bounds", type=Path, default=ROOT / "benchmarks" / "results" / "methods_bounds.json"
-    )
-    parser.add_argument(
-        "--domains", type=Path, default=ROOT / "benchmarks" / "results" / "methods_domains.json"
-    )
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmark.md")
+    parser.add_argument("--results", type=Path, default=FOLDER)
+    parser.add_argument("--tables", type=Path, default=DOCS / "benchmark-tables.md")
+    parser.add_argument("--images", type=Path, default=IMAGES)
+    parser.add_argument("--bounds", type=Path, default=RESULTS / "methods_bounds.json")
+    parser.add_argument("--domains", type=Path, default=RESULTS / "methods_domains.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "benchmark.md")
     arguments = parser.parse_args()
-    results = read_results(arguments.results)
+    store = Store(arguments.results)
+    results = read_results(store)
     if not results:
         raise SystemExit(f"no results in {arguments.results}: run make bench-methods first")
     rows = summarise(results)
     arguments.tables.parent.mkdir(parents=True, exist_ok=True)
-    arguments.tables.write_text(markdown(rows, rate_lines(arguments.results)), encoding="utf-8")
-    references = {}
-    if arguments.bounds.is_file():
-        bounds = json.loads(arguments.bounds.read_text(encoding="utf-8"))
-        references = bounds["frozen head"]
-    tables = page_tables(results, rows, references)
-    if arguments.domains.is_file():
-        asked = json.loads(arguments.domains.read_text(encoding="utf-8"))
-        asked.pop("machine")
-        tables["recognised"] = recognised(asked.pop("recognised"))
-        tables["domains"] = known_domains(asked)
-        tables["together"] = selecting_together(asked)
-    for name, table in tables.items():
-        put_between(arguments.page, name, table)
-    draw(arguments.results, arguments.images, results, rows)
-    print(f"{sum(row['seeds'] for row in rows)} runs in {arguments.tables}")
+    arguments.tables.write_text(markdown(rows, rate_lines(store)), encoding="utf-8")
+    bounds, asked = read_json(arguments.bounds), read_json(arguments.domains)
+    pages = page_tables(results, rows, bounds["frozen head"])
+    pages |= detail_tables(store, results, bounds)
+    asked.pop("machine")
+    pages["recognised"] = recognised(asked.pop("recognised"))
+    pages["domains"] = known_domains(asked)
+    pages["together"] = selecting_together(asked)
+    for name, lines in pages.items():
+        put_between(arguments.page, name, lines)
+    draw(store, arguments.images, results, rows)
+    print(f"{sum(row.seeds for row in rows)} runs in {arguments.tables}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
+from benchmarks.harness import IMAGES, RESULTS, read_json
 
 PHASES = (
     *("decode and resize", "embed", "query", "blocks forward", "backward", "head and loss"),
@@ -23,10 +24,10 @@ NAMES = {
 def main() -> None:
     """Read the JSON, draw stacked bars."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/speed.json"))
-    parser.add_argument("--output", type=Path, default=Path("docs/images/performance.png"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "speed.json")
+    parser.add_argument("--output", type=Path, default=IMAGES / "performance.png")
     arguments = parser.parse_args()
-    case = json.loads(arguments.results.read_text())["cases"]["phases"]
+    case = read_json(arguments.results)["cases"]["phases"]
     sides = case["cpu_milliseconds_per_image"]
     figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
     for row, name in enumerate(reversed(NAMES)):

@@ -1,6 +1,6 @@
 """fedprompt against Flower's simulation engine with the same client work.
 
-    python benchmarks/speed/flower.py --flower-python /path/to/venv/bin/python
+    python -m benchmarks.speed.flower --flower-python /path/to/venv/bin/python
 
 Flower pins a version of Ray of its own, so it runs with the Python of another environment that has
 `flwr[simulation]` (extra `bench`) beside fedprompt. Both sides start fresh, several times in turn,
@@ -19,11 +19,14 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.harness import ROOT, Json, run_once
+
+if TYPE_CHECKING:
+    from flwr.client import ClientApp
 
 ROUNDS = 8
 COHORT = 10
@@ -35,61 +38,67 @@ STEPS = COHORT * 2 * 3
 """Of a round: clients, epochs, batches of 11 or 12 images."""
 
 
-def fedprompt_side(*more: str) -> dict[str, Any]:
+def fedprompt_side(*more: str) -> Json:
     """Seconds since the start at which each round ended, and the steps of each."""
-    started = time.perf_counter()
-    import fedprompt
-    from fedprompt.runs.events import RoundFinished
-
-    ends, steps = [], []
-
-    def note(event: Any) -> None:
-        if isinstance(event, RoundFinished):
-            ends.append(time.perf_counter() - started)
-            steps.append(sum(client["steps"] for client in event.report.clients))
-
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = [*OVERRIDES, "compare=[]", "runtime=ray", "runtime.actors=2", *more]
-        fedprompt.run("quickstart", [*overrides, f"run_dir={folder}/run"], on_event=note)
+    overrides = [*OVERRIDES, "compare=[]", "runtime=ray", "runtime.actors=2", *more]
+    once = run_once("quickstart", overrides)
+    steps = [sum(client["steps"] for client in report["clients"]) for report in once.result.reports]
     import ray
 
-    return {"ends": ends, "steps": steps, "versions": {"ray": ray.__version__}}
+    return {"ends": list(once.rounds), "steps": steps, "versions": {"ray": ray.__version__}}
 
 
-def flower_side() -> dict[str, Any]:
-    """The same by Flower."""
-    started = time.perf_counter()
-    import flwr
-    import ray
-    from flower_client import arrays, work
+def client_app() -> ClientApp:
+    """Flower's client, which does fedprompt's work."""
     from flwr.client import ClientApp, NumPyClient
-    from flwr.common import Context, ndarrays_to_parameters
-    from flwr.server import ServerApp, ServerAppComponents, ServerConfig
-    from flwr.server.strategy import FedAvg
-    from flwr.simulation import run_simulation
+    from flwr.common import Context
 
-    ends, steps = [], []
+    from benchmarks.speed.flower_client import Array, work
 
     class Client(NumPyClient):  # type: ignore[misc]
         def __init__(self, client_id: int) -> None:
             self.client_id = client_id
 
-        def fit(self, parameters: Any, config: Any) -> Any:
+        def fit(
+            self, parameters: list[Array], config: Mapping[str, int]
+        ) -> tuple[list[Array], int, dict[str, float]]:
             tuned, examples, done = work(parameters, self.client_id, int(config["round"]))
             return tuned, examples, {"steps": done}
 
+    def client(context: Context) -> object:
+        return Client(int(context.node_config["partition-id"])).to_client()
+
+    return ClientApp(client_fn=client)
+
+
+def flower_side() -> Json:
+    """The same by Flower."""
+    started = time.perf_counter()
+    import flwr
+    import ray
+    from flwr.common import Context, FitRes, ndarrays_to_parameters
+    from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+    from flwr.server.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    from benchmarks.speed.flower_client import arrays
+
+    ends, steps = [], []
+
     class Timed(FedAvg):  # type: ignore[misc]
-        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        def aggregate_fit(
+            self,
+            server_round: int,
+            results: Sequence[tuple[object, FitRes]],
+            failures: list[object],
+        ) -> object:
             merged = super().aggregate_fit(server_round, results, failures)
             assert not failures, failures
             ends.append(time.perf_counter() - started)
             steps.append(sum(result.metrics["steps"] for _, result in results))
             return merged
 
-    def client(context: Context) -> Any:
-        return Client(int(context.node_config["partition-id"])).to_client()
-
-    def server(context: Context) -> Any:
+    def server(context: Context) -> ServerAppComponents:
         strategy = Timed(
             fraction_fit=COHORT / 100,
             min_fit_clients=COHORT,
@@ -102,7 +111,7 @@ def flower_side() -> dict[str, Any]:
 
     run_simulation(
         server_app=ServerApp(server_fn=server),
-        client_app=ClientApp(client_fn=client),
+        client_app=client_app(),
         num_supernodes=100,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
@@ -113,7 +122,7 @@ def flower_side() -> dict[str, Any]:
     return {"ends": ends, "steps": steps, "versions": versions}
 
 
-SIDES: dict[str, Callable[[], dict[str, Any]]] = {
+SIDES: dict[str, Callable[[], Json]] = {
     "fedprompt": fedprompt_side,
     "packed": lambda: fedprompt_side(f"runtime.pack={COHORT // 2}"),
     "flower": flower_side,
@@ -121,13 +130,12 @@ SIDES: dict[str, Callable[[], dict[str, Any]]] = {
 """`packed` lets each of the two workers train its half of the cohort in one pass."""
 
 
-def measure(python: str, side: str) -> dict[str, Any]:
+def measure(python: str, side: str) -> Json:
     """Run a side in a fresh process."""
-    here = Path(__file__).parent
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(here),
+        "PYTHONPATH": str(ROOT),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # on both sides; 15 otherwise, which others' programs starve
@@ -135,17 +143,18 @@ def measure(python: str, side: str) -> dict[str, Any]:
     }
     started = time.perf_counter()
     done = subprocess.run(
-        [python, str(here / "flower.py"), "--side", side],
+        [python, "-m", "benchmarks.speed.flower", "--side", side],
         capture_output=True,
         text=True,
         check=False,
         env=environment,
+        cwd=ROOT,
     )
     whole = time.perf_counter() - started
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"ends"')]
     if not lines:
         raise RuntimeError(f"{side} failed: {done.stdout[-2000:]}{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(lines[-1])
+    result: Json = json.loads(lines[-1])
     assert result["steps"] == [STEPS] * ROUNDS, result["steps"]
     ends = result["ends"]
     seconds = [later - earlier for earlier, later in itertools.pairwise(ends)]
@@ -165,11 +174,11 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(SIDES[arguments.side]()))
         return
-    from run import OUTPUT, add
-    from timing import load
+    from benchmarks.speed.run import OUTPUT, add
+    from benchmarks.speed.timing import load
 
     before = load()
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    results: dict[str, list[Json]] = {side: [] for side in SIDES}
     for _ in range(arguments.repeats):
         for side in SIDES:
             python = arguments.flower_python if side == "flower" else sys.executable

@@ -7,14 +7,16 @@ from __future__ import annotations
 import functools
 import json
 import os
-from typing import Any
 
+import numpy as np
 import torch
-from timing import Laid, lay_open
+from numpy.typing import NDArray
 
+from benchmarks.speed.timing import Laid, lay_open
 from fedprompt.core.seeding import derive_seed
 from fedprompt.core.types import Broadcast, ClientJob, Parts
 
+Array = NDArray[np.float32]
 OVERRIDES = "FEDPROMPT_BENCH_OVERRIDES"
 
 
@@ -25,14 +27,23 @@ def laid() -> Laid:
     return lay_open(json.loads(os.environ[OVERRIDES]))
 
 
-def arrays() -> list[Any]:
+def arrays() -> list[Array]:
     """Prompts and shared tensors of the first round."""
     state = laid().state
     return [state.prompts.numpy(), *(tensor.numpy() for tensor in state.shared.tensors().values())]
 
 
-def work(arrays: list[Any], client_id: int, round_index: int) -> tuple[list[Any], int, float]:
-    """One client's local work: its new arrays, its number of images and of steps."""
+def work(arrays: list[Array], client_id: int, round_index: int) -> tuple[list[Array], int, float]:
+    """One client's local work.
+
+    Args:
+        arrays: as `arrays` gives them.
+        client_id: whose.
+        round_index: from 0.
+
+    Returns:
+        Its new arrays, its number of images and of steps.
+    """
     state = laid().state
     prompts, *shared = (torch.from_numpy(array.copy()) for array in arrays)
     named = dict(zip(state.shared.tensors(), shared, strict=True))

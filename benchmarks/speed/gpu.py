@@ -1,7 +1,7 @@
 """One GPU: PFPT with the paper's CIFAR-100 schedule, ViT-B/32, images of noise in CIFAR's numbers.
 
-    python benchmarks/speed/gpu.py                      120 rounds: about 3.0 M training samples
-    python benchmarks/speed/gpu.py --rounds 3 --rival   and one process for each client, same card
+    python -m benchmarks.speed.gpu                      120 rounds: about 3.0 M training samples
+    python -m benchmarks.speed.gpu --rounds 3 --rival   and one process for each client, same card
 
 100 clients, 10 in a round, 5 epochs, batches of 16, every round evaluated on 10,000 images. The
 `serial` runtime drives it, which needs no Ray; its worker packs the whole cohort into one pass. The
@@ -17,19 +17,23 @@ import json
 import multiprocessing
 import tempfile
 import time
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import torch
-from run import OUTPUT, add
-from timing import load
 
-import fedprompt
+from benchmarks.harness import Json, run_once
+from benchmarks.speed.run import OUTPUT, add
+from benchmarks.speed.timing import load
+from fedprompt.client.recipe import LocalRecipe
 from fedprompt.client.worker import WorkerSetup
 from fedprompt.config import compose
+from fedprompt.core.types import ClientJob
 from fedprompt.data.task import Split, Task, datasets
 from fedprompt.runs import driver
-from fedprompt.runs.events import PhaseStarted, RoundFinished
+from fedprompt.runs.events import RoundFinished
 from fedprompt.runs.federation import initial_state, prepare
 from fedprompt.server.round import make_jobs
 
@@ -58,7 +62,7 @@ def noise(options: NoiseOptions) -> Task:
     return Task("noise", names, ("noise",), train, validation, test)
 
 
-def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
+def experiment(arguments: argparse.Namespace) -> Json:
     """The experiment that a user would write for CIFAR-100."""
     return {
         "name": "gpu",
@@ -77,22 +81,17 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def whole_run(arguments: argparse.Namespace) -> dict[str, Any]:
+def whole_run(arguments: argparse.Namespace) -> Json:
     """Seconds of the run and where they go, and the most memory of the card."""
-    marks: dict[str, float] = {}
     reports = []
-    started = time.perf_counter()
 
-    def note(event: Any) -> None:
-        if isinstance(event, PhaseStarted):
-            marks["prepare"] = time.perf_counter() - started
-        elif isinstance(event, RoundFinished):
+    def note(event: object, _: Path) -> None:
+        if isinstance(event, RoundFinished):
             reports.append(event.report)
 
     with tempfile.TemporaryDirectory() as folder:
-        changes = ["compare=[]", f"run_dir={folder}/run", f"cache.folder={folder}/cache"]
-        fedprompt.run(experiment(arguments), changes, on_event=note)
-    whole = time.perf_counter() - started
+        changes = ["compare=[]", f"cache.folder={folder}/cache"]
+        once = run_once(experiment(arguments), changes, note)
     split = {
         phase: round(sum(report.seconds[phase] for report in reports), 2)
         for phase in ("train", "aggregate", "evaluate")
@@ -102,8 +101,8 @@ def whole_run(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": len(reports),
         "training_samples": samples * arguments.epochs,
         "test_samples": arguments.test * len(reports),
-        "seconds": round(whole, 1),
-        "seconds_of": {"prepare": round(marks["prepare"], 2), **split},
+        "seconds": round(once.seconds, 1),
+        "seconds_of": {"prepare": round(once.phase, 2), **split},
         "packs_of": sorted({int(client["pack"]) for r in reports for client in r.clients}),
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu(arguments) else None,
     }
@@ -115,7 +114,12 @@ def on_gpu(arguments: argparse.Namespace) -> bool:
 
 
 def one_client(
-    number: int, setup: WorkerSetup, recipe: Any, jobs: Any, ready: Any, done: Any
+    number: int,
+    setup: WorkerSetup,
+    recipe: LocalRecipe,
+    jobs: Sequence[ClientJob],
+    ready: Barrier,
+    done: Barrier,
 ) -> None:
     """A process of the rival: builds its own network, waits for the others, trains one client."""
     worker = setup.build()
@@ -124,7 +128,7 @@ def one_client(
     done.wait()
 
 
-def rival(arguments: argparse.Namespace) -> dict[str, Any]:
+def rival(arguments: argparse.Namespace) -> Json:
     """A cohort's training in one pack, and by one process for each client at once."""
     with tempfile.TemporaryDirectory() as folder:
         config = compose(experiment(arguments), [f"cache.folder={folder}/cache"])
@@ -173,7 +177,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     arguments = parser.parse_args()
     before = load()
-    result: dict[str, Any] = {
+    result: Json = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "card": torch.cuda.get_device_name() if on_gpu(arguments) else None,
         "precision": arguments.precision,

@@ -1,6 +1,6 @@
 """Speed: every case first asserts that its sides did equal work, then times them.
 
-    python benchmarks/speed/run.py round local workers peak overhead phases loops packs flat growth
+    python -m benchmarks.speed.run round local workers peak overhead phases loops packs flat growth
 
 Cases are measured one by one and kept in one JSON file, each with its date and the load of the
 machine. The comparison with Flower is `flower.py`.
@@ -16,41 +16,44 @@ import gc
 import json
 import math
 import os
-import platform
-import shlex
 import statistics
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import pytorch_lightning as pl
-import timm
 import torch
 from lightning_fabric import Fabric
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from naive import EncodedDigits, NaiveModel, train_cohort
-from timing import Laid, client_batches, in_turn, lay_open, load, nano_of_depth, ratio, summary
-
-import keyed
-import planted
-from fedprompt import aggregation, experiment
+from benchmarks.harness import RESULTS, Json, header, one_thread, read_json, run_once, write_json
+from benchmarks.released_loop import released_per_candidate
+from benchmarks.speed.naive import EncodedDigits, NaiveModel, train_cohort
+from benchmarks.speed.timing import (
+    Laid,
+    client_batches,
+    in_turn,
+    lay_open,
+    load,
+    nano_of_depth,
+    ratio,
+    summary,
+)
+from fedprompt import aggregation
+from fedprompt.aggregation.base import Aggregator
+from fedprompt.aggregation.pfpt.candidates import Fit
 from fedprompt.aggregation.pfpt.nets import PromptNets
 from fedprompt.aggregation.pfpt.released import released_matching
 from fedprompt.cli import bench
 from fedprompt.client import worker as train
 from fedprompt.client.loop import fit
 from fedprompt.client.module import ClientModule
-from fedprompt.client.worker import ClientData, ClientWorker
-from fedprompt.core.types import ClientUpdate
+from fedprompt.client.worker import ClientBatches, ClientData, ClientWorker
+from fedprompt.core.types import ClientUpdate, RoundReport, ServerState
 from fedprompt.data.sets.digits import source_digits
 from fedprompt.models.backbone import Backbone
 from fedprompt.runs import driver
@@ -62,10 +65,9 @@ from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server import evaluate as evaluate_module
 from fedprompt.server import round as round_module
 from fedprompt.server.figures import Evaluation
-from fedprompt.server.round import aggregate_prompts, merge_shared, run_rounds
-from released_loop import released_per_candidate
+from fedprompt.server.round import RoundSettings, aggregate_prompts, merge_shared, run_rounds
 
-OUTPUT = Path("benchmarks/results/speed.json")
+OUTPUT = RESULTS / "speed.json"
 CPU = torch.device("cpu")
 LOOPS = 5
 
@@ -107,7 +109,7 @@ def assert_same_training(models: list[NaiveModel], updates: list[ClientUpdate]) 
     return worst
 
 
-def case_local(repeats: int, laid: Laid | None = None) -> dict[str, Any]:
+def case_local(repeats: int, laid: Laid | None = None) -> Json:
     """Local training of a cohort: the naive procedure against the worker, from cached tokens."""
     laid = laid or lay_open(ROUND, nano_of_depth(6))
     data, parts = encoded_digits(laid), laid.worker.data.parts
@@ -136,7 +138,7 @@ def case_local(repeats: int, laid: Laid | None = None) -> dict[str, Any]:
     }
 
 
-def case_round(repeats: int) -> dict[str, Any]:
+def case_round(repeats: int) -> Json:
     """A whole PFPT round: naive training and the matching loop over candidates against ours.
 
     Our round is measured with the aggregator's default (`map`), client by client and with all
@@ -162,7 +164,7 @@ def case_round(repeats: int) -> dict[str, Any]:
     for variant in ("map", "released"):
         aggregator = aggregation.create("pfpt", variant=variant)
 
-        def merge(aggregator: Any = aggregator) -> None:
+        def merge(aggregator: Aggregator = aggregator) -> None:
             aggregate_prompts(updates, weights, laid.state, laid.settings, aggregator, 1)
             merge_shared(updates, weights)
 
@@ -193,7 +195,7 @@ def case_round(repeats: int) -> dict[str, Any]:
     }
 
 
-def _vectorised(sets: list[Tensor], initial: list[Tensor], nets: PromptNets, loops: int) -> Any:
+def _vectorised(sets: list[Tensor], initial: list[Tensor], nets: PromptNets, loops: int) -> Fit:
     return released_matching(sets, initial, nets, loops)
 
 
@@ -208,21 +210,21 @@ def bare(laid: Laid) -> list[Tensor]:
         batches = client_batches(laid, job)
         for _ in range(laid.recipe.training.epochs):
             for index, batch in enumerate(batches):
-                loss: Any = module.training_step(batch, index)
+                loss = module.training_step(batch, index)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         tuned.append(module.prompts.detach())
     return tuned
 
 
-def case_workers(repeats: int) -> dict[str, Any]:
+def case_workers(repeats: int) -> Json:
     """The cohort of the quickstart, five epochs: Ray with 2 actors, serial, and the bare loop."""
     laid = lay_open(["clients.epochs=5"])
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's name; 15 otherwise
     start_ray(2, verbose=False)
     try:
-        runtimes: dict[str, Any] = {
+        runtimes: dict[str, RayRuntime | SerialRuntime] = {
             "ray": RayRuntime(RuntimeOptions("ray", actors=2)),
             "serial": SerialRuntime(RuntimeOptions("serial")),
         }
@@ -266,7 +268,7 @@ def case_workers(repeats: int) -> dict[str, Any]:
     }
 
 
-def case_peak(repeats: int) -> dict[str, Any]:
+def case_peak(repeats: int) -> Json:
     """Share of the matmul peak in a training step, nano and ViT-B/32, and how cost grows; CPU time
     of one thread on both sides.
     """
@@ -310,11 +312,11 @@ def case_peak(repeats: int) -> dict[str, Any]:
     return {"steps": rows, "image_size (ViT-Ti/16, 4 blocks)": sizes}
 
 
-def case_overhead(repeats: int) -> dict[str, Any]:
+def case_overhead(repeats: int) -> Json:
     """Framework time: around the steps of a client, and of a round outside clients, aggregation
     and evaluation.
     """
-    result: dict[str, Any] = {}
+    result: Json = {}
     for name, clock in {"wall": time.perf_counter, "cpu": time.process_time}.items():
         outside, inside = [], []
         for _ in range(repeats):
@@ -340,22 +342,18 @@ def round_overheads(runtime: str, rounds: int) -> list[float]:
     """Per round the seconds that belong to no client, aggregation or evaluation: one actor."""
     found = []
 
-    def note(event: Any) -> None:
+    def note(event: object, _: Path) -> None:
         if isinstance(event, RoundFinished):
             report = event.report
             clients = sum(client["seconds"] for client in report.clients)
             spent = clients + report.seconds["aggregate"] + report.seconds["evaluate"]
             found.append(report.wall_seconds - spent)
 
-    with tempfile.TemporaryDirectory() as folder:
-        experiment.run(
-            "quickstart",
-            [
-                *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
-                *("clients.epochs=1", f"run_dir={folder}/run"),
-            ],
-            on_event=note,
-        )
+    overrides = [
+        *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
+        "clients.epochs=1",
+    ]
+    run_once("quickstart", overrides, note)
     return found[1:]  # the first round of an actor takes longer
 
 
@@ -365,7 +363,7 @@ def round_overhead_cpu(rounds: int) -> float:
     What waits for the disk is not in it.
     """
     marks: list[tuple[float, float]] = []
-    with Stopwatch() as watch, tempfile.TemporaryDirectory() as folder:
+    with Stopwatch() as watch:
         watch.patch(ClientWorker, "train", "clients", ClientWorker.train)
         for module, name in (
             (round_module, "aggregate_prompts"),
@@ -376,90 +374,99 @@ def round_overhead_cpu(rounds: int) -> float:
         ):
             watch.patch(module, name, name, getattr(module, name))
 
-        def note(event: Any) -> None:
+        def note(event: object, _: Path) -> None:
             if isinstance(event, RoundFinished):
                 marks.append((time.process_time(), watch.spent()))
 
-        experiment.run(
-            "quickstart",
-            [
-                *(f"rounds={rounds}", "compare=[]", "runtime=serial", "clients.epochs=1"),
-                f"run_dir={folder}/run",
-            ],
-            on_event=note,
-        )
+        overrides = [f"rounds={rounds}", "compare=[]", "runtime=serial", "clients.epochs=1"]
+        run_once("quickstart", overrides, note)
     (first, first_spent), (last, last_spent) = marks[0], marks[-1]
     return ((last - first) - (last_spent - first_spent)) / (rounds - 1)
 
 
-def case_loops(repeats: int) -> dict[str, Any]:
+class Loop(Protocol):
+    """Fits a client's module to its batches."""
+
+    def __call__(self, module: ClientModule, batches: ClientBatches, epochs: int) -> object:
+        """Args: as `fedprompt.client.loop.fit` has them."""
+
+
+def case_loops(repeats: int) -> Json:
     """The same fits by different loops: a new Trainer each, Fabric, ours, and no hooks at all.
 
     With prompts, and of the head alone, where a step takes about a millisecond.
     """
-    result = {}
-    for name, overrides in {
-        "pfpt": [],
-        "head_only": ["method=head_only", "prompts.count=0"],
-    }.items():
-        laid = lay_open(overrides)
-        jobs = laid.jobs[:5]
-        fabric = Fabric(accelerator="cpu", devices=1)
+    methods = {"pfpt": [], "head_only": ["method=head_only", "prompts.count=0"]}
+    return {name: compare_loops(lay_open(each), repeats) for name, each in methods.items()}
 
-        def by_fabric(module: Any, batches: Any, epochs: int, fabric: Any = fabric) -> None:
-            wrapped, optimizer = fabric.setup(module, module.configure_optimizers())
-            wrapped.mark_forward_method("training_step")
-            module.train()
-            for _ in range(epochs):
-                module.on_train_epoch_start()
-                for index, batch in enumerate(batches):
-                    loss = wrapped.training_step(batch, index)
-                    optimizer.zero_grad()
-                    fabric.backward(loss)
-                    optimizer.step()
 
-        ours = functools.partial(fit, fabric=laid.worker.fabric)
-        loops: dict[str, Callable[..., None]] = {
-            "trainer": by_trainer,
-            "fabric": by_fabric,
-            "fedprompt": ours,
-            "no hooks": by_nothing,
+def compare_loops(laid: Laid, repeats: int) -> Json:
+    """Milliseconds of a step by each loop, fit included; all must end in the same bits.
+
+    Args:
+        laid: whose first five clients are fitted.
+        repeats: how often each loop runs.
+    """
+    ours = functools.partial(fit, fabric=laid.worker.fabric)
+    loops: dict[str, Loop] = {
+        "trainer": by_trainer,
+        "fabric": ByFabric(),
+        "fedprompt": ours,
+        "no hooks": by_nothing,
+    }
+    jobs = laid.jobs[:5]
+
+    def run(loop: Loop) -> list[Tensor]:
+        tuned = []
+        for job in jobs:
+            module = ClientModule(
+                laid.recipe, laid.worker.backbone, job, laid.worker.data.class_mask
+            )
+            loop(module, client_batches(laid, job), laid.recipe.training.epochs)
+            weight = dict(module.head.named_parameters())["0.weight"]
+            tuned.append(weight.detach())
+        return tuned
+
+    first = run(ours)
+    for loop in loops.values():
+        assert all(map(torch.equal, run(loop), first))
+    steps = sum(len(client_batches(laid, job)) for job in jobs) * laid.recipe.training.epochs
+    sides = {name: functools.partial(run, loop) for name, loop in loops.items()}
+    samples = in_turn(sides, repeats)
+
+    def milliseconds(figure: str) -> dict[str, float]:
+        return {
+            name: round(summary(each)[figure] / steps * 1e3, 3) for name, each in samples.items()
         }
 
-        def run(loop: Callable[..., None], laid: Laid = laid, jobs: Any = jobs) -> list[Tensor]:
-            tuned = []
-            for job in jobs:
-                module: Any = ClientModule(
-                    laid.recipe, laid.worker.backbone, job, laid.worker.data.class_mask
-                )
-                loop(module, client_batches(laid, job), laid.recipe.training.epochs)
-                tuned.append(module.head[0].weight.detach())
-            return tuned
-
-        first = run(ours)
-        for loop in loops.values():
-            assert all(map(torch.equal, run(loop), first))
-        steps = sum(len(client_batches(laid, job)) for job in jobs) * laid.recipe.training.epochs
-        sides: dict[str, Callable[[], Any]] = {
-            key: lambda loop=loop: run(loop)  # type: ignore[misc]
-            for key, loop in loops.items()
-        }
-        samples = in_turn(sides, repeats)
-        result[name] = {
-            "steps": steps,
-            "milliseconds_per_step": {
-                key: round(summary(each)["wall_least"] / steps * 1e3, 3)
-                for key, each in samples.items()
-            },
-            "cpu_milliseconds_per_step": {
-                key: round(summary(each)["cpu_least"] / steps * 1e3, 3)
-                for key, each in samples.items()
-            },
-        }
-    return result
+    return {
+        "steps": steps,
+        "milliseconds_per_step": milliseconds("wall_least"),
+        "cpu_milliseconds_per_step": milliseconds("cpu_least"),
+    }
 
 
-def case_phases(repeats: int) -> dict[str, Any]:
+class ByFabric:
+    """A plain loop around a module that Fabric has set up; one Fabric for all clients."""
+
+    def __init__(self) -> None:
+        self.fabric = Fabric(accelerator="cpu", devices=1)
+
+    def __call__(self, module: ClientModule, batches: ClientBatches, epochs: int) -> None:
+        """See `Loop`."""
+        wrapped, optimizer = self.fabric.setup(module, module.configure_optimizers())
+        wrapped.mark_forward_method("training_step")
+        module.train()
+        for _ in range(epochs):
+            module.on_train_epoch_start()
+            for index, batch in enumerate(batches):
+                loss = wrapped.training_step(batch, index)
+                optimizer.zero_grad()
+                self.fabric.backward(loss)
+                optimizer.step()
+
+
+def case_phases(repeats: int) -> Json:
     """Where the time of a client goes, in CPU milliseconds for each image: least of all repeats.
 
     `naive` is the naive procedure, `trainer` the same step as ours in a new Trainer for each
@@ -490,7 +497,7 @@ def case_phases(repeats: int) -> dict[str, Any]:
         watch.patch(train, "fit", "", by_trainer)
         ours(watch)
 
-    result: dict[str, Any] = {}
+    result: Json = {}
     for _ in range(repeats):
         for name, side in {"naive": naive, "trainer": trainer, "fedprompt": ours}.items():
             with Stopwatch() as watch:
@@ -528,12 +535,12 @@ class Stopwatch:
         for undo in reversed(self._undo):
             undo()
 
-    def patch(self, owner: Any, name: str, phase: str, function: Callable[..., Any]) -> None:
+    def patch(self, owner: object, name: str, phase: str, function: Callable[..., object]) -> None:
         """Put a function in its place, timed as `phase` unless that is empty."""
         before = vars(owner)[name]
 
         @functools.wraps(function)
-        def timed(*arguments: Any, **options: Any) -> Any:
+        def timed(*arguments: object, **options: object) -> object:
             started = time.process_time()
             self._inner.append(0.0)
             result = function(*arguments, **options)
@@ -555,7 +562,7 @@ class Stopwatch:
         return {**self._seconds, "rest": rest, "whole": self._whole}
 
 
-def by_trainer(module: pl.LightningModule, batches: Any, epochs: int) -> None:
+def by_trainer(module: pl.LightningModule, batches: ClientBatches, epochs: int) -> None:
     """A new quiet Trainer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -565,7 +572,7 @@ def by_trainer(module: pl.LightningModule, batches: Any, epochs: int) -> None:
         )
 
 
-def by_nothing(module: Any, batches: Any, epochs: int) -> None:
+def by_nothing(module: ClientModule, batches: ClientBatches, epochs: int) -> None:
     """A plain loop that calls no hook."""
     module.train()
     optimizer = module.configure_optimizers()
@@ -573,11 +580,11 @@ def by_nothing(module: Any, batches: Any, epochs: int) -> None:
         for index, batch in enumerate(batches):
             loss = module.training_step(batch, index)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
-def case_packs(repeats: int) -> dict[str, Any]:
+def case_packs(repeats: int) -> Json:
     """The cohort of the quickstart in packs of 1, 2, 5 and 10, on the CPU."""
     result = {}
     for name, overrides in {
@@ -604,10 +611,7 @@ def case_packs(repeats: int) -> dict[str, Any]:
                         difference = float((mine - tensor).abs().max() / tensor.abs().max())
                         worst = max(worst, difference)
         assert worst < 1e-5, worst
-        sides: dict[str, Callable[[], Any]] = {
-            str(size): lambda size=size: run(size)  # type: ignore[misc]
-            for size in (1, 2, 5, 10)
-        }
+        sides = {str(size): functools.partial(run, size) for size in (1, 2, 5, 10)}
         samples = in_turn(sides, repeats)
         result[name] = {
             "largest_relative_difference": worst,
@@ -617,7 +621,11 @@ def case_packs(repeats: int) -> dict[str, Any]:
     return result
 
 
-def case_flat(repeats: int) -> dict[str, Any]:
+Played = tuple[ServerState, RoundReport]
+"""What a round returns."""
+
+
+def case_flat(repeats: int) -> Json:
     """A round's cost when 100, 10,000 and 100,000 clients are registered: the same ten train.
 
     Every registered client has the same number of images (the same rows of the table over again),
@@ -626,7 +634,7 @@ def case_flat(repeats: int) -> dict[str, Any]:
     laid = lay_open(["clients.count=100", "clients.per_round=10", "partition=iid"])
     table = laid.worker.data.table
     rows = np.arange(11, dtype=np.int64)
-    rounds: dict[str, Callable[[], Any]] = {}
+    rounds: dict[str, Callable[[], Played]] = {}
     sizes = (100, 10_000, 100_000)
     for clients in sizes:
         parts = tuple(rows + (client % 100) for client in range(clients))
@@ -638,7 +646,7 @@ def case_flat(repeats: int) -> dict[str, Any]:
         runtime = SerialRuntime(RuntimeOptions("serial"))
         runtime.open(setup)
 
-        def play(settings: Any = settings, runtime: Any = runtime) -> Any:
+        def play(settings: RoundSettings = settings, runtime: SerialRuntime = runtime) -> Played:
             unknown = Evaluation(math.nan, math.nan)
             mean = aggregation.create("mean")
             rounds = run_rounds(
@@ -658,7 +666,7 @@ def case_flat(repeats: int) -> dict[str, Any]:
     }
 
 
-def _allocated(work: Callable[[], Any]) -> float:
+def _allocated(work: Callable[[], object]) -> float:
     """Peak of the Python memory that a piece of work takes, in kB."""
     import tracemalloc
 
@@ -670,14 +678,14 @@ def _allocated(work: Callable[[], Any]) -> float:
     return round(peak / 1e3, 1)
 
 
-def case_growth(repeats: int) -> dict[str, Any]:
+def case_growth(repeats: int) -> Json:
     """Private memory over many rounds of a tiny experiment: this process under `serial`, driver and
     client actor under Ray.
 
     Args:
         repeats: how many hundreds of rounds.
     """
-    result: dict[str, Any] = {"serial": grow("serial", 100 * repeats)}
+    result: Json = {"serial": grow("serial", 100 * repeats)}
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's name; 15 otherwise
     start_ray(2, verbose=False)
     try:
@@ -689,14 +697,14 @@ def case_growth(repeats: int) -> dict[str, Any]:
     return result
 
 
-def grow(runtime: str, rounds: int) -> dict[str, Any]:
+def grow(runtime: str, rounds: int) -> Json:
     """Megabytes after each hundred rounds, and by how much the most of the later half exceeds the
     most of the earlier; what a process gives back for a while does not count.
     """
     marks: dict[int, dict[str, float]] = {}
     spilled = []
 
-    def note(event: Any) -> None:
+    def note(event: object, _: Path) -> None:
         if isinstance(event, RoundFinished) and event.report.round % 100 == 0:
             if runtime == "ray":
                 marks[event.report.round] = dict(_ray_processes())
@@ -704,17 +712,12 @@ def grow(runtime: str, rounds: int) -> dict[str, Any]:
             else:
                 marks[event.report.round] = {"process": _private_mb(Path("/proc/self"))}
 
-    with tempfile.TemporaryDirectory() as folder:
-        experiment.run(
-            "quickstart",
-            [
-                *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
-                *("clients.count=100", "partition=iid", "clients.per_round=2", "clients.epochs=1"),
-                *("prompts.count=1", "prompts.pool=4", "head=linear", "eval_every=100"),
-                f"run_dir={folder}/run",
-            ],
-            on_event=note,
-        )
+    overrides = [
+        *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
+        *("clients.count=100", "partition=iid", "clients.per_round=2", "clients.epochs=1"),
+        *("prompts.count=1", "prompts.pool=4", "head=linear", "eval_every=100"),
+    ]
+    run_once("quickstart", overrides, note)
     half = rounds // 200 * 100
     growth = {}
     for name in marks[rounds]:
@@ -760,12 +763,13 @@ def _spilled() -> bool:
     import ray
     from ray._private import internal_api
 
-    summarize: Any = internal_api.memory_summary
-    text = summarize(ray.get_runtime_context().gcs_address, stats_only=True)
+    text = internal_api.memory_summary(  # type: ignore[no-untyped-call]
+        ray.get_runtime_context().gcs_address, stats_only=True
+    )
     return "Spilled" in text
 
 
-CASES: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
+CASES: dict[str, tuple[Callable[[int], Json], int]] = {
     "round": (case_round, 2),
     "local": (case_local, 3),
     "workers": (case_workers, 4),
@@ -790,7 +794,7 @@ def main() -> None:
     unknown = set(arguments.cases) - set(CASES)
     if unknown:
         parser.error(f"unknown case {sorted(unknown)[0]}: expected some of {', '.join(CASES)}")
-    torch.set_num_threads(1)
+    one_thread()
     for name in arguments.cases or CASES:
         before, started = load(), time.perf_counter()
         function, usual = CASES[name]
@@ -808,20 +812,10 @@ def main() -> None:
         print(json.dumps({name: result}, indent=1), flush=True)
 
 
-def add(path: Path, name: str, result: dict[str, Any]) -> None:
+def add(path: Path, name: str, result: Json) -> None:
     """Put one case into the document."""
-    document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"cases": {}}
-    document = {
-        "benchmark": "speed",
-        "command": f"python {shlex.join(['benchmarks/speed/run.py', *CASES])}",
-        "machine": keyed.machine(),
-        "versions": {
-            "python": platform.python_version(),
-            **{module.__name__: module.__version__ for module in (torch, np, timm, pl)},
-        },
-        "cases": {**document["cases"], name: result},
-    }
-    planted.write(path, document)
+    cases = read_json(path).get("cases", {})
+    write_json(path, {**header("speed"), "cases": {**cases, name: result}})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -106,6 +106,9 @@ def client_batches(laid: Laid, job: ClientJob) -> ClientBatches:
     )
 
 
+Result = TypeVar("Result")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Seconds of one run."""
@@ -114,14 +117,14 @@ class Sample:
     cpu: float
 
 
-def timed(work: Callable[[], Any]) -> tuple[Sample, Any]:
+def timed(work: Callable[[], Result]) -> tuple[Sample, Result]:
     """How long a piece of work took, and what it returned."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     return Sample(time.perf_counter() - wall, time.process_time() - cpu), result
 
 
-def in_turn(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[Sample]]:
+def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Sample]]:
     """Run the sides one after the other, several times."""
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for _ in range(repeats):

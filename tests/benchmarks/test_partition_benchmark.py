@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks import partition as benchmark
 from fedprompt.data.partition.base import create, partitioners
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def benchmark() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield import_module("partition")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        sys.modules.pop("partition", None)
-
-
-def test_a_lost_or_repeated_sample_stops_it(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_or_repeated_sample_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "CLIENTS", 4)
     labels = np.arange(40) % 10
     parts = create("iid")(labels, 4, 0)
@@ -45,7 +30,7 @@ def test_a_lost_or_repeated_sample_stops_it(
         benchmark.check(parts, labels, {"imbalance_factor": 2.0})
 
 
-def test_every_partitioner_was_measured_within_the_target(benchmark: ModuleType) -> None:
+def test_every_partitioner_was_measured_within_the_target() -> None:
     document = json.loads((BENCHMARKS / "results" / "partition.json").read_text())
     cases = document["cases"]
     assert [row["case"] for row in cases] == list(benchmark.CASES)

@@ -5,30 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from benchmarks import planted
+from benchmarks.harness import read_json, write_json
 
 
-@pytest.fixture(scope="module")
-def planted() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import planted
-
-        yield planted
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-def cases(planted: ModuleType) -> list[Any]:
+def cases() -> list[Any]:
     small = planted.Case(clients=4, prompts=6, dimension=5, noise=0.0)
     changes: list[dict[str, Any]] = [
         {},
@@ -44,10 +32,8 @@ def cases(planted: ModuleType) -> list[Any]:
 # The generator.
 
 
-def test_without_noise_prompts_equal_the_true_prompts_of_their_labels(
-    planted: ModuleType,
-) -> None:
-    for case in cases(planted):
+def test_without_noise_prompts_equal_the_true_prompts_of_their_labels() -> None:
+    for case in cases():
         problem = planted.make_problem(case, 3)
         assert len(problem.prompt_sets) == case.clients
         for prompts, labels in zip(problem.prompt_sets, problem.labels, strict=True):
@@ -57,7 +43,7 @@ def test_without_noise_prompts_equal_the_true_prompts_of_their_labels(
             assert int((labels >= case.prompts).sum()) >= case.outliers
 
 
-def test_noise_is_the_ratio_of_noise_to_spread_whatever_the_scale(planted: ModuleType) -> None:
+def test_noise_is_the_ratio_of_noise_to_spread_whatever_the_scale() -> None:
     case = planted.Case(clients=40, prompts=50, dimension=60, noise=0.5, scale=200.0)
     problem = planted.make_problem(case, 0)
     noise = problem.points - problem.true_prompts[problem.flat_labels]
@@ -65,7 +51,7 @@ def test_noise_is_the_ratio_of_noise_to_spread_whatever_the_scale(planted: Modul
     assert problem.true_prompts.std() == pytest.approx(200, rel=0.05)
 
 
-def test_sizes_of_sets(planted: ModuleType) -> None:
+def test_sizes_of_sets() -> None:
     case = planted.Case(clients=5, prompts=20, smallest=0.2, outliers=1)
     sizes = [len(prompts) for prompts in planted.make_problem(case, 0).prompt_sets]
     assert sizes == [5, 9, 13, 17, 21]
@@ -74,7 +60,7 @@ def test_sizes_of_sets(planted: ModuleType) -> None:
     assert mean == pytest.approx(12, abs=0.7)
 
 
-def test_rows_are_shuffled(planted: ModuleType) -> None:
+def test_rows_are_shuffled() -> None:
     problem = planted.make_problem(planted.Case(clients=3), 0)
     orders = [tuple(labels) for labels in problem.labels]
     assert all(sorted(order) == list(range(20)) for order in orders)
@@ -82,7 +68,7 @@ def test_rows_are_shuffled(planted: ModuleType) -> None:
     assert tuple(range(20)) not in orders
 
 
-def test_duplicates_are_two_copies_at_one_client(planted: ModuleType) -> None:
+def test_duplicates_are_two_copies_at_one_client() -> None:
     case = planted.Case(clients=4, prompts=6, dimension=5, noise=0.1, duplicates=6)
     problem = planted.make_problem(case, 1)
     owner = np.repeat(np.arange(4), [len(labels) for labels in problem.labels])
@@ -105,8 +91,8 @@ def test_duplicates_are_two_copies_at_one_client(planted: ModuleType) -> None:
     }
 
 
-def test_a_seed_fixes_the_problem(planted: ModuleType) -> None:
-    for case in cases(planted):
+def test_a_seed_fixes_the_problem() -> None:
+    for case in cases():
         one, same, other = (planted.make_problem(case, seed) for seed in (0, 0, 1))
         assert np.array_equal(one.points, same.points)
         assert np.array_equal(one.flat_labels, same.flat_labels)
@@ -115,7 +101,7 @@ def test_a_seed_fixes_the_problem(planted: ModuleType) -> None:
         )
 
 
-def test_impossible_cases_are_refused(planted: ModuleType) -> None:
+def test_impossible_cases_are_refused() -> None:
     with pytest.raises(ValueError, match="either random subsets or unequal sizes"):
         planted.Case(probability=0.5, smallest=0.5)
     with pytest.raises(ValueError, match="21 duplicates of 20 prompts"):
@@ -125,7 +111,7 @@ def test_impossible_cases_are_refused(planted: ModuleType) -> None:
 # Metrics.
 
 
-def by_hand(planted: ModuleType) -> Any:
+def by_hand() -> Any:
     """Two clients, true prompts 0 and 10 on a line, local prompts (1, 11) and (9, -1)."""
     return planted.Problem(
         prompt_sets=[torch.tensor([[1.0], [11.0]]), torch.tensor([[9.0], [-1.0]])],
@@ -136,8 +122,8 @@ def by_hand(planted: ModuleType) -> Any:
     )
 
 
-def test_the_true_groups_and_their_means_score_1_0_1(planted: ModuleType) -> None:
-    for case in cases(planted):
+def test_the_true_groups_and_their_means_score_1_0_1() -> None:
+    for case in cases():
         problem = planted.make_problem(dataclasses.replace(case, noise=0.3), 2)
         used, assignment = np.unique(problem.flat_labels, return_inverse=True)
         centroids = np.stack(
@@ -149,8 +135,8 @@ def test_the_true_groups_and_their_means_score_1_0_1(planted: ModuleType) -> Non
         assert metrics.get("copies_apart", 1.0) == 1.0
 
 
-def test_metrics_by_hand(planted: ModuleType) -> None:
-    problem = by_hand(planted)
+def test_metrics_by_hand() -> None:
+    problem = by_hand()
     # Everything in a cluster of its own: every distance is 1, and the true groups' means are
     # the true prompts, up to the floor of a millionth of the true prompts' RMS length sqrt(50).
     alone = planted.score(problem, planted.Answer(np.arange(4), problem.points))
@@ -172,7 +158,7 @@ def test_metrics_by_hand(planted: ModuleType) -> None:
     assert wrong["ari"] == pytest.approx(-0.5)
 
 
-def test_either_copy_of_a_duplicate_may_be_the_second(planted: ModuleType) -> None:
+def test_either_copy_of_a_duplicate_may_be_the_second() -> None:
     """Client 0 returns the prompt at 0 twice; clients 1 and 2 once."""
     problem = planted.Problem(
         prompt_sets=[torch.tensor([[0.1], [-0.1]]), torch.tensor([[0.2]]), torch.tensor([[0.3]])],
@@ -193,8 +179,8 @@ def test_either_copy_of_a_duplicate_may_be_the_second(planted: ModuleType) -> No
     assert (metrics["count_error"], metrics["copies_apart"]) == (-1.0, 0.0)
 
 
-def test_oracle_is_perfect_without_noise_and_not_in_much(planted: ModuleType) -> None:
-    for case in cases(planted):
+def test_oracle_is_perfect_without_noise_and_not_in_much() -> None:
+    for case in cases():
         problem = planted.make_problem(case, 5)
         metrics = planted.score(problem, planted.ask_oracle(problem, 5))
         assert metrics["ari"] == 1.0
@@ -204,8 +190,8 @@ def test_oracle_is_perfect_without_noise_and_not_in_much(planted: ModuleType) ->
     assert planted.score(noisy, planted.ask_oracle(noisy, 0))["ari"] < 0.9
 
 
-def test_genie_is_perfect_without_noise_and_below_the_oracle_in_much(planted: ModuleType) -> None:
-    for case in cases(planted):
+def test_genie_is_perfect_without_noise_and_below_the_oracle_in_much() -> None:
+    for case in cases():
         problem = planted.make_problem(case, 5)
         metrics = planted.score(problem, planted.ask_genie(problem, 5))
         assert (metrics["ari"], metrics["count_error"]) == (1.0, 0.0)
@@ -219,7 +205,7 @@ def test_genie_is_perfect_without_noise_and_below_the_oracle_in_much(planted: Mo
     assert references["map"] < references["genie"] < references["oracle"]
 
 
-def test_genie_by_hand(planted: ModuleType) -> None:
+def test_genie_by_hand() -> None:
     """Prompts 1 and 2, labels 0 and 1; 3, label 0. True prompts are from N(0, 1), noise too.
 
     Client 0 is told that prompt 0 is at 3 / 2 with variance 1 / 2, and of prompt 1 nothing. Twice
@@ -240,7 +226,7 @@ def test_genie_by_hand(planted: ModuleType) -> None:
     assert answer.centroids[:, 0].tolist() == [2.0, 2.0]
 
 
-def test_the_genie_does_not_depend_on_the_scale(planted: ModuleType) -> None:
+def test_the_genie_does_not_depend_on_the_scale() -> None:
     answers = []
     for scale in (1.0, 2.0**10):
         case = planted.Case(noise=1.5, dimension=16, outliers=1, scale=scale)
@@ -249,13 +235,13 @@ def test_the_genie_does_not_depend_on_the_scale(planted: ModuleType) -> None:
     assert np.array_equal(*answers)
 
 
-def test_intervals_by_hand(planted: ModuleType) -> None:
+def test_intervals_by_hand() -> None:
     # Standard deviation 1, three values: t(0.975, 2) = 4.30265 over sqrt(3).
     assert planted.interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "ci95": 2.4841}
     assert planted.interval([1.0]) == {"mean": 1.0, "ci95": None}
 
 
-def test_growth_exponent(planted: ModuleType) -> None:
+def test_growth_exponent() -> None:
     assert planted.growth_exponent([10, 100, 1000], [1.0, 100.0, 10000.0]) == 2.0
     assert planted.growth_exponent([10], [1.0]) is None
 
@@ -264,7 +250,7 @@ def test_growth_exponent(planted: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("method", ["map", "kmeans", "mean", "gmm"])
-def test_methods_answer_for_every_local_prompt(planted: ModuleType, method: str) -> None:
+def test_methods_answer_for_every_local_prompt(method: str) -> None:
     problem = planted.make_problem(planted.Case(clients=5, prompts=4, dimension=16, noise=0.05), 0)
     answer = planted.METHODS[method](problem, 0)
     assert answer.assignment.shape == (20,)
@@ -273,9 +259,7 @@ def test_methods_answer_for_every_local_prompt(planted: ModuleType, method: str)
         assert planted.score(problem, answer)["ari"] == 1.0
 
 
-def test_what_cannot_be_asked_is_skipped_with_the_reason(
-    planted: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_asked_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = planted.Sweep("noise", (0.5,))
     unequal = planted.Case(clients=3, prompts=4, dimension=4, smallest=0.5)
     skipped = planted.measure("mean", sweep, unequal, 2)
@@ -290,9 +274,7 @@ def test_what_cannot_be_asked_is_skipped_with_the_reason(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_sees_what_a_call_takes(
-    planted: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peak_memory_sees_what_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(problem: Any, seed: int) -> None:
         if len(problem.prompt_sets) == 10:
             np.ones(50 * 2**17)
@@ -305,23 +287,23 @@ def test_peak_memory_sees_what_a_call_takes(
 # The file of results.
 
 
-def run(planted: ModuleType, methods: list[str], name: str, seeds: int = 2) -> dict[str, Any]:
+def run(methods: list[str], name: str, seeds: int = 2) -> dict[str, Any]:
     base = planted.Case(clients=3, prompts=4, dimension=8)
     sweep = planted.Sweep("noise", (0.1, 0.5), base)
     swept = planted.run_sweep(sweep, methods, seeds, name, "noise_full")
     return {"runs": {name: {"command": name}}, "sweeps": {"noise_full": swept}}
 
 
-def test_a_sweep_is_reproducible_and_valid_json(planted: ModuleType, tmp_path: Path) -> None:
-    results = [run(planted, ["oracle", "map", "kmeans", "mean"], "one") for _ in range(2)]
+def test_a_sweep_is_reproducible_and_valid_json(tmp_path: Path) -> None:
+    results = [run(["oracle", "map", "kmeans", "mean"], "one") for _ in range(2)]
     for result in results:
         for case in result["sweeps"]["noise_full"]["cases"]:
             for figures in case["methods"].values():
                 assert figures.pop("seconds")["mean"] > 0
     assert results[0] == results[1]
     path = tmp_path / "folder" / "planted.json"
-    planted.write(path, planted.merge({}, results[0]))
-    assert planted.read(path)["sweeps"] == results[0]["sweeps"]
+    write_json(path, planted.merge({}, results[0]))
+    assert read_json(path)["sweeps"] == results[0]["sweeps"]
     [first, _] = results[0]["sweeps"]["noise_full"]["cases"]
     assert first["value"] == 0.1
     assert first["settings"]["noise"] == 0.1
@@ -329,13 +311,13 @@ def test_a_sweep_is_reproducible_and_valid_json(planted: ModuleType, tmp_path: P
     assert oracle["seeds"] == 2
     assert oracle["ari"] == {"mean": 1.0, "ci95": 0.0}
     assert oracle["exact_count"] == 1.0
-    assert planted.read(tmp_path / "absent.json") == {}
+    assert read_json(tmp_path / "absent.json") == {}
 
 
-def test_results_are_merged_method_by_method(planted: ModuleType) -> None:
-    first = planted.merge({}, run(planted, ["oracle", "mean"], "one"))
+def test_results_are_merged_method_by_method() -> None:
+    first = planted.merge({}, run(["oracle", "mean"], "one"))
     speed = {**first, "speed": {"map": [], "run": "one"}}
-    second = planted.merge(speed, run(planted, ["oracle"], "two", seeds=3))
+    second = planted.merge(speed, run(["oracle"], "two", seeds=3))
     [case, _] = second["sweeps"]["noise_full"]["cases"]
     assert list(case["methods"]) == ["mean", "oracle"]
     assert (case["methods"]["oracle"]["seeds"], case["methods"]["oracle"]["run"]) == (3, "two")
@@ -343,10 +325,10 @@ def test_results_are_merged_method_by_method(planted: ModuleType) -> None:
     assert list(second["runs"]) == ["one", "two"]
     assert second["speed"]["run"] == "one"
     # All that was measured in run `one` is measured anew, so nothing refers to it.
-    third = planted.merge(first, run(planted, ["oracle", "mean"], "three"))
+    third = planted.merge(first, run(["oracle", "mean"], "three"))
     assert list(third["runs"]) == ["three"]
     # Another base case: figures of the old one do not mix with it.
-    other = run(planted, ["oracle"], "four")
+    other = run(["oracle"], "four")
     for each in other["sweeps"]["noise_full"]["cases"]:
         each["settings"]["prompts"] = 5
     assert list(planted.merge(first, other)["sweeps"]["noise_full"]["cases"][0]["methods"]) == [
@@ -355,7 +337,7 @@ def test_results_are_merged_method_by_method(planted: ModuleType) -> None:
 
 
 def test_the_command_writes_json_and_figure(
-    planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = planted.Case(clients=3, prompts=4, dimension=8)
     for name in ("noise_full", "clients"):
@@ -377,14 +359,14 @@ def test_the_command_writes_json_and_figure(
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_sweep_is_well_formed(planted: ModuleType) -> None:
+def test_every_sweep_is_well_formed() -> None:
     for sweep in planted.SWEEPS.values():
         for value, case in zip(sweep.values, sweep.cases(), strict=True):
             assert getattr(case, sweep.varies) == value
 
 
 def test_unknown_names_are_refused(
-    planted: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["planted.py", "--sweeps", "nois"])
     with pytest.raises(SystemExit):

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.speed import run as speed
+
 ROOT = Path(__file__).parents[2]
-FOLDERS = [str(ROOT / "benchmarks" / "speed"), str(ROOT / "benchmarks")]
-
-
-@pytest.fixture(scope="module")
-def speed() -> Iterator[ModuleType]:
-    sys.path[:0] = FOLDERS
-    try:
-        import run
-
-        yield run
-    finally:
-        for folder in FOLDERS:
-            sys.path.remove(folder)
 
 
 TINY = (
@@ -35,7 +21,7 @@ TINY = (
 )
 
 
-def test_the_naive_procedure_and_the_worker_train_to_the_same_result(speed: ModuleType) -> None:
+def test_the_naive_procedure_and_the_worker_train_to_the_same_result() -> None:
     laid = speed.lay_open(TINY, speed.nano_of_depth(2))
     data = speed.encoded_digits(laid)
     parts = laid.worker.data.parts
@@ -49,7 +35,7 @@ def test_the_naive_procedure_and_the_worker_train_to_the_same_result(speed: Modu
         speed.assert_same_training(models, updates)
 
 
-def test_decoded_digits_are_the_pixels_of_the_task(speed: ModuleType) -> None:
+def test_decoded_digits_are_the_pixels_of_the_task() -> None:
     laid = speed.lay_open(TINY, speed.nano_of_depth(2))
     data, split = speed.encoded_digits(laid), laid.federation.task.train
     backbone = laid.worker.backbone
@@ -76,7 +62,7 @@ def spin(seconds: float) -> None:
         pass
 
 
-def test_the_stopwatch_counts_an_inner_phase_once(speed: ModuleType) -> None:
+def test_the_stopwatch_counts_an_inner_phase_once() -> None:
     with speed.Stopwatch() as watch:
         watch.patch(Work, "outer", "out", Work.outer)
         watch.patch(Work, "inner", "in", Work.inner)
@@ -90,14 +76,14 @@ def test_the_stopwatch_counts_an_inner_phase_once(speed: ModuleType) -> None:
     assert phases["whole"] == pytest.approx(sum(phases.values()) - phases["whole"])
 
 
-def test_the_committed_results_have_every_case(speed: ModuleType) -> None:
+def test_the_committed_results_have_every_case() -> None:
     document = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
     # `growth` has not been run to its end yet (docs/performance.md).
     assert {*speed.CASES, "flower"} - set(document["cases"]) <= {"growth"}
     assert all(len(case["load"]) == 2 and case["date"] for case in document["cases"].values())
 
 
-def test_results_that_were_measured_before_stay(speed: ModuleType, tmp_path: Path) -> None:
+def test_results_that_were_measured_before_stay(tmp_path: Path) -> None:
     path = tmp_path / "speed.json"
     speed.add(path, "one", {"seconds": 1.0})
     speed.add(path, "two", {"seconds": 2.0})

@@ -181,7 +181,7 @@ def rival(sources: Sources, method: str) -> Sources:
     defaults, *_, command = stack(sources)
     own = preset(sources, method)
     beneath = [defaults, bind(sources.experiment, []), own]
-    told: Tree = {}
+    stated: Tree = {}
     for group, said in command.groups.items():
         named = own.groups.get(group, Said(None, None, {}))
         pick = said.pick if named.pick is None else None
@@ -190,14 +190,14 @@ def rival(sources: Sources, method: str) -> Sources:
         if group in SECTIONS:
             options = _without_own(options, named.options)
         if pick is not None or options:
-            told[group] = {**({} if pick is None else {"name": pick}), **options}
+            stated[group] = {**({} if pick is None else {"name": pick}), **options}
     for key, value in command.others.items():
         if isinstance(value, Mapping):
-            told[key] = _without_own(value, section(own.others.get(key), key))
+            stated[key] = _without_own(value, section(own.others.get(key), key))
         elif key not in own.others:
-            told[key] = value
-    told.update(method=method, compare=[])
-    return Sources(sources.experiment, told, sources.files)
+            stated[key] = value
+    stated.update(method=method, compare=[])
+    return Sources(sources.experiment, stated, sources.files)
 
 
 def _without_own(said: Mapping[str, object], own: Tree) -> Tree:
