@@ -23,7 +23,7 @@ ONE_PIXEL = base64.b64decode(
 """A whole PNG file."""
 FEW_DIGITS = "data={name: digits, train: 0.12, validation: 0.05, test: 0.05}"
 """214 images to train on, 90 and 90 to evaluate."""
-LONGEST = ("test_runtimes.py", "test_methods.py", "test_cache.py", "test_packed.py")
+LONGEST = ("test_runtimes.py", "test_methods.py", "test_packed.py", "test_cli.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -222,7 +222,10 @@ def test_a_server_optimiser_leaves_control_variates_alone(lay: Callable[..., Lai
     [
         (["objective=scaffold", "clients.optimizer=adam"], "expected clients.optimizer=sgd"),
         (["objective=closed_form"], "method=fedcof sets them"),
-        (["generator=pfedpg"], "generator=pfedpg: makes prompts and no keys"),
+        (
+            ["generator=pfedpg", "prompts.selection=keyed"],
+            "generator=pfedpg: makes prompts and no keys",
+        ),
         (["prompts.placement=none"], "prompts.placement=none: expected prompts.count=0, got 2"),
         (
             ["prompts.placement=shallow", "prompts.selection=keyed"],
@@ -456,7 +459,9 @@ def test_bytes_of_fedavg_pt_are_the_published_count(lay: Callable[..., Laid]) ->
     """20 prompts of 768 numbers and a linear head of 100 classes, both ways, 10 clients and 120
     rounds: 884,736,000 bytes.
     """
-    config = compose("quickstart", ["method=fedavg_pt", "head=linear", "prompts.count=20"])
+    config = compose(
+        "quickstart", ["method=fedavg_pt", "head=linear", "prompts.count=20", "compare=[]"]
+    )
     head = build_head(config.head, 768, 100, torch.Generator())
     shared = Parts(head={name: value.detach() for name, value in head.named_parameters()})
     prompts, rows = torch.zeros(20, 768), torch.arange(20)

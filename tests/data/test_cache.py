@@ -288,7 +288,7 @@ def child(toy: Toy, folder: Path, seconds: float) -> Any:
 def test_of_processes_that_start_at_once_one_computes(toy: Toy, folder: Path) -> None:
     children = [child(toy, folder, 1.0) for _ in range(2)]
     for process in children:
-        process.join(60)
+        process.join(200)
         assert process.exitcode == 0
     assert len(toy.log.read_text().split()) == 2, "the chunks of one process"
     assert len(names(folder)) == 1
@@ -296,7 +296,7 @@ def test_of_processes_that_start_at_once_one_computes(toy: Toy, folder: Path) ->
 
 def test_a_killed_writer_leaves_no_entry_and_blocks_nobody(toy: Toy, folder: Path) -> None:
     process = child(toy, folder, 30.0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not chunks_computed(toy) and time.monotonic() < deadline:
         time.sleep(0.05)
     toy.log.unlink()

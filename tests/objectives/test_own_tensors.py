@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from fedprompt.runs.driver import settings_of
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.serial import SerialRuntime
-from fedprompt.server.round import make_jobs
+from fedprompt.server.round import make_jobs, run_rounds
 
 NAMES = ("head.trap", "head.0.weight", "momentum.prompts", "backbone.x", "prompts", "start.a/b")
 
@@ -70,17 +72,18 @@ def configs(
 
 def play(config: ExperimentConfig, federation: Federation, rounds: int) -> ServerState:
     """Rounds in packs of two, without evaluation."""
-    from fedprompt.server import round as rounds_module
-
     runtime = SerialRuntime(RuntimeOptions("serial", pack=2, device="cpu"))
     runtime.open(federation.setup)
     settings = dataclasses.replace(settings_of(config, federation), eval_every=99, rounds=99)
     state = initial_state(config, federation)
-    for _ in range(rounds):
-        state, _ = rounds_module.run_round(
-            state, settings, runtime, config.build_aggregator(), lambda state: None
-        )
+    played = run_rounds(state, settings, runtime, config.build_aggregator(), no_evaluation)
+    for state, _ in itertools.islice(played, rounds):
+        pass
     return state
+
+
+def no_evaluation(state: ServerState) -> NoReturn:
+    raise AssertionError("no round of this file is evaluated")
 
 
 def test_its_tensors_go_through_everything_untouched(

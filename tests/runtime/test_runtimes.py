@@ -415,7 +415,7 @@ def cli(arguments: Sequence[str], folder: Path, **environment: str) -> subproces
 
 def wait_for_rounds(folder: Path, rounds: int, process: subprocess.Popen[str]) -> None:
     """Wait for a checkpoint: a round's line in `rounds.jsonl` comes before it."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 250
     while time.monotonic() < deadline:
         if (RunDirectory(folder).last_round() or 0) >= rounds:
             return
@@ -522,7 +522,7 @@ def test_a_killed_and_stopped_run_ends_with_the_same_bits(
     process = cli(["--resume", str(run_dir), *fewer], tmp_path, OMP_NUM_THREADS="2")
     wait_for_rounds(run_dir, done + 1, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert_all_gone(process.pid)
     check_stopped(run_dir, errors)

@@ -34,7 +34,6 @@ from fedprompt.server.evaluate import (
     predict,
     select_for_split,
 )
-from fedprompt.server.merge import merge_shared
 from fedprompt.server.round import RoundSettings, make_jobs, run_rounds
 from fedprompt.server.traffic import download_bytes, upload_bytes
 
@@ -401,15 +400,20 @@ def test_a_bad_update_is_quarantined_and_named(
 
     assert re.search(reason, report.quarantined[0]["reason"])
     assert all(torch.isfinite(tensor).all() for tensor in state.tensors().values())
-    # Exactly what the two good clients alone give.
+    # What the two good clients alone give: their mean by numbers of samples.
     good = Direct(b.worker)
     list(good.map(b.recipe, make_jobs(b.state, b.settings)))
     rest = [update for update in good.updates if update.client_id != cohort[1]]
     rest = sorted(rest, key=lambda update: update.client_id)
-    expected = merge_shared(rest, [float(update.num_examples) for update in rest])
-    merged, alone = state.shared.tensors(), expected.tensors()
-    assert merged.keys() == alone.keys()
-    assert all(torch.equal(merged[path], value) for path, value in alone.items())
+    one, two = (update.shared.tensors() for update in rest)
+    share = rest[0].num_examples / (rest[0].num_examples + rest[1].num_examples)
+    assert share != 0.5
+    merged = state.shared.tensors()
+    assert merged.keys() == one.keys()
+    for path, value in merged.items():
+        torch.testing.assert_close(
+            value, share * one[path] + (1 - share) * two[path], atol=1e-7, rtol=1e-6
+        )
 
 
 def test_a_round_without_a_usable_update_ends_the_run(bench: Callable[..., Bench]) -> None:

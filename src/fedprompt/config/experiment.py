@@ -279,7 +279,7 @@ def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> 
         try:
             config.with_method(method)
         except ConfigError as error:
-            raise ConfigError(f"compare: {error}") from error
+            raise ConfigError(f"compare: {method}: {error}") from error
     return config
 
 
