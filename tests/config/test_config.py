@@ -320,7 +320,7 @@ def test_a_comparison_that_cannot_work_is_refused_before_the_main_run(
     (tmp_path / "conf" / "method" / "bad.yaml").write_text("aggregator: mean\nprompts: {cuont: 1}")
     monkeypatch.setattr("fedprompt.config.files.conf_root", lambda: tmp_path / "conf")
     message = refusal("compare=[bad]")
-    assert message.startswith("compare: unknown config key 'prompts.cuont'")
+    assert message.startswith("compare: bad: unknown config key 'prompts.cuont'")
 
 
 # Files of conf/

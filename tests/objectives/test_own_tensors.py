@@ -77,9 +77,8 @@ def play(config: ExperimentConfig, federation: Federation, rounds: int) -> Serve
     settings = dataclasses.replace(settings_of(config, federation), eval_every=99, rounds=99)
     state = initial_state(config, federation)
     played = run_rounds(state, settings, runtime, config.build_aggregator(), no_evaluation)
-    for state, _ in itertools.islice(played, rounds):
-        pass
-    return state
+    *_, (last, _) = itertools.islice(played, rounds)
+    return last
 
 
 def no_evaluation(state: ServerState) -> NoReturn:
