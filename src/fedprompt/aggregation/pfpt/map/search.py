@@ -33,6 +33,8 @@ CLEAR = 3.0
 """Log odds, 20 to 1, at which a point's column is beyond doubt."""
 WORK = 1e9
 """Multiplications that the annealings may cost."""
+STALE_ANNEALINGS, STALE_REGROUPINGS = 2, 24
+"""So many in a row that raise nothing end the annealings, and the regroupings."""
 
 
 def search(
@@ -52,7 +54,7 @@ def search(
             a climb from each.
         starts: (N,) assignments to start from besides, injective within each client.
         max_sweeps: bound on the sweeps between two fits of one climb.
-        restarts: annealings, and as many dozens of regroupings, where the problem is not easy.
+        restarts: most annealings, and as many dozens of regroupings, where the problem is not easy.
     """
     ends = [climb(in_order(columns, model, spans), spans, model, max_sweeps) for model in models]
     for start in starts:
@@ -72,8 +74,13 @@ def search(
     if len(spans) == 1 or (agree and least_odds(best.columns, best.model, spans) > CLEAR):
         return best
     rng = np.random.default_rng(0)
+    stale = 0
     for _ in range(restarts):
+        before = best
         best = highest([best, annealed(best, spans, max_sweeps, rng)])
+        stale = stale + 1 if best is before else 0
+        if stale == STALE_ANNEALINGS:
+            break
     return regrouped(best, spans, max_sweeps, 12 * restarts, rng)
 
 
@@ -197,11 +204,13 @@ def regrouped(
         attempts: how often columns are dealt anew.
         rng: source of every choice.
     """
+    stale = 0
     for _ in range(attempts):
         columns = best.columns.copy()
         live = columns.live()
-        if len(live) < 2:
+        if len(live) < 2 or stale == STALE_REGROUPINGS:
             break
+        stale += 1
         anchor = rng.integers(len(live))
         gains = best.model.merge_gains(columns, live[[anchor]], live)[0]
         gains[anchor] = np.inf
@@ -215,4 +224,5 @@ def regrouped(
         end = ascend(columns, affected, best.model, 3)
         if rises(best.objective, end.objective):
             best = continued(best, climb(end.columns, spans, best.model, max_sweeps))
+            stale = 0
     return best
