@@ -72,25 +72,6 @@ def test_a_job_is_the_same_experiment(
     assert re.search(r"^raysubmit_\w+ +SUCCEEDED +quickstart$", listed.stdout, re.MULTILINE)
 
 
-def test_plug_ins_travel_with_a_job(
-    cluster: Environment, random_backbone: str, medmnist: Path, tmp_path: Path
-) -> None:
-    """The example's experiment, whose plug-ins the job's processes know from its files alone."""
-    overrides = experiment_of(random_backbone, tmp_path / "run", "runtime.actors=2")
-    overrides.append(f"data.root={medmnist}")
-    lab = shutil.copytree(ROOT / "examples", tmp_path / "lab")
-    command = ["submit.py", "run", str(lab / "experiment.yaml"), "--", *overrides]
-    result = script(*command, env=cluster)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 client actors on 2 nodes" in result.stdout
-    records = json.loads((tmp_path / "run/manifest.json").read_text())["plugins"]
-    assert [record["name"] for record in records] == ["medmnist", "fedcm", "trimmed_mean"]
-    assert not any(str(lab) in record["path"] for record in records)
-    shutil.rmtree(lab)
-    resumed = compose(tmp_path / "run/config.yaml")
-    assert resumed.aggregator.name == "trimmed_mean"
-
-
 def test_the_next_job_finds_spare_workers(
     cluster: Environment, random_backbone: str, tmp_path: Path
 ) -> None:
@@ -126,6 +107,25 @@ def title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
     except OSError:
         return ""
+
+
+def test_plug_ins_travel_with_a_job(
+    cluster: Environment, random_backbone: str, medmnist: Path, tmp_path: Path
+) -> None:
+    """The example's experiment, whose plug-ins the job's processes know from its files alone."""
+    overrides = experiment_of(random_backbone, tmp_path / "run", "runtime.actors=2")
+    overrides.append(f"data.root={medmnist}")
+    lab = shutil.copytree(ROOT / "examples", tmp_path / "lab")
+    command = ["submit.py", "run", str(lab / "experiment.yaml"), "--", *overrides]
+    result = script(*command, env=cluster)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 client actors on 2 nodes" in result.stdout
+    records = json.loads((tmp_path / "run/manifest.json").read_text())["plugins"]
+    assert [record["name"] for record in records] == ["medmnist", "fedcm", "trimmed_mean"]
+    assert not any(str(lab) in record["path"] for record in records)
+    shutil.rmtree(lab)
+    resumed = compose(tmp_path / "run/config.yaml")
+    assert resumed.aggregator.name == "trimmed_mean"
 
 
 def test_a_wrong_experiment_fails_the_job(
