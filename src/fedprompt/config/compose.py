@@ -10,7 +10,7 @@ from fedprompt.config.experiment import ExperimentConfig, build
 from fedprompt.config.files import read_experiment
 from fedprompt.config.layers import Sources, flatten, merge
 from fedprompt.config.overrides import parse_overrides
-from fedprompt.config.typed import Tree, shown
+from fedprompt.config.typed import Tree, section, shown
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.plugins import load_plugins
 
@@ -41,12 +41,14 @@ def compose(
     # A run's config.yaml: complete, and what it was composed of.
     sources = Sources.from_tree(kept)
     known = dict(sources.files)
-    if "method" not in command:
-        return build(flatten(Sources(experiment, command, known)), sources)
-    # Another method is not to inherit what the run's own one brought along.
     complete = flatten(Sources(experiment, {}, known))
     said = build(complete, sources, compared=False).said
-    return _again(said, experiment, command)
+    model = command.get("model")
+    # Another method or model is not to inherit what the run's own one brought along.
+    if "method" in command or isinstance(model, str) or "name" in section(model, "model"):
+        return _again(said, experiment, command)
+    said = Sources(said.experiment, merge(said.command, command), said.files)
+    return build(flatten(Sources(experiment, command, known)), said)
 
 
 def _again(said: Sources, experiment: Tree, command: Tree) -> ExperimentConfig:
