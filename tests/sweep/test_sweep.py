@@ -87,6 +87,18 @@ def test_equal_draws_are_one_cell() -> None:
     assert len({(each.cell, each.seed) for each in sweep.trials()}) == len(sweep.trials()) == 4
 
 
+def test_numbers_in_a_sweep_are_those_of_an_experiment(tmp_path: Path) -> None:
+    """PyYAML alone takes 1e-3 for text."""
+    (tmp_path / "mine.yaml").write_text(
+        "experiment: quickstart\nspace: {prompts.lr: {loguniform: [1e-4, 1e-1]}}\n"
+    )
+    sweep = load_sweep(str(tmp_path / "mine.yaml"), ["head.lr=1e-3"])
+    assert sweep.space[0].values == (1e-4, 0.1)
+    assert sweep.set["head.lr"] == 1e-3
+    other = load_sweep(str(tmp_path / "mine.yaml"), ["prompts.lr=[1e-2, 5e-1]", "note="])
+    assert other.space[0].values == (0.01, 0.5)
+
+
 def test_the_command_line_changes_a_sweep() -> None:
     sweep = load_sweep(
         "alpha_prompts", ["partition.alpha=[0.3]", "prompts.count=4", "rounds=2", "sweep.seeds=[5]"]

@@ -31,6 +31,7 @@ import numpy as np
 import yaml
 
 from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
+from fedprompt.config.files import read_value, read_yaml
 from fedprompt.core.checks import check_integer, is_integer
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.core.plugins import absolute
@@ -229,7 +230,7 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         if not equals or not key:
             raise ConfigError(f"override '{override}': expected key=value, for example rounds=3")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = read_value(text) if text else None
         except yaml.YAMLError as error:
             raise ConfigError(f"override '{override}': the value is no valid YAML") from error
         if key.startswith("sweep."):
@@ -353,13 +354,7 @@ def read_sweep(name: str) -> Tree:
             f"no sweep '{name}': expected the path of a YAML file, or one of {', '.join(names)}"
             f"{suggest(name, names)}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: no YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected 'key: value' lines, got a {type(content).__name__}")
-    tree = {str(key): value for key, value in content.items()}
+    tree = read_yaml(path)
     for section in (tree.get("set"), tree.get("experiment")):
         if isinstance(section, dict) and isinstance(section.get("plugins"), list):
             section["plugins"] = absolute(list(map(str, section["plugins"])), path.parent)
