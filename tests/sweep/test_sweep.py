@@ -287,6 +287,28 @@ def test_a_sweep_folder_is_not_overwritten(tmp_path: Path) -> None:
         SweepDirectory.create(tmp_path / "other", sweep)
 
 
+def test_a_sweep_that_is_continued_is_the_one_that_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the experiment's file is gone and `conf/` has changed."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nrounds: 3\ncompare: [scaffold_pt]\nprompts: {lr: 0.2}\n")
+    sweep = build_sweep({"experiment": str(mine), "space": {"method": ["pfpt", "fedopt_pt"]}})
+    trials = sweep.trials()
+    SweepDirectory.create(tmp_path / "sweep", sweep.settled(trials))
+    mine.unlink()
+
+    def changed(*names: object) -> dict[str, object]:
+        raise AssertionError(f"{names} was read again")
+
+    monkeypatch.setattr("fedprompt.config.layers.load_group", changed)
+    monkeypatch.setattr("fedprompt.config.layers.read_yaml", changed)
+    again = SweepDirectory.open(tmp_path / "sweep")[1].trials()
+    assert again == trials
+    for new, old in zip(again, trials, strict=True):
+        assert new.config.with_method("scaffold_pt") == old.config.with_method("scaffold_pt")
+
+
 @pytest.mark.usefixtures("forgotten_plugins")
 def test_a_sweep_keeps_its_plug_ins_and_has_one_version_of_each(tmp_path: Path) -> None:
     rule = shutil.copy(EXAMPLES / "trimmed_mean.py", tmp_path)

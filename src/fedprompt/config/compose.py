@@ -16,7 +16,9 @@ from fedprompt.core.plugins import load_plugins
 
 
 def compose(
-    config: str | os.PathLike[str] | Mapping[str, object], overrides: Sequence[str] = ()
+    config: str | os.PathLike[str] | Mapping[str, object],
+    overrides: Sequence[str] = (),
+    files: Mapping[str, Tree] | None = None,
 ) -> ExperimentConfig:
     """Compose and check an experiment; `layers` says which source wins.
 
@@ -24,6 +26,7 @@ def compose(
         config: name of a file in `conf/experiment/`, such as `quickstart` or
             `paper/cifar100_alpha_0.1`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
+        files: those of `conf/` that were read before, by `GROUP/NAME` (see `Sources`).
 
     Raises:
         ConfigError: a file is missing or no YAML, a key is unknown, or a value is wrong.
@@ -36,10 +39,12 @@ def compose(
     _load_plugins(config, experiment, command)
     kept = experiment.pop("sources", None)
     if kept is None:
-        sources = Sources(experiment, command)
+        sources = Sources(experiment, command, dict(files or {}))
         return build(flatten(sources), sources)
     # A run's config.yaml: complete, and what it was composed of.
     sources = Sources.from_tree(kept)
+    for key, lines in (files or {}).items():
+        sources.files.setdefault(key, lines)
     known = dict(sources.files)
     complete = flatten(Sources(experiment, {}, known))
     said = build(complete, sources, compared=False).said
