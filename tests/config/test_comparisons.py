@@ -230,3 +230,10 @@ def test_what_a_program_changes_holds_for_the_comparisons() -> None:
     assert (other.seed, other.model.backbone) == (9, "/full/path.safetensors")
     assert other.aggregator.options.lr == 0.01
     assert compose(yaml.safe_load(other.to_yaml())) == other
+
+
+def test_sources_are_sections_and_no_option() -> None:
+    with pytest.raises(ConfigError, match=r"^sources.files.default: expected a section .* got 3$"):
+        compose({"sources": {"files": {"default": 3}}})
+    with pytest.raises(ConfigError, match="^sources: .* no option"):
+        compose("quickstart", ["sources.command.rounds=3"])

@@ -36,6 +36,11 @@ def compose(
     else:
         experiment = read_experiment(os.fspath(config))
     command = parse_overrides(overrides)
+    if "sources" in command:
+        raise ConfigError(
+            "sources: says what a run was composed of and is no option; expected key=value of the "
+            "experiment itself, for example rounds=3"
+        )
     _load_plugins(config, experiment, command)
     kept = experiment.pop("sources", None)
     if kept is None:

@@ -67,6 +67,8 @@ class Sources:
             field.name: section(given.get(field.name), f"sources.{field.name}")
             for field in dataclasses.fields(cls)
         }
+        for key, lines in parts["files"].items():
+            parts["files"][key] = section(lines, f"sources.files.{key}")
         return cls(**parts)
 
     def read(self, group: str, name: str) -> Tree:
