@@ -235,5 +235,5 @@ def test_what_a_program_changes_holds_for_the_comparisons() -> None:
 def test_sources_are_sections_and_no_option() -> None:
     with pytest.raises(ConfigError, match=r"^sources.files.default: expected a section .* got 3$"):
         compose({"sources": {"files": {"default": 3}}})
-    with pytest.raises(ConfigError, match="^sources: .* no option"):
+    with pytest.raises(ConfigError, match=r"^sources: .* no option"):
         compose("quickstart", ["sources.command.rounds=3"])
