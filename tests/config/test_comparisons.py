@@ -201,6 +201,21 @@ def test_a_kept_config_that_is_edited_holds_for_its_comparisons(kept: Path) -> N
     assert (other.prompts.lr, other.prompts.init_std, other.prompts.pool) == (0.01, 1.0, 10)
 
 
+@pytest.mark.parametrize(
+    "override", ["head.lr=0.003", "aggregator=server_opt", "model=nano_promptable"]
+)
+def test_overrides_on_a_kept_config_hold_as_on_the_experiment(
+    override: str, tmp_path: Path
+) -> None:
+    """Though the value is the leading method's already, or the file has every option."""
+    path = tmp_path / "config.yaml"
+    path.write_text(compose("quickstart", ["compare=[]"]).to_yaml(), encoding="utf-8")
+    kept, config = compose(path, [override]), compose("quickstart", ["compare=[]", override])
+    assert kept == config
+    for method in ("scaffold_pt", "fedopt_pt"):
+        assert kept.with_method(method) == config.with_method(method)
+
+
 def test_another_method_on_a_kept_config_inherits_nothing_from_the_runs_own(kept: Path) -> None:
     again = compose(kept, ["method=fedavg_pt_plus"])
     assert again == compose("quickstart", [*LED, "method=fedavg_pt_plus"])
@@ -215,3 +230,10 @@ def test_what_a_program_changes_holds_for_the_comparisons() -> None:
     assert (other.seed, other.model.backbone) == (9, "/full/path.safetensors")
     assert other.aggregator.options.lr == 0.01
     assert compose(yaml.safe_load(other.to_yaml())) == other
+
+
+def test_sources_are_sections_and_no_option() -> None:
+    with pytest.raises(ConfigError, match=r"^sources.files.default: expected a section .* got 3$"):
+        compose({"sources": {"files": {"default": 3}}})
+    with pytest.raises(ConfigError, match=r"^sources: .* no option"):
+        compose("quickstart", ["sources.command.rounds=3"])

@@ -185,6 +185,15 @@ def test_the_model_group_has_no_name_of_its_own(turn: int) -> None:
     assert compose({"model": {"name": "nano_promptable"}}).model.backbone == "nano_promptable"
 
 
+def test_a_group_that_is_picked_wins_over_what_a_weaker_source_says() -> None:
+    said = {"model": {"backbone": "nano", "resize": 30}, "head": {"mode": "shared", "lr": 0.5}}
+    config = compose(said, ["model=nano_promptable", "head=frozen"])
+    assert (config.model.backbone, config.model.resize) == ("nano_promptable", 30)
+    assert (config.head.mode, config.head.lr) == ("frozen", 0.5)
+    kept = compose({"head": {"name": "linear", "bias": True}}, ["head=linear"])
+    assert kept.head.bias  # in use already: nothing changes
+
+
 def test_a_mapping_changes_or_replaces_a_group() -> None:
     changed = compose("quickstart", ["partition={alpha: 0.1}"]).partition
     assert (changed.name, changed.options.alpha) == ("dirichlet", 0.1)

@@ -135,7 +135,7 @@ def test_a_resumed_run_keeps_the_head(tiny: Callable[..., list[str]], tmp_path: 
     [
         (["head.mode=frozen"], "expected head.name=linear, got 'released'"),
         (["head.mode=frosen"], "did you mean 'frozen'"),
-        (["head=frozen", "method=head_only"], "nothing is left to train"),
+        (["head=frozen", "method=head_only"], "nothing is left to train; use head.mode=shared"),
     ],
 )
 def test_what_cannot_be_frozen(overrides: list[str], message: str) -> None:

@@ -87,6 +87,18 @@ def test_equal_draws_are_one_cell() -> None:
     assert len({(each.cell, each.seed) for each in sweep.trials()}) == len(sweep.trials()) == 4
 
 
+def test_numbers_in_a_sweep_are_those_of_an_experiment(tmp_path: Path) -> None:
+    """PyYAML alone takes 1e-3 for text."""
+    (tmp_path / "mine.yaml").write_text(
+        "experiment: quickstart\nspace: {prompts.lr: {loguniform: [1e-4, 1e-1]}}\n"
+    )
+    sweep = load_sweep(str(tmp_path / "mine.yaml"), ["head.lr=1e-3"])
+    assert sweep.space[0].values == (1e-4, 0.1)
+    assert sweep.set["head.lr"] == 1e-3
+    other = load_sweep(str(tmp_path / "mine.yaml"), ["prompts.lr=[1e-2, 5e-1]", "note="])
+    assert other.space[0].values == (0.01, 0.5)
+
+
 def test_the_command_line_changes_a_sweep() -> None:
     sweep = load_sweep(
         "alpha_prompts", ["partition.alpha=[0.3]", "prompts.count=4", "rounds=2", "sweep.seeds=[5]"]
@@ -273,6 +285,28 @@ def test_a_sweep_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "other" / "mine.txt").write_text("x")
     with pytest.raises(ConfigError, match="expected a new or empty folder"):
         SweepDirectory.create(tmp_path / "other", sweep)
+
+
+def test_a_sweep_that_is_continued_is_the_one_that_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the experiment's file is gone and `conf/` has changed."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nrounds: 3\ncompare: [scaffold_pt]\nprompts: {lr: 0.2}\n")
+    sweep = build_sweep({"experiment": str(mine), "space": {"method": ["pfpt", "fedopt_pt"]}})
+    trials = sweep.trials()
+    SweepDirectory.create(tmp_path / "sweep", sweep.settled(trials))
+    mine.unlink()
+
+    def changed(*names: object) -> dict[str, object]:
+        raise AssertionError(f"{names} was read again")
+
+    monkeypatch.setattr("fedprompt.config.layers.load_group", changed)
+    monkeypatch.setattr("fedprompt.config.layers.read_yaml", changed)
+    again = SweepDirectory.open(tmp_path / "sweep")[1].trials()
+    assert again == trials
+    for new, old in zip(again, trials, strict=True):
+        assert new.config.with_method("scaffold_pt") == old.config.with_method("scaffold_pt")
 
 
 @pytest.mark.usefixtures("forgotten_plugins")

@@ -67,7 +67,7 @@ def sweep(
         check_resources(trials, local_nodes(trials[0].config.runtime))
     if resume is None:
         directory = SweepDirectory.create(
-            folder or default_folder(chosen), chosen, find(trials[0].config.plugins)
+            folder or default_folder(chosen), chosen.settled(trials), find(trials[0].config.plugins)
         )
     run_trials(chosen, trials, directory, verbose or ctx.obj)
 

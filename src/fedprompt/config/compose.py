@@ -10,13 +10,15 @@ from fedprompt.config.experiment import ExperimentConfig, build
 from fedprompt.config.files import read_experiment
 from fedprompt.config.layers import Sources, flatten, merge
 from fedprompt.config.overrides import parse_overrides
-from fedprompt.config.typed import Tree, shown
+from fedprompt.config.typed import Tree, section, shown
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.plugins import load_plugins
 
 
 def compose(
-    config: str | os.PathLike[str] | Mapping[str, object], overrides: Sequence[str] = ()
+    config: str | os.PathLike[str] | Mapping[str, object],
+    overrides: Sequence[str] = (),
+    files: Mapping[str, Tree] | None = None,
 ) -> ExperimentConfig:
     """Compose and check an experiment; `layers` says which source wins.
 
@@ -24,6 +26,7 @@ def compose(
         config: name of a file in `conf/experiment/`, such as `quickstart` or
             `paper/cifar100_alpha_0.1`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
+        files: those of `conf/` that were read before, by `GROUP/NAME` (see `Sources`).
 
     Raises:
         ConfigError: a file is missing or no YAML, a key is unknown, or a value is wrong.
@@ -33,20 +36,29 @@ def compose(
     else:
         experiment = read_experiment(os.fspath(config))
     command = parse_overrides(overrides)
+    if "sources" in command:
+        raise ConfigError(
+            "sources: says what a run was composed of and is no option; expected key=value of the "
+            "experiment itself, for example rounds=3"
+        )
     _load_plugins(config, experiment, command)
     kept = experiment.pop("sources", None)
     if kept is None:
-        sources = Sources(experiment, command)
+        sources = Sources(experiment, command, dict(files or {}))
         return build(flatten(sources), sources)
     # A run's config.yaml: complete, and what it was composed of.
     sources = Sources.from_tree(kept)
+    for key, lines in (files or {}).items():
+        sources.files.setdefault(key, lines)
     known = dict(sources.files)
-    if "method" not in command:
-        return build(flatten(Sources(experiment, command, known)), sources)
-    # Another method is not to inherit what the run's own one brought along.
     complete = flatten(Sources(experiment, {}, known))
     said = build(complete, sources, compared=False).said
-    return _again(said, experiment, command)
+    model = command.get("model")
+    # Another method or model is not to inherit what the run's own one brought along.
+    if "method" in command or isinstance(model, str) or "name" in section(model, "model"):
+        return _again(said, experiment, command)
+    said = Sources(said.experiment, merge(said.command, command), said.files)
+    return build(flatten(Sources(experiment, command, known)), said)
 
 
 def _again(said: Sources, experiment: Tree, command: Tree) -> ExperimentConfig:

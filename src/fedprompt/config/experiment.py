@@ -89,7 +89,7 @@ class ExperimentConfig:
         if bare and self.head.mode == "frozen":
             raise ConfigError(
                 "head.mode=frozen: with prompts.count=0 nothing is left to train; "
-                "set prompts.count or use head.mode=shared"
+                "use head.mode=shared, or a method with prompts such as method=fedavg_pt"
             )
         if getattr(objective, "needs_sgd", False) and self.clients.optimizer == "adam":
             raise ConfigError(

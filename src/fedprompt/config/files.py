@@ -44,6 +44,16 @@ def read_yaml(path: Path) -> Tree:
     return {str(key): value for key, value in content.items()}
 
 
+def read_value(text: str) -> Any:
+    """One value, read as the files are: `1e-3` is a number, which it is not to PyYAML.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return content["value"]
+
+
 def read_experiment(name: str) -> Tree:
     """An experiment by its name in `conf/experiment`, or by the path of its file.
 

@@ -67,6 +67,8 @@ class Sources:
             field.name: section(given.get(field.name), f"sources.{field.name}")
             for field in dataclasses.fields(cls)
         }
+        for key, lines in parts["files"].items():
+            parts["files"][key] = section(lines, f"sources.files.{key}")
         return cls(**parts)
 
     def read(self, group: str, name: str) -> Tree:
@@ -167,13 +169,22 @@ def flatten(sources: Sources) -> Tree:
             elif value is not None or key not in SECTIONS:  # else all its lines are comments
                 tree[key] = value
     for group in GROUPS:
-        pick = picked(group, layers)
-        options = {} if pick is None else sources.read(group, pick)
-        for said in (layer.groups[group] for layer in layers if group in layer.groups):
-            if said.entry in (None, pick):
-                options.update(said.options)
-        tree[group] = options
+        tree[group] = _flatten_group(sources, group, layers)
     return tree
+
+
+def _flatten_group(sources: Sources, group: str, layers: Sequence[Layer]) -> Tree:
+    """The options of a group: those of its file win over what was said before it was picked."""
+    pick, in_use = picked(group, layers), None
+    lines = {} if pick is None else sources.read(group, pick)
+    options: Tree = {}
+    for said in (layer.groups[group] for layer in layers if group in layer.groups):
+        if said.pick not in (None, in_use):
+            in_use = said.pick
+            options.update(lines if in_use == pick else {})
+        if said.entry in (None, pick):
+            options.update(said.options)
+    return options
 
 
 def rival(sources: Sources, method: str) -> Sources:

@@ -31,6 +31,8 @@ import numpy as np
 import yaml
 
 from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
+from fedprompt.config.files import read_experiment, read_value, read_yaml
+from fedprompt.config.typed import section
 from fedprompt.core.checks import check_integer, is_integer
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.core.plugins import absolute
@@ -139,6 +141,20 @@ class Sweep:
     sampling_seed: int
     stop: StopRule | None
     note: str | None
+    files: dict[str, Tree] = dataclasses.field(default_factory=dict)
+    """Files of `conf/` that a sweep which is continued is composed of, by `GROUP/NAME`."""
+
+    def settled(self, trials: Sequence[Trial]) -> Sweep:
+        """The sweep with the experiment's lines and the files that were read in place of names, so
+        that trials which are started later are of the same experiment.
+
+        Args:
+            trials: of this sweep.
+        """
+        named = self.experiment
+        lines = read_experiment(named) if isinstance(named, str) else named
+        files = {key: each for t in trials for key, each in t.config.sources.files.items()}
+        return dataclasses.replace(self, experiment=lines, files=files)
 
     def tree(self) -> Tree:
         """As plain mappings; `build_sweep` of it gives an equal sweep."""
@@ -152,6 +168,7 @@ class Sweep:
             "sampling_seed": self.sampling_seed,
             "stop": None if self.stop is None else dataclasses.asdict(self.stop),
             "note": self.note,
+            "files": self.files,
         }
 
     def cells(self) -> list[tuple[tuple[str, Value], ...]]:
@@ -191,7 +208,7 @@ class Sweep:
                 *(f"{key}={_yaml_line(value)}" for key, value in cell),
             ]
             try:
-                config = compose(self.experiment, overrides)
+                config = compose(self.experiment, overrides, self.files)
             except ConfigError as error:
                 raise ConfigError(f"sweep cell {describe(cell)}: {error}") from error
             for seed in self.seeds:
@@ -229,7 +246,7 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         if not equals or not key:
             raise ConfigError(f"override '{override}': expected key=value, for example rounds=3")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = read_value(text) if text else None
         except yaml.YAMLError as error:
             raise ConfigError(f"override '{override}': the value is no valid YAML") from error
         if key.startswith("sweep."):
@@ -287,6 +304,7 @@ def build_sweep(tree: Tree) -> Sweep:
         sampling_seed=_integer(tree.get("sampling_seed", 0), "sampling_seed", 0),
         stop=_stop(tree.get("stop")),
         note=None if tree.get("note") is None else str(tree["note"]),
+        files=section(tree.get("files"), "files"),
     )
 
 
@@ -353,16 +371,10 @@ def read_sweep(name: str) -> Tree:
             f"no sweep '{name}': expected the path of a YAML file, or one of {', '.join(names)}"
             f"{suggest(name, names)}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: no YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected 'key: value' lines, got a {type(content).__name__}")
-    tree = {str(key): value for key, value in content.items()}
-    for section in (tree.get("set"), tree.get("experiment")):
-        if isinstance(section, dict) and isinstance(section.get("plugins"), list):
-            section["plugins"] = absolute(list(map(str, section["plugins"])), path.parent)
+    tree = read_yaml(path)
+    for part in (tree.get("set"), tree.get("experiment")):
+        if isinstance(part, dict) and isinstance(part.get("plugins"), list):
+            part["plugins"] = absolute(list(map(str, part["plugins"])), path.parent)
     return tree
 
 
