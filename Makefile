@@ -15,7 +15,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
 .PHONY: help setup run sweep test test-cluster lint typecheck format bench bench-methods cluster submit job-status job-stop cluster-stop pretrain clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## create .venv and install the package with its pinned dependencies (once)
 

@@ -11,8 +11,8 @@ memory of the whole process up to the end of the first call, of which `start_mb`
 the interpreter, PyTorch, which the package imports, and the labels.
 
 Options that differ from the defaults: `dirichlet` has min_samples=0, since with 10 samples a client
-hardly a draw leaves nobody without one, and `long_tail` IF 2, since with 100 there would be fewer
-samples than clients. `natural` goes by a column of 200,000 owners. `file` reads from the
+nearly every draw leaves some client without one, and `long_tail` IF 2, since with 100 there would
+be fewer samples than clients. `natural` goes by a column of 200,000 owners. `file` reads from the
 disk what `dirichlet` gave and checks it against the labels; its time is that of reading and
 checking. Target: 10 s and 1 GB each.
 """

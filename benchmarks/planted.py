@@ -300,7 +300,7 @@ def ask_genie(problem: Problem, seed: int) -> Answer:
     """Match every client's prompts with what the others' prompts, in their true groups, tell.
 
     Candidates are the true prompts that another client has, and those that this client alone has,
-    of which nothing is told. A match scores log N(x | mu, noise^2 + s) with posterior mean mu and
+    of which nothing is known. A match scores log N(x | mu, noise^2 + s) with posterior mean mu and
     variance s, given the c prompts of others: mu = c / (c + r) times their mean and s = noise^2 /
     (c + r), with r the ratio of the noise's to the true prompts' variance. All clients have a
     prompt with one probability, so inclusion favours no candidate.

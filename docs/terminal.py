@@ -23,7 +23,13 @@ from fedprompt.runs.directory import RunDirectory
 
 
 def main(run_dir: Path) -> None:
-    """Show the recorded rounds once more and keep the last picture and the summary."""
+    """Write the picture."""
+    path = Path(__file__).parent / "images" / "terminal.svg"
+    path.write_text(draw(run_dir), encoding="utf-8")
+
+
+def draw(run_dir: Path) -> str:
+    """The recorded rounds shown once more: the last picture and the summary, as SVG."""
     run = RunDirectory.open(run_dir)
     # In the order in which they were run.
     comparisons = sorted(run.comparisons(), key=lambda each: each.read_manifest()["date"])
@@ -39,8 +45,8 @@ def main(run_dir: Path) -> None:
             display.start_phase(name, len(each.read_rounds()))
             for record in each.read_rounds():
                 report = report_of(record)
-                passed += sum(report.seconds.values())
-                display.update(report, sum(report.seconds.values()))
+                passed += report.wall_seconds
+                display.update(report)
         picture = display.picture()
     paper = Console(record=True, width=86, file=io.StringIO())
     paper.print("$ make run", highlight=False)
@@ -48,8 +54,7 @@ def main(run_dir: Path) -> None:
     paper.print(render_summary(run_dir))
     svg = paper.export_svg(title="fedprompt")
     # The fonts would be fetched from the network; the viewer's own will do.
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-    (Path(__file__).parent / "images" / "terminal.svg").write_text(svg, encoding="utf-8")
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
 def report_of(record: dict[str, Any]) -> RoundReport:

@@ -138,7 +138,7 @@ def gone(session: int, seconds: float) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
+    """Ports of the loopback that no one listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -223,7 +223,7 @@ def start(workers: int, cpus: int, worker_cpus: int) -> int:
     state = read_state()
     if state is not None and any(map(is_running, state["processes"])):
         return fail(f"a cluster is running at {state['dashboard']}; end it with: make cluster-stop")
-    begun = time.monotonic()
+    started = time.monotonic()
     folder = state_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     token = folder / "token"
@@ -264,7 +264,7 @@ def start(workers: int, cpus: int, worker_cpus: int) -> int:
             name = f"worker-{number}"
             wait_for(launch(arguments, name, state, env), name)
         while not answers(str(state["dashboard"]), token.read_text()):
-            if time.monotonic() - begun > START_SECONDS:
+            if time.monotonic() - started > START_SECONDS:
                 raise RuntimeError(f"no answer from {state['dashboard']}")
             time.sleep(0.2)
     except RuntimeError as error:
@@ -275,8 +275,8 @@ def start(workers: int, cpus: int, worker_cpus: int) -> int:
         raise
     print(
         f"cluster of 1 head and {workers} worker{'s' if workers != 1 else ''} in "
-        f"{time.monotonic() - begun:.1f} s: jobs {state['dashboard']}, address {state['address']}, "
-        f"token in {token}"
+        f"{time.monotonic() - started:.1f} s: jobs {state['dashboard']}, "
+        f"address {state['address']}, token in {token}"
     )
     return 0
 
@@ -310,7 +310,8 @@ def stop(keep_logs: bool = False) -> int:
         log.unlink()
     with contextlib.suppress(OSError):
         state_folder().rmdir()
-    print(f"ended {len(state['processes'])} nodes")
+    count = len(state["processes"])
+    print(f"ended {count} node{'s' if count != 1 else ''}")
     return 0
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import ROOT, fail, read_state
 
 STOPPED = 143
-"""Exit code of a job that somebody stopped: what the shell says of SIGTERM."""
+"""Exit code of a job that someone stopped: what the shell says of SIGTERM."""
 
 
 class JobError(Exception):

@@ -83,7 +83,7 @@ def encoded_digits(laid: Laid) -> EncodedDigits:
     """The training split as PNG files, whose pixels are those of the task."""
     images, labels = source_digits()
     task = laid.federation.task
-    # The split's order is not told by the task: found again by content.
+    # The task does not say the split's order: it is found again by content.
     size = int(task.train.images.shape[1])
     both = EncodedDigits(images, labels, size)
     pixels = np.stack([((both[i][0] + 1) * 127.5).round().byte().numpy() for i in range(len(both))])

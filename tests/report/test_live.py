@@ -134,5 +134,5 @@ def test_markup_in_names_is_shown_as_it_is() -> None:
         display.start_phase("[red]x", 1)
         display.message("[/nonsense]")
     assert file.getvalue().splitlines()[0] == "[bold]run[/bold]"
-    assert "[red]x: 1 rounds" in file.getvalue()
+    assert "[red]x: 1 round\n" in file.getvalue()
     assert "[/nonsense]" in file.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import importlib.util
 import io
 import math
 import subprocess
@@ -238,6 +239,19 @@ def test_seconds_figure_stacks_the_phases(tmp_path: Path) -> None:
     assert figure.axes[0].get_title(loc="left") == "pfpt  ·  11 s"
 
 
+def test_seconds_figure_shows_no_overlap_where_there_is_none(tmp_path: Path) -> None:
+    """In one process the phases exceed a round by the 10 ms that its jobs take to be made."""
+    directory = write_run(RunDirectory(tmp_path / "run"), "pfpt", [0.5, 0.6, 0.7], wall=2.74)
+    (run,) = read_runs([directory.path])
+    assert seconds_stack(run)[OVERLAP].tolist() == [0.0, 0.0, 0.0]
+    figure = seconds_figure([run])
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert sum(bar.get_height() for bar in bars) == pytest.approx(3 * 2.74)
+    assert {bar.get_hatch() for bar in bars} == {None}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["train", "aggregate", "evaluate"]
+
+
 def test_seconds_figure_shows_an_overlap_once(tmp_path: Path) -> None:
     """Evaluation of 0.25 s, of which 0.2 s while the next round trained for 2 s: 2.55 s a round."""
     directory = write_run(RunDirectory(tmp_path / "run"), "pfpt", [0.5, 0.6, 0.7], wall=2.55)
@@ -351,3 +365,17 @@ def test_neither_torch_nor_pyplot_is_imported_for_a_report(tmp_path: Path) -> No
         "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_terminals_picture_is_drawn_from_a_run(tmp_path: Path) -> None:
+    """`docs/terminal.py` draws the README's picture; its clock is that of the rounds."""
+    path = Path(__file__).parents[2] / "docs" / "terminal.py"
+    spec = importlib.util.spec_from_file_location("terminal", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    directory = write_run(RunDirectory(tmp_path / "run"), "pfpt", [0.5, 0.6, 0.7], wall=21.0)
+    directory.write_summary({"state_sha256": DIGEST, "method": "pfpt"})
+    text = html.unescape(module.draw(directory.path)).replace("\xa0", " ")
+    assert "elapsed 1:03" in text
+    assert "70.0 %" in text

@@ -46,8 +46,8 @@ class PromptOptions:
     """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
     whiten: bool = False
     """Whether keyed selection compares queries that are whitened by the spread within domains of
-    the data set's public images (`data.whitening`), so that a single image says its domain. Other
-    rules of selection ignore it; a data set without public images is refused."""
+    the data set's public images (`data.prefix.whitening`), so that a single image says its domain.
+    Other rules of selection ignore it; a data set without public images is refused."""
     choose_by: str = "client"
     """Keyed selection in training: once, by the mean query of the client's data, or anew for every
     `batch`, which suits clients whose data mix domains."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,18 +175,22 @@ def clients_figure(partition: Partition) -> Figure:
 
 
 OVERLAP = "evaluate, while the next round trains"
+LEAST_OVERLAP = 0.05
+"""Share of the round; less is none."""
 
 
 def seconds_stack(run: Run) -> dict[str, NDArray[np.float64]]:
     """A round's wall-clock seconds in parts, one value a round and part.
 
     A round counts from the report of the one before. The clients have then trained for a while
-    already, which is the last part of the round before.
+    already, which is the last part of the round before. Where nothing overlaps, as with
+    `runtime=serial`, the phases still exceed the time by the milliseconds that making jobs takes.
     """
     wall = np.array(run.wall_seconds())
     train, aggregate, evaluate = (np.array(run.seconds(phase)) for phase in PHASES)
     before = np.maximum(train + aggregate + evaluate - wall, 0.0)
     overlap = np.minimum(np.append(before[1:], 0.0), evaluate)
+    overlap[overlap < LEAST_OVERLAP * wall] = 0.0
     return {
         "train": np.maximum(wall - aggregate - evaluate, 0.0),
         "aggregate": aggregate,
@@ -221,15 +225,18 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
         axes.set_axis_off()
     for axes in panels[::columns]:
         axes.set_ylabel("seconds per round", color=INK)
-    handles, names = panels[0].get_legend_handles_labels()
+    legend: dict[str, Any] = {}
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        legend.update(zip(names, handles, strict=True))
     figure.suptitle(
         "Where the time goes", x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK
     )
     figure.legend(
-        handles,
-        names,
+        legend.values(),
+        legend.keys(),
         loc="outside lower right",
-        ncols=len(names),
+        ncols=len(legend),
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,
@@ -240,11 +247,19 @@ def seconds_figure(runs: Sequence[Run]) -> Figure:
 def _draw_stack(
     axes: Axes, rounds: Sequence[int], parts: Mapping[str, NDArray[np.float64]]
 ) -> None:
-    """A bar a round; where two phases overlap, one is hatched with the colour of the other."""
+    """A bar a round; where two phases overlap, one is hatched with the colour of the other.
+
+    Args:
+        axes: to draw on.
+        rounds: their numbers.
+        parts: heights by name, from below; an overlap that is nowhere is left out.
+    """
     base = np.zeros(len(rounds))
     width = 0.8 if len(rounds) <= 40 else 1.0
     for name, height in parts.items():
         overlaps = name == OVERLAP
+        if overlaps and not height.any():
+            continue
         axes.bar(
             *(rounds, height, width, base),
             color=PHASE_COLOURS["evaluate" if overlaps else name],

@@ -55,7 +55,7 @@ class RoundDisplay:
         self._phase_done = 0
         self._skipped = 0
         self._finished = 0
-        self._begun_rounds = 0
+        self._started_rounds = 0
         self._seconds: list[float] = []
         self._rows: collections.deque[_Row] = collections.deque(maxlen=ROWS)
         self._started = time.monotonic()
@@ -85,7 +85,7 @@ class RoundDisplay:
             self._live = None
 
     def start_phase(self, name: str, total_rounds: int, finished: int = 0) -> None:
-        """Begin a phase.
+        """Start a phase.
 
         Args:
             name: what it is called on the screen.
@@ -94,11 +94,11 @@ class RoundDisplay:
         """
         self._phase, self._phase_rounds, self._phase_done = name, total_rounds, finished
         self._skipped += finished
-        self._begun_rounds += total_rounds
+        self._started_rounds += total_rounds
         if self._live is not None:
             self._live.refresh()
         elif not self._quiet:
-            self._line(f"{name}: {total_rounds} rounds")
+            self._line(f"{name}: {total_rounds} round{'s' if total_rounds != 1 else ''}")
             self._line("".join(f"{head:>{width}}" for head, width in COLUMNS))
 
     def update(self, report: RoundReport) -> None:
@@ -137,7 +137,7 @@ class RoundDisplay:
         return max(remaining, 0) * sum(self._seconds) / len(self._seconds)
 
     def _total(self) -> int:
-        return max(self._known_total, self._begun_rounds)
+        return max(self._known_total, self._started_rounds)
 
     def _line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

@@ -7,7 +7,6 @@ import html
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json, atomic_write
@@ -16,10 +15,6 @@ from fedprompt.report.live import number, percent
 from fedprompt.report.style import png_bytes
 from fedprompt.report.table import short_number, summary_cells
 from fedprompt.runs.summary import Run, read_runs, summary_row, wall_seconds
-
-if TYPE_CHECKING:
-    pass
-
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ class PfptOptions:
     """Whether the remembered prompt enters the new average; the remembered key always does."""
     origin_odds: float = 100.0
     """Prior odds that a prompt belongs with most of those that started from the same broadcast row
-    at clients of the same key group; 1 if origins tell nothing."""
+    at clients of the same key group; 1 if origins say nothing."""
     shrink: bool = False
     """Whether the average is shrunk towards the base mean, as the posterior mean is."""
     use_weights: bool = False
