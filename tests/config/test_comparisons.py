@@ -237,3 +237,8 @@ def test_sources_are_sections_and_no_option() -> None:
         compose({"sources": {"files": {"default": 3}}})
     with pytest.raises(ConfigError, match=r"^sources: .* no option"):
         compose("quickstart", ["sources.command.rounds=3"])
+
+
+def test_a_comparison_does_not_claim_the_folder_of_the_leading_run() -> None:
+    config = compose("quickstart", ["run_dir=runs/mine"])
+    assert (config.run_dir, config.with_method("fedavg_pt").run_dir) == ("runs/mine", None)

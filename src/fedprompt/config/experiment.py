@@ -222,14 +222,14 @@ class ExperimentConfig:
         )
 
     def with_method(self, method: str) -> ExperimentConfig:
-        """The same experiment with another method: same data, partition and seed.
+        """The same experiment with another method: same data, partition and seed, no folder yet.
 
         Composed from the sources (see `layers`). Whatever was changed since, by hand in a
         `config.yaml` or by a program, counts as said on the command line.
         """
         sources = rival(self.said, method)
         variant = build(flatten(sources), sources, compared=False)
-        return dataclasses.replace(variant, name=f"{self.name}/{method}")
+        return dataclasses.replace(variant, name=f"{self.name}/{method}", run_dir=None)
 
     @cached_property
     def said(self) -> Sources:
