@@ -300,7 +300,7 @@ def _admit(plugin: Plugin) -> Plugin:
             # The bytes that were hashed, not what the file holds by now.
             code = compile(plugin.files[0][1], plugin.path, "exec", dont_inherit=True)
             exec(code, vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script may call `sys.exit` or parse arguments
             del sys.modules[plugin.module]
             raise _import_error(plugin.spec, error, plugin.path) from error
     _plugins[plugin.path] = plugin
@@ -320,7 +320,7 @@ def _load_module(name: str, base: Path | None = None) -> Plugin:
             f"plug-in '{name}': expected a module that can be imported, found none; install its "
             f"package, or give the path of a .py file{hint}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_error(name, error) from error
     path = _place(module)
     return Plugin(name, name, os.fspath(path), _hash(path))
@@ -352,7 +352,7 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _import_error(spec: str, error: Exception, file: str | None = None) -> ConfigError:
+def _import_error(spec: str, error: Exception | SystemExit, file: str | None = None) -> ConfigError:
     """What an import raised, in one line, with the place, in `file` if that is given."""
     text = " ".join(str(error).split())
     if isinstance(error, FedpromptError):
