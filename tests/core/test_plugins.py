@@ -147,6 +147,11 @@ def test_what_is_wrong_is_said_in_one_line(
     assert plugins.loaded() == ()
 
 
+def test_on_the_command_line_paths_start_from_the_current_folder() -> None:
+    with pytest.raises(ConfigError, match=r"relative paths start from the current folder$"):
+        load_plugins(["absent.py"])
+
+
 def test_text_is_no_list() -> None:
     with pytest.raises(ConfigError, match=r"plugins: expected a list such as \[a.py\]"):
         load_plugins("a.py")

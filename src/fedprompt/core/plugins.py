@@ -261,9 +261,10 @@ def _load_file(spec: str, base: Path) -> Plugin:
     try:
         source = path.read_bytes()
     except OSError as error:
+        start = "current" if base == Path() else "experiment file's"
         raise ConfigError(
             f"plug-in '{spec}': expected a Python file, got '{error.strerror}' for {path}; relative"
-            " paths start from the experiment file's folder"
+            f" paths start from the {start} folder"
         ) from error
     yaml = sorted((path.parent / CONF).glob("*/*.yaml"))
     beside = ((file.relative_to(path.parent), file.read_bytes()) for file in yaml)
