@@ -126,6 +126,7 @@ def test_a_failed_import_can_be_mended(tmp_path: Path) -> None:
         ("bad.py", "x = 1\n\nx.y\n", r"AttributeError: 'int' object has.*bad\.py:3\)$"),
         ("bad.py", "import json\njson.loads('')", r"JSONDecodeError: .*bad\.py:2\)$"),
         ("bad.py", "import outside_absent", r"ModuleNotFoundError: No module .*bad\.py:1\)$"),
+        ("bad.py", "raise SystemExit(3)", r"import failed with SystemExit: 3 \(.*bad\.py:1\)$"),
         ("bad.py", "x = (\n", r"SyntaxError: '\(' was never closed \(.*bad\.py:1\)$"),
         (
             "bad.py",
@@ -144,6 +145,11 @@ def test_what_is_wrong_is_said_in_one_line(
         load_plugins([spec], tmp_path)
     assert "\n" not in str(caught.value)
     assert plugins.loaded() == ()
+
+
+def test_on_the_command_line_paths_start_from_the_current_folder() -> None:
+    with pytest.raises(ConfigError, match=r"relative paths start from the current folder$"):
+        load_plugins(["absent.py"])
 
 
 def test_text_is_no_list() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -420,6 +421,25 @@ def test_a_round_without_a_usable_update_ends_the_run(bench: Callable[..., Bench
     b = bench(KEYED, "clients.lr=1e30")
     with pytest.raises(RoundError, match="all 3 updates were refused"):
         play(b)
+
+
+class NoNumbers(Mean):
+    """A faulty aggregator."""
+
+    def merge(self, given: AggregationInput) -> Aggregation:
+        merged = super().merge(given)
+        return dataclasses.replace(merged, prompts=merged.prompts * math.nan)
+
+
+def test_a_merge_without_finite_values_ends_the_run_before_it_is_saved(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(KEYED)
+    runtime = Direct(b.worker)
+    evaluate = evaluator(runtime, b.federation, b.settings)
+    rounds = run_rounds(b.state, b.settings, runtime, NoNumbers(MeanOptions()), evaluate)
+    with pytest.raises(RoundError, match=r"round 1: the server's prompts: (\d+) of \1 values are"):
+        next(rounds)
 
 
 def test_a_run_of_local_clients_that_all_diverge_does_not_end_well(

@@ -261,9 +261,10 @@ def _load_file(spec: str, base: Path) -> Plugin:
     try:
         source = path.read_bytes()
     except OSError as error:
+        start = "current" if base == Path() else "experiment file's"
         raise ConfigError(
             f"plug-in '{spec}': expected a Python file, got '{error.strerror}' for {path}; relative"
-            " paths start from the experiment file's folder"
+            f" paths start from the {start} folder"
         ) from error
     yaml = sorted((path.parent / CONF).glob("*/*.yaml"))
     beside = ((file.relative_to(path.parent), file.read_bytes()) for file in yaml)
@@ -300,7 +301,7 @@ def _admit(plugin: Plugin) -> Plugin:
             # The bytes that were hashed, not what the file holds by now.
             code = compile(plugin.files[0][1], plugin.path, "exec", dont_inherit=True)
             exec(code, vars(module))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script may call `sys.exit` or parse arguments
             del sys.modules[plugin.module]
             raise _import_error(plugin.spec, error, plugin.path) from error
     _plugins[plugin.path] = plugin
@@ -320,7 +321,7 @@ def _load_module(name: str, base: Path | None = None) -> Plugin:
             f"plug-in '{name}': expected a module that can be imported, found none; install its "
             f"package, or give the path of a .py file{hint}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_error(name, error) from error
     path = _place(module)
     return Plugin(name, name, os.fspath(path), _hash(path))
@@ -352,7 +353,7 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _import_error(spec: str, error: Exception, file: str | None = None) -> ConfigError:
+def _import_error(spec: str, error: Exception | SystemExit, file: str | None = None) -> ConfigError:
     """What an import raised, in one line, with the place, in `file` if that is given."""
     text = " ".join(str(error).split())
     if isinstance(error, FedpromptError):

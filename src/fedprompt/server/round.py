@@ -10,7 +10,7 @@
     the aggregator's rule, if it has one      `step_shared`
  7. aggregate the prompt sets                 `aggregate_prompts`
     or let a generator learn from them        `teach_generator`
- 8. next state, in fresh memory               `next_state`, `note_starts`
+ 8. next state, in fresh memory               `next_state`, `check_finite`, `note_starts`
  9. evaluate                                  goes on while the clients of the next round train
 10. report                                    `report`, `Unmeasured.measured`
 """
@@ -136,7 +136,7 @@ def run_rounds(
 
     Raises:
         ClientError: a client's work raised.
-        RoundError: no update of a round could be used.
+        RoundError: no update of a round could be used, or what was made of them is not finite.
     """
     before = perf_counter()
     for after, report in _overlapping(state, settings, runtime, aggregator, evaluate):
@@ -206,6 +206,7 @@ def run_round(
         merged, made = teach_generator(settings.generator, good, weights, jobs, state)
     memories = {"aggregator": moments, "generator": made, "objective": memory}
     state = next_state(state, merged, shared, good, memories)  # 8
+    check_finite(state)
     state = note_starts(state, objective, good)
     aggregated = perf_counter()
 
@@ -237,6 +238,23 @@ def check_not_empty(
             f"(client {refused[0].client}: {refused[0].reason}); "
             "lower the learning rates or check the data"
         )
+
+
+def check_finite(state: ServerState) -> None:
+    """Refuse a round whose result no client could train with, before it is saved.
+
+    Raises:
+        RoundError: a broadcast tensor is not finite, though all that was merged into it is.
+    """
+    sent = {"keys": state.keys, **state.received().tensors()}
+    for path, tensor in sent.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise RoundError(
+                f"round {state.round_index}: the server's {path}: {bad} of {tensor.numel()} values "
+                "are not finite, though all updates are; check the aggregator, the objective's "
+                "server half and the generator"
+            )
 
 
 def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
