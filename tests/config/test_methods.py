@@ -171,7 +171,7 @@ def test_a_comparison_does_not_inherit_what_the_main_method_set(tiny: Overrides)
     main = compose("quickstart", tiny("method=scaffold_pt"))
     other = main.with_method("fedavg_pt")
     plain = compose("quickstart", tiny("method=fedavg_pt"))
-    assert dataclasses.replace(other, name=plain.name) == plain
+    assert dataclasses.replace(other, name=plain.name, run_dir=plain.run_dir) == plain
 
 
 # Every pair of an objective and an aggregator, and every pair of either with a placement.

@@ -63,7 +63,8 @@ class PfptOptions:
     max_sweeps: int = 50
     """Bound on the sweeps over clients; a few suffice."""
     restarts: int = 8
-    """Annealings of the search where the matching is in doubt."""
+    """Most annealings of the search where the matching is in doubt; two in a row that raise nothing
+    end them."""
     variance_floor: float = 1e-6
     """Least variance of `paper` in units of the prompts' total variance."""
     loops: int = 50
