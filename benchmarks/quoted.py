@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from benchmarks.harness import RESULTS, Json, half_up, read_json
 from benchmarks.methods import grid
 from benchmarks.methods.results import Store
 from benchmarks.methods.summary import Results, lead, read_results, summarise
 from benchmarks.methods.text import difference, percent, points
+from fedprompt.models.nano.network import EMBEDDED, read_card
 
 Figures = dict[str, list[str]]
 Rows = Mapping[tuple[str, str], str]
@@ -258,7 +259,21 @@ def backbone() -> Figures:
                 if sign:
                     gains.append(f"{100 * each['mean']:.1f} ± {100 * each['ci95']:.1f}")
     probes = [".690", ".688", ".692", ".751"]  # the table of probes, by hand
-    return {"Do prompts matter?": [*cells, *gains, *probes, *SETTINGS]}
+    chance = [f"{1 / classes:.2f}".lstrip("0") for classes in (10, 7)]
+    measured = [f"{value:.3f}" for name in EMBEDDED for value in numbers_in(read_card(name))]
+    return {
+        "Do prompts matter?": [*cells, *gains, *probes, *SETTINGS],
+        "Linear probes": [*measured, *chance],
+    }
+
+
+def numbers_in(card: object) -> Iterator[float]:
+    """All fractions that a card of weights holds, at any depth."""
+    if isinstance(card, dict):
+        for value in card.values():
+            yield from numbers_in(value)
+    elif isinstance(card, float):
+        yield card
 
 
 # docs/cluster.md

@@ -58,7 +58,7 @@ PAGES = (
     Page(
         DOCS / "backbone.md",
         quoted.backbone,
-        only=frozenset({"Do prompts matter?"}),
+        only=frozenset({"Do prompts matter?", "Linear probes"}),
     ),
     Page(DOCS / "cluster.md", quoted.cluster, quoted.cluster_rows, frozenset({"Figures"})),
     Page(
