@@ -98,7 +98,7 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
-    def create(self, name: str, /, **options: Any) -> T:
+    def create(self, name: str, /, **options: object) -> T:
         """Build the entry called `name` from keyword options.
 
         Raises:
@@ -114,7 +114,7 @@ class Registry(Generic[T]):
                 )
         return entry.factory(entry.options(**options))
 
-    def _is_own(self, factory: Callable[..., Any]) -> bool:
+    def _is_own(self, factory: Callable[..., object]) -> bool:
         return factory.__module__.split(".")[0] == self.package.split(".")[0]
 
     def _scan(self, only: str | None = None) -> None:
@@ -135,7 +135,7 @@ class Registry(Generic[T]):
                 self._missing[module.name] = error.name
 
 
-def _takes_over(factory: Callable[..., Any], before: Callable[..., Any]) -> bool:
+def _takes_over(factory: Callable[..., object], before: Callable[..., object]) -> bool:
     """Whether a factory replaces what has its name: after an import that failed, and when its file
     is imported again under another module name (a script that names itself as a plug-in, a plug-in
     that was edited).
@@ -148,11 +148,11 @@ def _takes_over(factory: Callable[..., Any], before: Callable[..., Any]) -> bool
     return is_new and same_name and file is not None and file == _file(before)
 
 
-def _file(factory: Callable[..., Any]) -> str | None:
+def _file(factory: Callable[..., object]) -> str | None:
     return getattr(sys.modules.get(factory.__module__), "__file__", None)
 
 
-def _place(factory: Callable[..., Any]) -> str:
+def _place(factory: Callable[..., object]) -> str:
     """Where a factory is from: the dotted name of our own modules, the file of others."""
     module = factory.__module__
     return module if module.startswith("fedprompt.") else _file(factory) or module

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
-from fedprompt.runs.events import Note, PhaseStarted, Plan, Prepared, RoundFinished
+from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
@@ -39,7 +38,7 @@ Draw = Callable[[Path], object]
 """Draws the figures and the report of a finished run, given its directory."""
 
 
-def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Any]:
+def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
     """Do the whole experiment and yield events.
 
     Nothing is written before the data have been read and partitioned, so that a wrong request
@@ -77,7 +76,7 @@ def run_methods(
     federation: Federation,
     directory: RunDirectory,
     draw: Draw,
-) -> Iterator[Any]:
+) -> Iterator[Event]:
     """The experiment's own method, then those it is compared with; finished ones are skipped.
 
     Args:
@@ -126,7 +125,7 @@ def latest_state(
 
 def run_method(
     runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
-) -> Iterator[Any]:
+) -> Iterator[Event]:
     """All rounds of one method, from the start or from its last checkpoint.
 
     Args:
