@@ -26,6 +26,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.errors import ClientError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientJob, ClientState, ClientUpdate, Parts, Tensors
+from fedprompt.data.prefix.spread import triangular_factor
 from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.options import ModelOptions
@@ -105,7 +106,9 @@ class ClientBatches(IterableDataset[Batch]):
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
         index = data.rows(client_id, pooled)
         inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
-        queries = torch.from_numpy(table.queries(prompts.query_kind)[index])
+        queries = torch.from_numpy(table.queries(prompts.query_kind, index))
+        self.own_queries = queries
+        """(k, q) of each image, on the CPU."""
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             queries = queries.mean(dim=0).expand(len(index), -1)
         self.inputs = inputs.to(device)
@@ -285,6 +288,7 @@ def collect(
             "seconds": seconds,
             "pack": float(pack),
         },
+        spread=triangular_factor(batches.own_queries) if job.tells_spread else None,
     )
 
 

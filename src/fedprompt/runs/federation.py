@@ -24,6 +24,7 @@ from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
+from fedprompt.server.spread import begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +101,8 @@ def with_whitened_queries(
         return tables
     if task.public is None:
         raise ConfigError(
-            f"prompts.whiten=true: expected a data set with public images to whiten queries by, "
-            f"got data={task.name}, which has none; set prompts.whiten=false"
+            f"prompts.whiten=public: expected a data set with public images to whiten queries by, "
+            f"got data={task.name}, which has none; set prompts.whiten=clients or false"
         )
     kinds = {each.query_kind: each.query for each in options}
     return add_whitened(tables, cache.table(task.public), kinds)
@@ -160,7 +161,10 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
         draws = torch_generator(config.seed, "initial generator")
         memory = maker.begin(values, config.clients.count, draws)
         values = maker.consensus(memory)
-    return ServerState(0, values, keys, shared, generator=memory, fixed=ClientState(fixed, starts))
+    spread = begin(keys) if config.prompts.tells_spread else {}
+    return ServerState(
+        0, values, keys, shared, generator=memory, spread=spread, fixed=ClientState(fixed, starts)
+    )
 
 
 def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:

@@ -24,7 +24,7 @@ from fedprompt.core.types import Broadcast, Parts, ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.prompted import PromptedModel
-from fedprompt.models.selection import nearest_keys, select_rows
+from fedprompt.models.selection import rows_of_query, select_rows
 from fedprompt.server.figures import Evaluation, Measured, over_clients, over_images
 
 Rows = NDArray[np.int64]
@@ -171,7 +171,7 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
     """
     model, order = subject.model, subject.images
     if subject.query is not None:
-        chosen = nearest_keys(subject.query, model.broadcast.keys, recipe.prompts.count)
+        chosen = rows_of_query(recipe.prompts, subject.query, model.broadcast.keys)
         rows = chosen.expand(len(order), -1)
     else:
         order, rows = select_for(model, recipe, table, order)
