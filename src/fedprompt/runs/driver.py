@@ -214,7 +214,7 @@ def evaluator(
         subjects: list[Subject] = []
         broadcast = state.broadcast()
         if has_global_model(recipe.prompts, recipe.head):
-            subjects += global_subjects(broadcast, splits)
+            subjects += global_subjects(broadcast, splits, state.keys)
         if measures_clients(state.round_index):
             subjects += client_subjects(state, broadcast, federation, settings)
         waiting = evaluate(runtime, recipe, splits, subjects)
@@ -251,7 +251,7 @@ def client_subjects(
                 continue
             job = make_job(state, settings, client, broadcast)
             own = torch.from_numpy(queries[data.parts[client]]).mean(dim=0) if by_client else None
-            model = Model(job.broadcast, job.state.kept.trained())
+            model = Model(job.broadcast, job.state.kept.trained(), state.keys)
             subjects.append(Subject(model, split, share, client, own))
     return subjects
 

@@ -24,8 +24,9 @@ from fedprompt.core.types import Broadcast, Parts, ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.prompted import PromptedModel
-from fedprompt.models.selection import rows_of_query, select_rows
+from fedprompt.models.selection import PromptOptions, rows_of_query, select_rows
 from fedprompt.server.figures import Evaluation, Measured, over_clients, over_images
+from fedprompt.server.mixing import chunks, firsts, mix, mixed
 
 Rows = NDArray[np.int64]
 """Rows of a table."""
@@ -38,6 +39,13 @@ class Model:
     broadcast: Broadcast
     own: Parts = dataclasses.field(default_factory=Parts)
     """What the client keeps; empty for the global model."""
+    keys: Tensor | None = None
+    """(n, q) the keys themselves, where discriminants are broadcast; a soft choice needs them."""
+
+    @property
+    def addresses(self) -> Tensor:
+        """(n, q) the keys themselves."""
+        return self.broadcast.keys if self.keys is None else self.keys
 
     @property
     def parts(self) -> Parts:
@@ -76,6 +84,14 @@ class Piece(Travelling):
     """(B,) rows of the split."""
     rows: Tensor
     """(B, k) rows of the prompts for each image."""
+    shares: Tensor | None = None
+    """(B,) with a soft choice, in which an image may stand in several places, one after the other:
+    how much each of them counts. The shares of an image add up to 1."""
+
+    @property
+    def images(self) -> Rows:
+        """Each image once."""
+        return self.index[firsts(self.index)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +163,21 @@ def summarise(
 
 
 def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Measured:
-    return Measured(tables[piece.split].labels[piece.index], tally.predicted, tally.loss)
+    return Measured(tables[piece.split].labels[piece.images], tally.predicted, tally.loss)
 
 
-def global_subjects(broadcast: Broadcast, tables: Sequence[FeatureTable]) -> list[Subject]:
-    """The global model on all images of each split."""
+def global_subjects(
+    broadcast: Broadcast, tables: Sequence[FeatureTable], keys: Tensor | None = None
+) -> list[Subject]:
+    """The global model on all images of each split.
+
+    Args:
+        broadcast: the model.
+        tables: the splits.
+        keys: (n, q) of its prompts, if it holds discriminants instead.
+    """
     return [
-        Subject(Model(broadcast), split, np.arange(len(table), dtype=np.int64))
+        Subject(Model(broadcast, keys=keys), split, np.arange(len(table), dtype=np.int64))
         for split, table in enumerate(tables)
     ]
 
@@ -170,9 +194,14 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
         table: the split.
     """
     model, order = subject.model, subject.images
+    shares: Tensor | None = None
     if subject.query is not None:
         chosen = rows_of_query(recipe.prompts, subject.query, model.broadcast.keys)
         rows = chosen.expand(len(order), -1)
+    elif recipe.prompts.choice == "soft" and recipe.prompts.tells_spread:
+        batches = batches_of(recipe.prompts, table, order)
+        keys, count = model.addresses, recipe.prompts.count
+        order, rows, shares = mix(batches, keys, model.broadcast.keys, count)
     else:
         order, rows = select_for(model, recipe, table, order)
     return [
@@ -180,10 +209,11 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
             model.broadcast,
             model.own,
             subject.split,
-            order[start : start + CHUNK],
-            rows[start : start + CHUNK].clone(),
+            order[part],
+            rows[part].clone(),
+            None if shares is None else shares[part].clone(),
         )
-        for start in range(0, len(order), CHUNK)
+        for part in chunks(order)
     ]
 
 
@@ -198,7 +228,7 @@ def select_for_split(
         table: the images of the split.
     """
     everything = np.arange(len(table), dtype=np.int64)
-    return select_for(Model(state.broadcast()), recipe, table, everything)
+    return select_for(Model(state.broadcast(), keys=state.keys), recipe, table, everything)
 
 
 def select_for(
@@ -217,17 +247,33 @@ def select_for(
     """
     parts, keys = model.parts, model.broadcast.keys
     prompts = model.broadcast.prompts if parts.prompts is None else parts.prompts
-    all_queries = table.queries(recipe.prompts.query_kind)
-    order = images[np.argsort(table.groups[images], kind="stable")]
-    chosen = []
+    order, chosen = [], []
+    for batch, queries in batches_of(recipe.prompts, table, images):
+        rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
+        order.append(batch)
+        chosen.append(rows.expand(len(batch), -1))
+    return np.concatenate(order), torch.cat(chosen)
+
+
+def batches_of(
+    options: PromptOptions, table: FeatureTable, images: Rows
+) -> Iterator[tuple[Rows, Tensor]]:
+    """The images that select together: `eval_batch` of one domain in the order of the split.
+
+    Args:
+        options: says how many, and by which queries.
+        table: the split.
+        images: (k,) rows of the split.
+
+    Yields:
+        Rows of the split (B,), and their queries (B, q).
+    """
+    all_queries = table.queries(options.query_kind)
     for group in np.unique(table.groups[images]):
-        members = order[table.groups[order] == group]
-        for start in range(0, len(members), recipe.prompts.eval_batch):
-            batch = members[start : start + recipe.prompts.eval_batch]
-            queries = torch.from_numpy(all_queries[batch])
-            rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
-            chosen.append(rows.expand(len(batch), -1))
-    return order, torch.cat(chosen)
+        members = images[table.groups[images] == group]
+        for start in range(0, len(members), options.eval_batch):
+            batch = members[start : start + options.eval_batch]
+            yield batch, torch.from_numpy(all_queries[batch])
 
 
 def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Tally:
@@ -249,6 +295,9 @@ def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Ta
         worker.device,
     )
     ((logits, labels),) = predictions  # a piece is no larger than a chunk
+    if piece.shares is not None:
+        places = torch.from_numpy(firsts(piece.index)).to(logits.device)
+        logits, labels = mixed(logits, piece.shares.to(logits.device), places), labels[places]
     return Tally(float(F.cross_entropy(logits, labels)), logits.argmax(dim=1).cpu())
 
 
