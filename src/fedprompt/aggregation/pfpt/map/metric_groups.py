@@ -19,6 +19,7 @@ told apart though they differ in a few of q directions only.
    with a_k, m_k, m and r as in `partitions`, W (D, D) the scatter within groups, D the directions
    kept, and psi the variance of noise that the median shows. Stretching the space changes nothing,
    which the trace of W cannot say. log p(K) is that of `partitions`.
+4. **Use.** Groups that an image could not tell apart become one (`joined`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ MOST_GROUPS = 32
 """Numbers of groups that are tried."""
 MOST_EVENINGS = 4
 """Times that a candidate is made even; two are usual."""
+LEAST_APART = 2.0
+"""Groups nearer than this, in standard deviations of one image, become one: of their images one in
+six would be taken for the other's (Phi(-1))."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +121,33 @@ def likeliest_groups(points: Array, noise: float) -> Groups:
         value = evidence(points, candidate, noise)
         if value > best:
             best, labels = value, candidate
+    labels = joined(points, labels)
     residuals = points - group_means(points, labels)[labels]
     freedom = max(len(points) - int(labels.max()) - 1, 1)
     variance = float((residuals**2).sum()) / (points.shape[1] * freedom) or noise
     return Groups(labels, variance, between_groups(points - residuals, labels, variance))
+
+
+def joined(points: Array, labels: Indices) -> Indices:
+    """Join the two nearest groups until all are `LEAST_APART`.
+
+    Clients of one domain that hold other classes may well be groups among clients. If an image
+    cannot tell which of them is its own, they are none for the choice of its prompts.
+
+    Args:
+        points: (n, D)
+        labels: (n,) groups, from 0 without gaps.
+    """
+    while labels.max() > 0:
+        means = group_means(points, labels)
+        squares = ((means[:, None] - means) ** 2).sum(axis=2)
+        np.fill_diagonal(squares, np.inf)
+        first, second = sorted(np.unravel_index(int(squares.argmin()), squares.shape))
+        if squares[first, second] >= LEAST_APART**2:
+            break
+        labels = np.where(labels == second, first, labels)
+        labels = labels - (labels > second)
+    return labels
 
 
 def candidates(points: Array) -> Iterator[Indices]:
