@@ -1,10 +1,13 @@
 """Do keys name the domain of an image? By plain queries, and in the metric of `prompts.whiten`.
 
     python -m benchmarks.real.keys [--tasks domains,emoji] [--seeds 5]
+                                   [--weights weights/dinov2_s14.safetensors]
                                    [--output benchmarks/results/real_keys.json]
 
-No prompt is trained. The training images are partitioned, every client's key is its mean query, and
-held-out images are named by the nearest key: alone, and in batches of 16 of one domain.
+`make real` fetches images and weights of `emoji`; without them it is skipped. Tasks that are not
+measured stay in the output as they were. No prompt is trained. The training images are partitioned,
+every client's key is its mean query, and held-out images are named by the nearest key: alone, and
+in batches of 16 of one domain.
 
 | what    | values                                                                              |
 |---------|-------------------------------------------------------------------------------------|
@@ -33,7 +36,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from benchmarks.harness import RESULTS, Json, header, interval, one_thread, write_json
+from benchmarks.harness import (
+    RESULTS,
+    Json,
+    command,
+    header,
+    interval,
+    one_thread,
+    read_json,
+    write_json,
+)
 from fedprompt.aggregation.pfpt.map.key_noise import infer_key_noise
 from fedprompt.config import compose
 from fedprompt.core.errors import FedpromptError
@@ -212,13 +224,21 @@ def averaged(results: Sequence[Json]) -> Json:
     }
 
 
-def measure(task: str, seeds: int) -> Json:
+def measure(task: str, seeds: int, weights: str | None = None) -> Json:
     """All settings and queries of one task.
+
+    Args:
+        task: of `TASKS`.
+        seeds: partitions.
+        weights: a file of the real backbone, if not where `make real` puts it.
 
     Raises:
         FedpromptError: its data or weights are not there.
     """
-    config = compose("domains", [*TASKS[task], "compare=[]", "partition=iid"])
+    changes = [*TASKS[task], "compare=[]", "partition=iid"]
+    if weights and task != "domains":
+        changes.append(f"model.pretrained={weights}")
+    config = compose("domains", changes)
     federation = prepare(config)
     train, (test, _) = federation.data.table, federation.setup.splits
     rows: Json = {}
@@ -276,13 +296,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--weights")
     parser.add_argument("--output", type=Path, default=RESULTS / "real_keys.json")
     given = parser.parse_args()
     one_thread()
-    document: Json = {**header("real_keys", seeds=given.seeds), "tasks": {}, "skipped": {}}
+    before: Json = read_json(given.output) if given.output.exists() else {}
+    kept = {key: dict(before.get(key, {})) for key in ("tasks", "skipped")}
+    document: Json = {**header("real_keys"), **kept}
     for task in given.tasks.split(","):
         try:
-            document["tasks"][task] = measure(task, given.seeds)
+            found = measure(task, given.seeds, given.weights)
+            about = {"command": command(), "seeds": given.seeds}
+            document["tasks"][task] = {**about, **found}
+            document["skipped"].pop(task, None)
         except FedpromptError as error:
             document["skipped"][task] = str(error)
             print(f"{task}: skipped, {error}")

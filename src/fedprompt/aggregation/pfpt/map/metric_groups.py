@@ -156,7 +156,7 @@ def candidates(points: Array) -> Iterator[Indices]:
     for groups in range(1, min(len(points), MOST_GROUPS) + 1):
         labels = cut_tree(tree, groups)
         yield labels
-        if 1 < groups < len(points):
+        if 1 < groups < len(points) and points.shape[1] > 1:  # one direction is even in itself
             for _ in range(MOST_EVENINGS):
                 before = labels
                 labels = cut_tree(linkage(evened(points, labels), "ward"), groups)

@@ -123,7 +123,13 @@ def evened(points: Array, labels: Indices) -> Array:
 
 
 def between_groups(means: Array, labels: Indices, variance: float) -> float:
-    """Variance of the groups' means less the part of it that is noise; (n, q) each point's mean."""
+    """Variance of the groups' means less the part of it that is noise, but at least that.
+
+    Args:
+        means: (n, q) of each point's group.
+        labels: (n,) groups.
+        variance: of a coordinate within groups.
+    """
     _, first, counts = np.unique(labels, return_index=True, return_counts=True)
     if len(first) == 1:
         return variance
