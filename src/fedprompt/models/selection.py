@@ -128,6 +128,11 @@ class PromptOptions:
         """Whether prompts travel with their keys."""
         return self.selection == "keyed" and self.count > 0
 
+    @property
+    def selects_together(self) -> bool:
+        """Whether the prompts of a test image depend on the images beside it."""
+        return self.count > 0 and self.selection != "all" and self.eval_batch > 1
+
     def width(self, embed_dim: int, depth: int) -> int:
         """Length of one prompt's row: d, or a part of d for every block with `deep`."""
         return embed_dim * depth if self.placement == "deep" else embed_dim
