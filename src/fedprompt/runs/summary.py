@@ -105,8 +105,9 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         `best_round` (highest validation accuracy, the earliest of equals), `best_accuracy` (test
         split, in that round), `balanced_accuracy` (mean over classes, last evaluated round),
         `alone_accuracy` (test split, each image selecting prompts by itself, the last time that
-        was measured), `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the clients' own models
-        on their own shares of the test split, the last time they were measured), `prompts`,
+        was measured), `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the
+        clients' own models on their own shares of the test split, the last time they were
+        measured), `prompts`,
         `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
         `state_sha256`. What a run does not say is None. A method without a global model has its
         best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
