@@ -48,6 +48,8 @@ COUNT = CHUNK + 44
 class Toy:
     """An encoder of three tokens of width 4; writes a line per chunk into a log."""
 
+    cut = 0
+
     def __init__(self, log: Path, weight: float = 0.5, seconds: float = 0.0) -> None:
         self.log = log
         self.weight = torch.tensor(weight)  # no plain setting: `checksum` stands for it
@@ -65,6 +67,7 @@ class Toy:
 
     def constants(self, tokens: Tensor) -> dict[str, Tensor]:
         return {
+            "tokens": tokens,
             "style": tokens.std(dim=1),
             "cls": tokens.cos().sum(dim=1),
             "features": tokens.sin().sum(dim=1),
