@@ -89,7 +89,7 @@ class ExperimentConfig:
                 f"prompts.count: {self.method} needs at least 1 prompt, got 0; "
                 "method=head_only trains the head alone"
             )
-        bare = self.prompts.count == 0 and self.tuning.name == "none"
+        bare = not self.needs_tokens
         if bare and self.head.mode == "frozen":
             raise ConfigError(
                 "head.mode=frozen: with prompts.count=0 nothing is left to train; "
@@ -158,6 +158,16 @@ class ExperimentConfig:
         if self.keeps_rows or self.generator.name != "none":
             return True
         return not getattr(self.build_aggregator(), "adds_prompts", True)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether images run through the blocks, so that it matters where prompts enter."""
+        return self.recipe(0).needs_tokens
+
+    @property
+    def cut(self) -> int:
+        """The block before which the prompts of all methods of the run enter, from 0."""
+        return next(iter(depths_of([self, *map(self.with_method, self.compare)]).values()), 0)
 
     def measures_clients(self, round_index: int) -> bool:
         """Whether each client's own model is measured after a round that is evaluated."""
@@ -284,12 +294,25 @@ def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> 
     for key in ("compare", "plugins"):
         parts[key] = tuple(parts[key])
     config = ExperimentConfig(**parts, sources=sources)
+    variants = [config]
     for method in config.compare if compared else ():
         try:
-            config.with_method(method)
+            variants.append(config.with_method(method))
         except ConfigError as error:
             raise ConfigError(f"compare: {method}: {error}") from error
+    depths = depths_of(variants)
+    if len(set(depths.values())) > 1:
+        listed = ", ".join(f"{depth} for {method}" for method, depth in depths.items())
+        raise ConfigError(
+            "prompts.depth: expected the same for all methods of a run, which share the cached "
+            f"features, got {listed}; compare them in runs of their own"
+        )
     return config
+
+
+def depths_of(variants: Iterable[ExperimentConfig]) -> dict[str, int]:
+    """`prompts.depth` of each method that has a use for it."""
+    return {each.method: each.prompts.depth for each in variants if each.needs_tokens}
 
 
 _SCALARS = [field.name for field in dataclasses.fields(Scalars)]

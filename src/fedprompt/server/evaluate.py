@@ -295,6 +295,8 @@ def predict(
     keys, generator = model.broadcast.keys, torch.Generator()
     network = PromptedModel(recipe, backbone, model.parts, keys, class_mask, generator)
     network.to(device).eval()
+    if recipe.needs_tokens:
+        table.check_cut(backbone.cut)
     for start in range(0, len(order), CHUNK):
         index = order[start : start + CHUNK]
         inputs = (
