@@ -260,25 +260,22 @@ def split_concepts(labels: Indices, options: EmojiOptions) -> tuple[Indices, Ind
         ConfigError: a share leaves a split without concepts.
     """
     generator = numpy_generator(options.seed, "data/emoji/concepts")
-    test, validation, train = stratified_parts(
-        labels, (options.test, options.validation), generator
-    )
-    if not (len(test) and len(validation)) or len(np.unique(labels[train])) < len(np.unique(labels)):
+    shares = (options.test, options.validation)
+    test, validation, train = stratified_parts(labels, shares, generator)
+    num_classes = len(np.unique(labels))
+    if not (len(test) and len(validation)) or len(np.unique(labels[train])) < num_classes:
         raise ConfigError(
             f"data.test: expected shares that leave every split concepts, got {options.test} and "
-            f"data.validation {options.validation} of {len(labels)} concepts in "
-            f"{len(np.unique(labels))} classes"
+            f"data.validation {options.validation} of {len(labels)} concepts in {num_classes} "
+            "classes"
         )
     if options.shots is not None:
         generator = numpy_generator(options.seed, "data/emoji/shots")
-        train = np.sort(
-            np.concatenate(
-                [
-                    generator.permutation(train[labels[train] == label])[: options.shots]
-                    for label in np.unique(labels)
-                ]
-            )
-        )
+        taken = [
+            generator.permutation(train[labels[train] == label])[: options.shots]
+            for label in range(num_classes)
+        ]
+        train = np.sort(np.concatenate(taken))
     return test, validation, train
 
 
