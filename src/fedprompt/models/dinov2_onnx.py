@@ -124,7 +124,9 @@ def _position(graph: Any, constants: dict[str, Tensor]) -> Tensor:
 
 def _as_timm(named: dict[str, Tensor]) -> dict[str, Tensor]:
     """timm's names; query, key and value are stacked."""
-    blocks = {int(found[1]) for name in named if (found := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    blocks = {
+        int(found[1]) for name in named if (found := re.match(r"encoder\.layer\.(\d+)\.", name))
+    }
     result = {"pos_embed": named["position"]}
     for name, tensor in named.items():
         for old, new in _WHOLE.items():

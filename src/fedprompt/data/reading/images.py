@@ -3,9 +3,10 @@
 Each class is an `Images` of `data.task` and can be cut (`take`). Pixels are those of Pillow: RGB,
 the shorter side resized to `size` (bilinear, antialiased) and the middle cut out, which is
 torchvision's `Resize(size)` and `CenterCrop(size)`; an image that is a square of that size stays as
-it is. Grey, palette, CMYK and 16-bit grey images become RGB; transparency is dropped, or filled with
-a colour where a data set asks for one; an orientation in EXIF data is left alone, as torchvision
-does. Of an animation, the first frame is read. SVG drawings are rendered on white (`reading.svg`).
+it is. Grey, palette, CMYK and 16-bit grey images become RGB; transparency is dropped, or gets
+a colour behind it where a data set asks for one; an orientation in EXIF data is left alone, as
+torchvision does. Of an animation, the first frame is read. SVG drawings are rendered on white
+(`reading.svg`).
 """
 
 from __future__ import annotations

@@ -104,9 +104,7 @@ def unpack_package(archive: Path, package: Package, root: Path) -> Path:
         InputError: it is another file, damaged, or unsafe to unpack.
     """
     check_archive(archive, package)
-    return unpack(
-        archive, "package", MAX_BYTES, target=root / package.folder, keep=package.keeps
-    )
+    return unpack(archive, "package", MAX_BYTES, target=root / package.folder, keep=package.keeps)
 
 
 def is_unpacked(root: Path, package: Package) -> bool:

@@ -90,17 +90,22 @@ def render(path: Path, size: int) -> Image.Image:
     sides = check(text)
     import resvg_py
 
-    fixed = {"width": size} if sides[0] <= sides[1] else {"height": size}
+    width, height = (size, None) if sides[0] <= sides[1] else (None, size)
     try:
         pixels = resvg_py.svg_to_bytes(
-            svg_string=text, background="#ffffff", skip_system_fonts=True, **fixed
+            svg_string=text,
+            background="#ffffff",
+            skip_system_fonts=True,
+            width=width,
+            height=height,
         )
     except BaseException as error:  # a panic of Rust is no Exception
         if type(error).__name__ != "PanicException" and not isinstance(error, ValueError):
             raise
         raise ValueError(f"the renderer refuses it: {str(error)[:100]}") from error
     with Image.open(io.BytesIO(bytes(pixels))) as image:
-        return image.convert("RGB")
+        drawn: Image.Image = image.convert("RGB")
+    return drawn
 
 
 def check(text: str) -> tuple[float, float]:
@@ -193,7 +198,7 @@ class _Scan:
             if part and part.kind not in GRADIENTS:
                 raise UnsafeDrawing(f"a style sheet that refers to a {part.kind}")
         if self._written_out(self.whole, {}, ()) > MAX_ELEMENTS:
-            raise UnsafeDrawing(f"more than {MAX_ELEMENTS} elements once references are written out")
+            raise UnsafeDrawing(f"more than {MAX_ELEMENTS} elements, references written out")
         if self.sides is None:
             raise ValueError("no SVG: nothing in it")
         return self.sides

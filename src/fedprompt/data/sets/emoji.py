@@ -159,13 +159,16 @@ def emoji(options: EmojiOptions) -> Task:
     chosen = [concept for concept, label in zip(concepts, labels, strict=True) if label >= 0]
     labels = labels[labels >= 0]
     test, validation, train = split_concepts(labels, options)
+    split = {
+        name: drawn_in(root, options.domains, chosen, labels, part, options.size)
+        for name, part in (("train", train), ("test", test), ("validation", validation))
+    }
     published = Published(
         class_names,
-        *(
-            drawn_in(root, options.domains, chosen, labels, part, options.size)
-            for part in (train, test, validation)
-        ),
-        group_names=options.domains,
+        split["train"],
+        split["test"],
+        split["validation"],
+        options.domains,
         public=drawn_in(root, (options.public,), chosen, labels, train, options.size)
         if options.public
         else None,

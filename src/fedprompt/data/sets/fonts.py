@@ -1,4 +1,4 @@
-"""The packages behind the letters of `mixed`: a family of fonts each, with the SHA-256 of its archive.
+"""The packages behind the letters of `mixed`: a family of fonts each, with its archive's SHA-256.
 
 All are version 5.3.0 of `@fontsource/NAME`, under the SIL Open Font License 1.1 but for those in
 `APACHE`. Chosen to look different: with and without serifs, written by hand, of typewriters and

@@ -231,7 +231,9 @@ def read_letters(root: Path, options: MixedOptions) -> Parts:
     """
     folders = package_folders("mixed", root, FONTS)
     parts = _divide(np.zeros(len(folders), np.int64), "letters", options)
-    return {name: _letters([folders[i] for i in part], options.size) for name, part in parts.items()}
+    return {
+        name: _letters([folders[i] for i in part], options.size) for name, part in parts.items()
+    }
 
 
 def _letters(folders: list[Path], size: int) -> Labelled:
@@ -244,9 +246,7 @@ def _letters(folders: list[Path], size: int) -> Labelled:
                 "and get the package again"
             )
         fonts += own
-    images = GlyphImages(
-        [font for font in fonts for _ in LETTERS], [*LETTERS] * len(fonts), size
-    )
+    images = GlyphImages([font for font in fonts for _ in LETTERS], [*LETTERS] * len(fonts), size)
     return Labelled.of(images, np.tile(np.arange(len(LETTERS)), len(fonts)))
 
 
