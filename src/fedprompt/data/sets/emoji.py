@@ -192,7 +192,9 @@ def read_concepts(root: Path, name: str = "emoji") -> list[Concept]:
     path = root / GOOGLE.folder / "emoji.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        entries = sorted(entries, key=lambda entry: int(entry["sort_order"]))
+        if not isinstance(entries, list):
+            raise ValueError(type(entries).__name__)
+        entries.sort(key=lambda entry: int(entry["sort_order"]))
         there = {style: set(image_names(root / folder)) for style, folder in FOLDERS.items()}
         return [
             Concept(entry["unified"], entry["category"], entry["subcategory"], files)
