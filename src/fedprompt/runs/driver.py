@@ -22,6 +22,8 @@ from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerSta
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
+from fedprompt.data.task import Task
+from fedprompt.models.frozen_head import FrozenHead
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
@@ -286,8 +288,7 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
     directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml(map(copy_of, used))}")
     about = {**manifest(), **records(used), "backbone_sha256": federation.backbone.checksum()}
     if federation.frozen_head is not None:
-        conditions = federation.frozen_head.conditions
-        about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
+        about["frozen_head"] = frozen_head_conditions(federation.frozen_head, task)
     directory.write_manifest(about)
     options = dataclasses.asdict(config.partition.options)
     directory.write_partition(
@@ -296,6 +297,15 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
         task.class_names,
         make_recipe(config.partition.name, options, config.seed, parts, task.train.labels),
     )
+
+
+def frozen_head_conditions(head: FrozenHead, task: Task) -> dict[str, str]:
+    """How the rows of each domain's classes were fitted; those of one public domain that stands for
+    all are called `public`.
+    """
+    several = len(head.conditions) == len(task.group_names)
+    names = task.group_names if several else ("public",)
+    return dict(zip(names, head.conditions, strict=True))
 
 
 def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
