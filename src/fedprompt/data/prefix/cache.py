@@ -122,6 +122,7 @@ class PrefixCache:
             "format": FORMAT,
             "chunk": CHUNK,
             "dtype": options.dtype,
+            "cut": encoder.cut,
             "encoder": encoder_identity(encoder),
             "machine": machine_identity(device),
         }

@@ -33,7 +33,7 @@ npy: Any = np.lib.format
 Rows = NDArray[Any]
 """Images' rows of an array; the type of its numbers is the array's own."""
 
-FORMAT = 2
+FORMAT = 3
 HEADER = "header.json"
 
 
@@ -106,7 +106,8 @@ def write_entry(
 
     Args:
         path: the entry's folder, named by its key; it must not exist.
-        recipe: what the key stands for, kept for the reader.
+        recipe: what the key stands for, kept for the reader; `cut` says which block the tokens
+            enter.
         dtype: how tokens are kept.
         chunks: of the whole split.
         known: the arrays that need not be computed, `labels` and `groups`: (N,) each.
@@ -267,7 +268,7 @@ def open_entry(path: Path, verify: bool = False) -> FeatureTable:
         arrays: Json = {
             name: _open_array(path, name, header["arrays"][name], verify) for name in ARRAYS
         }
-        table = FeatureTable(**arrays, dtype=header["dtype"])
+        table = FeatureTable(**arrays, dtype=header["dtype"], cut=header["recipe"]["cut"])
         object.__setattr__(table, "entry", Entry(path, lease))
     except BaseException:
         os.close(lease)
