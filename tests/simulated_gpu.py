@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import fedprompt
 
 GPU = torch.device("cuda", 0)
-PACKAGE = Path(fedprompt.__file__).parent
+PACKAGE, TESTS = Path(fedprompt.__file__).parent, Path(__file__).parent
 INDEXING = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put")
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ class Stall:
 
     what: str
     place: str
-    """`room/file.py:function` of the package, or the name of another file and its function."""
+    """`room/file.py:function` of the package, else `file.py:function` of the tests."""
 
 
 class OnGpu(torch.Tensor):
@@ -86,6 +86,9 @@ class OnGpu(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:
         return f"OnGpu{tuple(self.shape)}"
+
+    def __format__(self, how: str) -> str:
+        return format(self.item() if how else repr(self), how)
 
 
 class SimulatedGpu:
@@ -201,10 +204,8 @@ class _Calls(TorchFunctionMode):
         """`Tensor.to` in all its forms."""
         copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], Tensor):
-            device, dtype, rest = args[0].device, args[0].dtype, {**kwargs}
-            non_blocking = rest.get("non_blocking", False)
-        else:
-            device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+            args = (args[0].device, args[0].dtype, *args[1:])
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None:
             move = self.gpu.upload if device.type == "cuda" else self.gpu.download
             tensor = move(tensor, non_blocking)
@@ -303,22 +304,31 @@ def written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:
 
 def place() -> str:
     """The innermost function of the package that is running; else of the tests."""
-    frame, other = sys._getframe(1), ""
+    frame, outside = sys._getframe(1), ""
     while frame is not None:
         file = Path(frame.f_code.co_filename)
-        if PACKAGE in file.parents:
-            return f"{file.relative_to(PACKAGE).as_posix()}:{frame.f_code.co_name}"
-        if not other and file.parent.name not in ("utils", "torch") and file != Path(__file__):
-            other = f"{file.name}:{frame.f_code.co_name}"
+        name = frame.f_code.co_name
+        if PACKAGE in file.parents and not name.startswith("<"):
+            return f"{file.relative_to(PACKAGE).as_posix()}:{name}"
+        if TESTS in file.parents and file != Path(__file__):
+            outside = outside or f"{file.name}:{name}"
         frame = frame.f_back  # type: ignore[assignment]
-    return other
+    return outside
 
 
 def _autocast(device: str, *args: Any, **kwargs: Any) -> Any:
-    return REAL_AUTOCAST("cpu" if device == "cuda" else device, *args, **kwargs)
+    return AUTOCAST("cpu" if device == "cuda" else device, *args, **kwargs)
 
 
-REAL_AUTOCAST = torch.autocast
+def _group_by_device(*args: Any) -> Any:
+    """What fused optimizers and gradient clipping ask C++, which knows no simulated device."""
+    return {
+        (GPU if any(isinstance(leaf, OnGpu) for leaf in tree_leaves(group)) else device, dtype): group
+        for (device, dtype), group in GROUP_BY_DEVICE(*args).items()
+    }
+
+
+AUTOCAST, GROUP_BY_DEVICE = torch.autocast, torch._C._group_tensors_by_device_and_dtype
 CUDA = {
     "is_available": lambda: True,
     "is_bf16_supported": lambda *_: True,
@@ -346,6 +356,8 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
             wait = mock.Mock(side_effect=lambda *_: gpu.stall("torch.cuda.synchronize"))
             stack.enter_context(mock.patch("torch.cuda.synchronize", wait))
             stack.enter_context(mock.patch("torch.autocast", _autocast))
+            grouping = "torch._C._group_tensors_by_device_and_dtype"
+            stack.enter_context(mock.patch(grouping, _group_by_device))
             stack.enter_context(_Operations(gpu))
             stack.enter_context(_Calls(gpu))
             yield gpu
