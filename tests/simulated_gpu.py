@@ -4,12 +4,14 @@
 trained, and its result compared bit by bit with the CPU's. `SimulatedGpu` watches every operation:
 
 - tensors of two devices in one operation raise, as CUDA does; a CPU scalar is allowed as there;
-- a CPU generator, or the device's global one, for numbers on the device raises;
+- a CPU generator for numbers on the device raises, as in CUDA;
 - what makes the host wait for the device, or copies to it from pageable memory, is a `Stall`: it is
-  noted with its place, and raises within `no_stalls`.
+  noted with its place, and raises within `no_stalls`; so does a draw from the global generator.
 
-What it proves: where tensors are, which operations wait, which branches are taken for CUDA. What it
-does not prove: that a kernel exists for a type or gives these values, memory, streams, timing.
+What it proves: where tensors are, which operations wait, which branches Python takes for CUDA. What
+it does not prove: that a kernel exists for a type or gives these values, what C++ decides for CUDA
+(mixed precision casts as on the CPU), memory, streams, timing.
+
 PyTorch's fake tensors know the same rules, but hold no values, let a CPU index and a CPU generator
 pass, and cannot run a backward pass on `cuda` without a driver. `test_simulated_gpu.py` compares
 the rules of both.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +44,10 @@ aten = torch.ops.aten
 
 class HiddenStall(RuntimeError):
     """The host waited for the device where nothing may wait."""
+
+
+class GlobalDraw(RuntimeError):
+    """Numbers came from the device's global generator, whose state no seed of a run decides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +108,11 @@ class SimulatedGpu:
         self._allowed: Collection[str] | None = None
         self.inside = False
         """Whether a call is going on whose new tensors are on the device."""
+
+    @property
+    def watching(self) -> bool:
+        """Whether a stall raises."""
+        return self._allowed is not None
 
     @contextlib.contextmanager
     def no_stalls(self, allowed: Collection[str] = ()) -> Iterator[None]:
@@ -273,18 +285,21 @@ class _Operations(TorchDispatchMode):
             )
         if any(argument.name == "generator" for argument in func._schema.arguments):
             given = [each for each in leaves if isinstance(each, torch.Generator)]
-            kind = given[0].device.type if given else "global"
-            if kind != "cuda":
+            if given and given[0].device.type != "cuda":
                 raise RuntimeError(
-                    f"Expected a 'cuda' device type for generator but found '{kind}', "
-                    f"aten.{name} at {place()}"
+                    f"Expected a 'cuda' device type for generator but found "
+                    f"'{given[0].device.type}', aten.{name} at {place()}"
                 )
+            if not given and self.gpu.watching:
+                raise GlobalDraw(f"aten.{name} at {place()} draws from the global generator")
 
     def check_index(self, name: str, args: Any) -> None:
         """CUDA takes an index on the host, and copies it; a mask has to be counted."""
         if not isinstance(args[0], OnGpu):
-            raise RuntimeError(f"indices should be on the same device as the indexed tensor (cpu), "
-                               f"aten.{name} at {place()}")
+            raise RuntimeError(
+                f"indices should be on the same device as the indexed tensor (cpu), aten.{name} "
+                f"at {place()}"
+            )
         for index in args[1]:
             if index is not None and not isinstance(index, OnGpu):
                 self.gpu.stall(f"aten.{name} with an index on the host")
@@ -322,10 +337,11 @@ def _autocast(device: str, *args: Any, **kwargs: Any) -> Any:
 
 def _group_by_device(*args: Any) -> Any:
     """What fused optimizers and gradient clipping ask C++, which knows no simulated device."""
-    return {
-        (GPU if any(isinstance(leaf, OnGpu) for leaf in tree_leaves(group)) else device, dtype): group
-        for (device, dtype), group in GROUP_BY_DEVICE(*args).items()
-    }
+    groups = {}
+    for (device, dtype), group in GROUP_BY_DEVICE(*args).items():
+        mine = any(isinstance(leaf, OnGpu) for leaf in tree_leaves(group))
+        groups[(GPU if mine else device, dtype)] = group
+    return groups
 
 
 AUTOCAST, GROUP_BY_DEVICE = torch.autocast, torch._C._group_tensors_by_device_and_dtype
@@ -363,3 +379,14 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
             yield gpu
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)
+
+
+@contextlib.contextmanager
+def fused_optimizers() -> Iterator[None]:
+    """On a GPU torch updates all tensors in one go, and on a CPU one by one: here in one go."""
+    kinds = {name: getattr(torch.optim, name) for name in ("Adam", "SGD")}
+    with contextlib.ExitStack() as stack:
+        for name, kind in kinds.items():
+            fused = functools.partial(kind, foreach=True)
+            stack.enter_context(mock.patch.object(torch.optim, name, fused))
+        yield

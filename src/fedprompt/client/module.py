@@ -187,7 +187,5 @@ class ClientModule(pl.LightningModule):
         if self._constants is None:
             received, own = self.job.broadcast.shared.objective, self.job.state.kept.objective
             constants = self.objective.correction(received, own)
-            self._constants = {
-                path: send(value, self.device) for path, value in constants.items()
-            }
+            self._constants = {path: send(value, self.device) for path, value in constants.items()}
         return self._constants

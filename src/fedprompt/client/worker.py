@@ -109,7 +109,7 @@ class ClientBatches(IterableDataset[Batch]):
         queries = torch.from_numpy(table.queries(prompts.query_kind)[index])
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             queries = queries.mean(dim=0).expand(len(index), -1)
-        labels, groups = torch.from_numpy(table.labels[index]), torch.from_numpy(table.groups[index])
+        labels, groups = (torch.from_numpy(each[index]) for each in (table.labels, table.groups))
         self.on_host: Batch = (inputs, queries, labels, groups)
         """All the client's data in the memory of the CPU, whatever the device."""
         self.inputs, self.queries, self.labels, self.groups = (

@@ -138,7 +138,8 @@ class RuntimeOptions:
             return 1
         if isinstance(self.pack, int):
             return self.pack
-        return 1 if self.torch_device == "cpu" else -(-jobs // self.num_actors)
+        workers = 1 if self.name == "serial" else self.num_actors
+        return 1 if self.torch_device == "cpu" else -(-jobs // workers)
 
 
 def pack_jobs(jobs: Sequence[ClientJob], size: int) -> list[list[ClientJob]]:
