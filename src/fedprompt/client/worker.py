@@ -64,6 +64,8 @@ class WorkerSetup:
     threads: int
     precision: str = "32-true"
     """How the blocks are computed; see `Backbone.autocast`."""
+    cut: int = 0
+    """The block before which prompts enter; that of all tables."""
 
     def build(self) -> ClientWorker:
         """A worker in this process."""
@@ -139,7 +141,9 @@ class ClientWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.fabric = make_fabric(setup.device, setup.precision)
         self.device = self.fabric.device
-        self.backbone: Backbone = load_backbone(setup.model).to(self.device)
+        for table in (setup.data.table, *setup.splits):
+            table.check_cut(setup.cut)
+        self.backbone: Backbone = load_backbone(setup.model, setup.cut).to(self.device)
         self.backbone.autocast = self.fabric.autocast
         self.data = setup.data
         self.splits = setup.splits

@@ -62,14 +62,23 @@ def prepare(config: ExperimentConfig) -> Federation:
         )
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
-    backbone = load_backbone(config.model).to(device)
+    backbone = load_backbone(config.model, config.cut).to(device)
     cache = PrefixCache(backbone, device, config.cache)
+    # No client trains on public images: one table of theirs, and one head, serves for all cuts.
+    whole = backbone.cut_at(0)
+    public = PrefixCache(whole, device, config.cache) if backbone.cut else cache
     tables = list(map(cache.table, (task.train, task.validation, task.test)))
-    train, validation, test = with_whitened_queries(config, task, cache, tables)
+    train, validation, test = with_whitened_queries(config, task, public, tables)
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
     setup = WorkerSetup(
-        config.model, data, (test, validation), device.type, runtime.threads, runtime.precision
+        config.model,
+        data,
+        (test, validation),
+        device.type,
+        runtime.threads,
+        runtime.precision,
+        backbone.cut,
     )
     frozen_head = None
     if config.head.mode == "frozen":
@@ -78,8 +87,8 @@ def prepare(config: ExperimentConfig) -> Federation:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
-        frozen_head = fit_or_find_head(config, backbone, cache, task.public, task.num_classes)
-    notes = (*task.notes, *cache.notes)
+        frozen_head = fit_or_find_head(config, whole, public, task.public, task.num_classes)
+    notes = (*task.notes, *dict.fromkeys((*cache.notes, *public.notes)))
     # From here on; what is cached is exact.
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     return Federation(task, backbone, setup, frozen_head, notes)
@@ -93,7 +102,7 @@ def with_whitened_queries(
     Args:
         config: of the leading method, with the names of its rivals.
         task: whose public images say how queries spread.
-        cache: holds their queries.
+        cache: holds the queries of public images.
         tables: of the splits.
 
     Raises:
@@ -195,7 +204,7 @@ def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
 def initial_prompts(config: ExperimentConfig, federation: Federation) -> tuple[Tensor, Tensor]:
     """The drawn prompts (n, d) and their unit keys (n, q); q = 0 where keys do not travel."""
     prompts, backbone = config.prompts, federation.backbone
-    width = prompts.width(backbone.embed_dim, backbone.depth)
+    width = prompts.width(backbone.embed_dim, len(backbone.upper_blocks))
     query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
     generator = torch_generator(config.seed, "initial prompts")
     values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
@@ -207,10 +216,12 @@ def describe(federation: Federation, config: ExperimentConfig) -> str:
     """One line about data and clients."""
     sizes = np.array([len(part) for part in federation.data.parts])
     task = federation.task
+    cut = federation.backbone.cut
+    place = f", prompts before block {cut} of {federation.backbone.depth}" if cut else ""
     return (
         f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
         f"{len(task.test)} test images of {task.num_classes} classes; "
         f"{len(sizes)} clients ({config.partition.name}) with "
         f"{sizes.min()}-{sizes.max()} images, {config.clients.cohort_size} a round; "
-        f"frozen backbone {config.model.backbone}"
+        f"frozen backbone {config.model.backbone}{place}"
     )
