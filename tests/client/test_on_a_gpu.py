@@ -44,6 +44,9 @@ CASES = {
     "l2p": ("prompts.pool=3", "prompts.selection=l2p"),
     "all": PLAIN,
     "deep": (*PLAIN, "prompts.placement=deep"),
+    "inner": ("prompts.pool=3", "prompts.depth=3"),
+    "inner, deep": (*PLAIN, "prompts.placement=deep", "prompts.depth=3"),
+    "inner lora": (*PLAIN, "tuning=lora", "prompts.depth=3"),
     "no prompts": ("method=head_only", "prompts.count=0"),
     "frozen head": (*PLAIN, "head=frozen"),
     "personal": (*PLAIN, "head.mode=personal", "prompts.mode=personal"),
@@ -108,7 +111,9 @@ def composed(tiny: Overrides, *changes: str) -> ExperimentConfig:
 def lay(tiny: Overrides) -> Callable[..., Laid]:
     def make(*changes: str) -> Laid:
         config = composed(tiny, *changes)
-        key = (config.runtime.precision, config.head.mode == "frozen", config.prompts.whiten)
+        prompts = config.prompts
+        frozen = config.head.mode == "frozen"
+        key = (config.runtime.precision, frozen, prompts.whiten, prompts.depth)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
@@ -190,6 +195,7 @@ def test_the_cases_are_all_there_are(tiny: Overrides) -> None:
     assert {each.choose_by for each in prompts} == set(selection.CHOICES)
     assert {each.query for each in prompts} == set(selection.QUERIES)
     assert {each.mode for each in prompts} == set(selection.MODES)
+    assert {each.depth > 0 for each in prompts} == {True, False}
     assert {each.placement == "deep" for each in prompts} == {True, False}
     assert {recipe.head.name for recipe in recipes} == set(heads.HEADS)
     assert {recipe.head.mode for recipe in recipes} == set(heads.MODES)
