@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprompt.core.checks import check_choice, check_integer, check_number
+from fedprompt.core.devices import send
 from fedprompt.core.errors import ConfigError, suggest
 
 HEADS = ("linear", "released")
@@ -77,9 +78,7 @@ class SeededDropout(nn.Module):
         if not self.training or self.rate == 0:
             return x
         # Drawn on the CPU, so that the masks are the same on every device.
-        keep = torch.rand(x.shape, generator=self.generator) >= self.rate
-        if x.is_cuda:  # from pinned memory, so that the host need not wait for the device
-            keep = keep.pin_memory().to(x.device, non_blocking=True)
+        keep = send(torch.rand(x.shape, generator=self.generator) >= self.rate, x.device)
         return x * keep.to(x.dtype) / (1 - self.rate)
 
 

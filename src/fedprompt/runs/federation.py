@@ -55,6 +55,11 @@ def prepare(config: ExperimentConfig) -> Federation:
     )
     task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
     device = torch.device(config.runtime.torch_device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
+            "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
+        )
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
     backbone = load_backbone(config.model, config.cut).to(device)
