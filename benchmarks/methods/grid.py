@@ -158,6 +158,7 @@ CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMA
 NEUTRAL: dict[str, object] = {
     "prompts.whiten": False,
     "eval_alone": "last",
+    "head.start": "drawn",
     "prompts.depth": 0,
     "data.train": None,
     "clients.callbacks": [],

@@ -20,6 +20,7 @@ from fedprompt.core.errors import ConfigError, suggest
 HEADS = ("linear", "released")
 MODES = ("shared", "personal", "frozen")
 FITS = ("logistic", "class_means")
+STARTS = ("drawn", "ncm", "cof", "ridge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,21 @@ class HeadOptions:
     federated."""
     fit: str = "logistic"
     """How a frozen head is fitted: logistic regression, or `class_means` in closed form."""
+    start: str = "drawn"
+    """What a head that is trained begins with: `drawn` weights, or what a rule of
+    `objective=closed_form` makes of the class sums that all clients send before the first round."""
 
     def __post_init__(self) -> None:
         check_choice("head.mode", self.mode, MODES)
         check_choice("head.fit", self.fit, FITS)
+        check_choice("head.start", self.start, STARTS)
+        solved = self.start != "drawn"
+        if solved and (self.name, self.bias, self.mode == "frozen") != ("linear", False, False):
+            raise ConfigError(
+                f"head.start={self.start}: gives a linear head without biases that is trained on; "
+                "expected head.name=linear, head.bias=false and head.mode=shared or personal, got "
+                f"'{self.name}', {str(self.bias).lower()} and '{self.mode}'"
+            )
         if self.mode == "frozen" and not self.bias:
             raise ConfigError(
                 "head.mode=frozen is fitted with biases; expected head.bias=true, got false"

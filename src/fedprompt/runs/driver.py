@@ -30,6 +30,7 @@ from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, Rou
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
+from fedprompt.runs.starting_head import starting_head
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
@@ -106,7 +107,10 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
     """What stays the same in all rounds of a method."""
     recipe = config.recipe(federation.task.num_classes)
     generator = config.build_generator()
-    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator)
+    sent = 0
+    if config.head.start != "drawn":
+        sent = starting_head(config.head.start, federation.data, recipe.num_classes).bytes_up
+    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator, sent)
 
 
 def latest_state(

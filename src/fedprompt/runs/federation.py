@@ -24,6 +24,7 @@ from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
+from fedprompt.runs.starting_head import starting_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +188,10 @@ def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
     generator = torch_generator(config.seed, "initial head")
     head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
     tensors = {name: fresh(value) for name, value in head.named_parameters()}
+    if recipe.head.start != "drawn":
+        tensors = dict(
+            starting_head(recipe.head.start, federation.data, recipe.num_classes).tensors
+        )
     if federation.frozen_head is not None and recipe.head.mode == "frozen":
         tensors = federation.frozen_head.tensors
     projection = None
