@@ -14,7 +14,8 @@ import fedprompt
 PACKAGE = Path(fedprompt.__file__).parent
 ROOMS = [
     *("core", "aggregation", "objectives", "prompt_generators", "data", "models", "client"),
-    *("server", "runtime", "config", "runs", "report", "experiment", "sweep", "cli", "__main__"),
+    *("server", "runtime", "config", "runs", "report", "experiment", "sweep", "fetch", "cli"),
+    "__main__",
 ]
 """From the ground up."""
 ROOMS_OF_DATA = ["task", "stratified", "drawing", "reading", "partition", "prefix", "sets"]
@@ -105,6 +106,7 @@ def test_timm_is_used_by_models_alone() -> None:
 NAMELESS = ["client", "server", "objectives", "prompt_generators", "models", "runtime", "runs"]
 """Rooms through which tensors travel."""
 FOREIGN = {
+    "models/dinov2_onnx.py": "tensors of a graph",
     "models/timm_vit.py": "files of timm",
     "models/torchvision_weights.py": "files of torchvision",
     "models/nano/network.py": "files of weights",

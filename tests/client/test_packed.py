@@ -39,6 +39,8 @@ METHODS = {
     "scaffold": ("method=scaffold_pt",),
     "logit_adjusted": ("method=fedavg_pt", "objective=logit_adjusted"),
     "callbacks": ("method=fedavg_pt", "clients.callbacks=[clip_gradients]"),
+    "before an inner block": ("prompts.pool=3", "prompts.depth=3"),
+    "deep from there on": ("method=fedavg_pt", "prompts.depth=3", "prompts.placement=deep"),
     "head only": ("method=head_only", "prompts.count=0"),
 }
 
@@ -50,7 +52,11 @@ FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 def laid(tiny: Overrides) -> Callable[..., Laid]:
     def make(*overrides: str) -> Laid:
         config = compose("quickstart", tiny("clients.epochs=2", *overrides))
-        key = (config.data, config.clients.count)  # those of a test differ in the method alone
+        key = (
+            config.data,
+            config.clients.count,
+            config.cut,
+        )  # those of a test differ in the method alone
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]

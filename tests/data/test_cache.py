@@ -48,6 +48,8 @@ COUNT = CHUNK + 44
 class Toy:
     """An encoder of three tokens of width 4; writes a line per chunk into a log."""
 
+    cut = 0
+
     def __init__(self, log: Path, weight: float = 0.5, seconds: float = 0.0) -> None:
         self.log = log
         self.weight = torch.tensor(weight)  # no plain setting: `checksum` stands for it
@@ -65,6 +67,7 @@ class Toy:
 
     def constants(self, tokens: Tensor) -> dict[str, Tensor]:
         return {
+            "tokens": tokens,
             "style": tokens.std(dim=1),
             "cls": tokens.cos().sum(dim=1),
             "features": tokens.sin().sum(dim=1),
@@ -127,6 +130,36 @@ def test_a_cached_table_has_the_bits_of_a_computed_one(toy: Toy, folder: Path, d
         assert_same(table, expected)
         assert isinstance(table.tokens, np.memmap) and not table.tokens.flags.writeable
     assert open_cache(toy, folder, dtype=dtype).notes == []
+
+
+def test_the_activations_before_another_block_are_another_entry(
+    random_backbone: str, folder: Path
+) -> None:
+    """With the same queries and features, and a table knows which block its tokens enter."""
+    from fedprompt.models.backbone import load_backbone
+
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    split = Split(images, np.arange(9), np.zeros(9, np.int64))
+    tables = {}
+    for cut in (0, 2, 4):
+        backbone = load_backbone(random_backbone, cut)
+        for _ in range(2):
+            options = CacheOptions(folder=str(folder))
+            tables[cut] = PrefixCache(backbone, CPU, options).table(split)
+        by_hand = tables[0].tokens_at(np.arange(9))
+        for block in backbone.vit.blocks[:cut]:
+            by_hand = block(by_hand)
+        np.testing.assert_allclose(tables[cut].tokens, by_hand.numpy(), atol=1e-6)
+        for each in ("style", "cls", "features", "labels"):
+            np.testing.assert_array_equal(getattr(tables[cut], each), getattr(tables[0], each))
+        for same in (tables[cut], tables[cut].loaded(), pickle.loads(pickle.dumps(tables[cut]))):
+            assert same.cut == cut
+            same.with_queries({}).check_cut(cut)
+        assert pickle.loads(pickle.dumps(tables[cut].loaded())).cut == cut
+    assert len(names(folder)) == 3
+    with pytest.raises(InputError, match=r"before block 4, .* got those before block 2") as caught:
+        tables[2].check_cut(4)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_backbone_is_known_again_and_equal_to_the_last_bit(

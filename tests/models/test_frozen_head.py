@@ -77,6 +77,7 @@ class Deaf:
     """A backbone whose CLS feature is the first token, seen through the mean of the prompts."""
 
     embed_dim = feature_dim = 128
+    cut = 0
 
     def __init__(self, task_tokens: torch.Tensor) -> None:
         self.extras = {"task_tokens": task_tokens}

@@ -69,8 +69,8 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
 
 def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
     """With all that may travel: control variates, generated prompts, layers inside the backbone, a
-    client's own state, whitened queries, rounded features of the cache; and clients in packs (a
-    whole one and a rest).
+    client's own state, whitened queries, prompts before an inner block, rounded features of the
+    cache; and clients in packs (a whole one and a rest).
     """
     compared = ["scaffold_pt", "pfedpg", "lora_fedavg", "local_only"]
     hashes, figures = {}, {}
@@ -78,6 +78,7 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
         overrides = [
             *("rounds=2", "clients.count=6", "clients.per_round=3", "clients.epochs=1"),
             *("clients.batch_size=64", "prompts.count=2", "prompts.whiten=true"),
+            "prompts.depth=1",
             *("data.train=80", "data.validation=40", "data.test=40", "data.public=80"),
             *(f"cache.folder={tmp_path / 'cache'}", "cache.dtype=bfloat16", "runtime.pack=2"),
             *(f"runtime={runtime}", "runtime.actors=2", f"compare={compared}"),

@@ -67,17 +67,18 @@ def matmul_peak(device: torch.device, repeats: int = 10, clock: Clock = time.per
     return best
 
 
-def drawn_backbone(name: str, size: int, **options: Any) -> Backbone:
+def drawn_backbone(name: str, size: int, cut: int = 0, **options: Any) -> Backbone:
     """A Vision Transformer of timm with drawn weights, on which its speed does not depend.
 
     Args:
         name: timm's.
         size: side of its input in pixels.
+        cut: the block before which prompts enter.
         options: of `timm.create_model`.
     """
     with torch.random.fork_rng(devices=[]):
         vit: Any = timm.create_model(name, num_classes=0, img_size=size, **options)
-    return Backbone(vit, size)
+    return Backbone(vit, size, cut=cut)
 
 
 def step_flops(backbone: Backbone, images: int, length: int) -> int:
@@ -93,12 +94,12 @@ def step_flops(backbone: Backbone, images: int, length: int) -> int:
         images: B.
         length: N, tokens of an image with its prompts.
     """
-    blocks: Any = backbone.vit.blocks
+    blocks: Any = backbone.upper_blocks
     width, total = backbone.embed_dim, 0
-    for index, block in enumerate(blocks):
+    for index, block in blocks:
         weights = sum(each.numel() for each in block.parameters() if each.ndim == 2)
         # Of the last block, keys and values for all, the rest for the tokens that are read.
-        last = index == len(blocks) - 1 and backbone.reads_prefix_only(block)
+        last = index == backbone.depth - 1 and backbone.reads_prefix_only(block)
         read = backbone.num_prefix_tokens if last else length
         shared = block.attn.qkv.weight.numel() * 2 // 3 if last else 0
         linear = 2 * 2 * (shared * length + (weights - shared) * read)
@@ -147,9 +148,10 @@ def timed_steps(clock: Clock = time.perf_counter) -> Iterator[list[float]]:
     real: Any = loop.fit_batch
     seconds: list[float] = []
 
-    def watched(*arguments: object) -> None:
+    def watched(hooks: loop.Hooks, *arguments: object) -> None:
         started = clock()
-        real(*arguments)
+        real(hooks, *arguments)
+        _wait(next(hooks.module.parameters()).device)
         seconds.append(clock() - started)
 
     loop.fit_batch = watched  # type: ignore[assignment]
@@ -206,7 +208,7 @@ def run_bench(threads: int = 1, device: str = "auto") -> tuple[float, list[Rate]
     rows = []
     with limited_threads(threads):
         peak = matmul_peak(place)
-        small = load_backbone(config.model).to(place)
+        small = load_backbone(config.model, config.cut).to(place)
         large = drawn_backbone(LARGE, 224).to(place)
         for name, backbone, prompts, repeats in (
             (f"step of the {config.model.backbone} backbone", small, 5, 20),
@@ -253,6 +255,11 @@ def _seconds(work: Callable[[], Tensor | None], device: torch.device, clock: Clo
     """How long a piece of work takes, on the device as well."""
     started = clock()
     work()
+    _wait(device)
+    return clock() - started
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return clock() - started

@@ -23,6 +23,7 @@ from fedprompt.client.loop import fit, make_fabric
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.core.devices import send
 from fedprompt.core.errors import ClientError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientJob, ClientState, ClientUpdate, Parts, Tensors
@@ -64,6 +65,8 @@ class WorkerSetup:
     threads: int
     precision: str = "32-true"
     """How the blocks are computed; see `Backbone.autocast`."""
+    cut: int = 0
+    """The block before which prompts enter; that of all tables."""
 
     def build(self) -> ClientWorker:
         """A worker in this process."""
@@ -111,10 +114,12 @@ class ClientBatches(IterableDataset[Batch]):
         """(k, q) of each image, on the CPU."""
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             queries = queries.mean(dim=0).expand(len(index), -1)
-        self.inputs = inputs.to(device)
-        self.queries = queries.to(device)
-        self.labels = torch.from_numpy(table.labels[index]).to(device)
-        self.groups = torch.from_numpy(table.groups[index]).to(device)
+        labels, groups = (torch.from_numpy(each[index]) for each in (table.labels, table.groups))
+        self.on_host: Batch = (inputs, queries, labels, groups)
+        """All the client's data in the memory of the CPU, whatever the device."""
+        self.inputs, self.queries, self.labels, self.groups = (
+            each.to(device) for each in self.on_host
+        )
         self.batch_size = batch_size
         self.generator = generator
 
@@ -123,8 +128,8 @@ class ClientBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         # Drawn on the CPU, so that the order is the same on every device.
-        order = torch.randperm(len(self.labels), generator=self.generator).to(self.labels.device)
-        for rows in torch.split(order, self.batch_size):
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        for rows in torch.split(send(order, self.labels.device), self.batch_size):
             yield self.inputs[rows], self.queries[rows], self.labels[rows], self.groups[rows]
 
 
@@ -139,7 +144,9 @@ class ClientWorker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.fabric = make_fabric(setup.device, setup.precision)
         self.device = self.fabric.device
-        self.backbone: Backbone = load_backbone(setup.model).to(self.device)
+        for table in (setup.data.table, *setup.splits):
+            table.check_cut(setup.cut)
+        self.backbone: Backbone = load_backbone(setup.model, setup.cut).to(self.device)
         self.backbone.autocast = self.fabric.autocast
         self.data = setup.data
         self.splits = setup.splits
@@ -194,6 +201,8 @@ class ClientWorker:
                     fit(clients[0], batches[0], epochs, self.fabric)
                 else:
                     fit(PackedClients(clients), PackedBatches(batches), epochs, self.fabric)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # nothing in the fit has waited for the GPU
             stage = "collect"
             seconds = (time.perf_counter() - started) / len(jobs)
             return [
@@ -247,6 +256,7 @@ def collect(
         pack: clients that were fitted with it, itself among them.
     """
     recipe, objective = module.recipe, module.objective
+    inputs, queries, labels, _ = batches.on_host
     counts = module.use_counts.cpu()
     tuned = module.trainable().mapped(_copy)
     steps = len(batches) * recipe.training.epochs if objective.trains else 0
@@ -258,8 +268,8 @@ def collect(
             own=job.state.kept.objective,
             steps=steps,
             rates={path: recipe.rate(part) for part, path, _ in tuned.labelled()},
-            features=batches.inputs.cpu(),
-            labels=batches.labels.cpu(),
+            features=inputs,
+            labels=labels,
             num_classes=recipe.num_classes,
         )
     )
@@ -269,11 +279,11 @@ def collect(
     if "prompts" in recipe.personal:
         rows = rows[:0]
     prompts = _copy(module.prompts) if returned.prompts is None else returned.prompts
-    key = _copy(batches.queries.mean(dim=0))[: module.keys.shape[1]]
+    key = queries.mean(dim=0)[: module.keys.shape[1]]
     return ClientUpdate(
         client_id=job.client_id,
         round_index=job.round_index,
-        num_examples=len(batches.labels),
+        num_examples=len(labels),
         prompts=prompts[rows].clone(),
         keys=key.expand(len(rows), -1).clone(),
         origins=rows.clone(),

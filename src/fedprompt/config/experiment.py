@@ -24,7 +24,7 @@ from fedprompt.objectives import objectives
 from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
 
-EVAL_CLIENTS = ("last", "every", "never")
+WHEN = ("last", "every", "never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,9 @@ class ExperimentConfig:
     """When each client's own model is measured on its share of the held-out splits: after the
     `last` round, at `every` evaluation, or `never`. Methods without a global model are measured so
     at every evaluation unless it is `never`."""
+    eval_alone: str
+    """When the global model is measured once more with prompts that each test image selects by
+    itself: after the `last` round, at `every` evaluation, or `never`."""
     run_dir: str | None
     note: str | None
     """What the reader of the result should know; shown under the summary table."""
@@ -65,7 +68,8 @@ class ExperimentConfig:
         check_integer("rounds", self.rounds, 1)
         check_integer("eval_every", self.eval_every, 1)
         check_integer("seed", self.seed, 0)
-        check_choice("eval_clients", self.eval_clients, EVAL_CLIENTS)
+        for key in ("eval_clients", "eval_alone"):
+            check_choice(key, getattr(self, key), WHEN)
         self._check_method()
         bound = getattr(self.aggregator.options, "max_prompts", 0)
         if 0 < bound < self.prompts.count:
@@ -85,7 +89,7 @@ class ExperimentConfig:
                 f"prompts.count: {self.method} needs at least 1 prompt, got 0; "
                 "method=head_only trains the head alone"
             )
-        bare = self.prompts.count == 0 and self.tuning.name == "none"
+        bare = not self.needs_tokens
         if bare and self.head.mode == "frozen":
             raise ConfigError(
                 "head.mode=frozen: with prompts.count=0 nothing is left to train; "
@@ -155,12 +159,27 @@ class ExperimentConfig:
             return True
         return not getattr(self.build_aggregator(), "adds_prompts", True)
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether images run through the blocks, so that it matters where prompts enter."""
+        return self.recipe(0).needs_tokens
+
+    @property
+    def cut(self) -> int:
+        """The block before which the prompts of all methods of the run enter, from 0."""
+        return next(iter(depths_of([self, *map(self.with_method, self.compare)]).values()), 0)
+
     def measures_clients(self, round_index: int) -> bool:
         """Whether each client's own model is measured after a round that is evaluated."""
         if self.eval_clients == "never":
             return False
         often = self.eval_clients == "every" or not has_global_model(self.prompts, self.head)
         return often or round_index == self.rounds
+
+    def measures_alone(self, round_index: int) -> bool:
+        """Whether each image alone is measured after a round that is evaluated."""
+        often = self.eval_alone == "every"
+        return often or (self.eval_alone == "last" and round_index == self.rounds)
 
     def build_aggregator(self) -> Aggregator:
         """The aggregator of the prompts."""
@@ -275,12 +294,25 @@ def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> 
     for key in ("compare", "plugins"):
         parts[key] = tuple(parts[key])
     config = ExperimentConfig(**parts, sources=sources)
+    variants = [config]
     for method in config.compare if compared else ():
         try:
-            config.with_method(method)
+            variants.append(config.with_method(method))
         except ConfigError as error:
             raise ConfigError(f"compare: {method}: {error}") from error
+    depths = depths_of(variants)
+    if len(set(depths.values())) > 1:
+        listed = ", ".join(f"{depth} for {method}" for method, depth in depths.items())
+        raise ConfigError(
+            "prompts.depth: expected the same for all methods of a run, which share the cached "
+            f"features, got {listed}; compare them in runs of their own"
+        )
     return config
+
+
+def depths_of(variants: Iterable[ExperimentConfig]) -> dict[str, int]:
+    """`prompts.depth` of each method that has a use for it."""
+    return {each.method: each.prompts.depth for each in variants if each.needs_tokens}
 
 
 _SCALARS = [field.name for field in dataclasses.fields(Scalars)]

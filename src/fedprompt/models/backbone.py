@@ -1,11 +1,12 @@
 """A frozen Vision Transformer, cut in two at the place where prompts enter.
 
-`embed` computes everything below the prompts, which is a constant of the image; `encode` computes
-the blocks above. Only this package touches timm's private parts.
+`embed` and `advance` compute everything below the prompts, which is a constant of the image;
+`encode` computes the blocks above. Only this package touches timm's private parts.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.models import timm_vit, torchvision_weights
+from fedprompt.models.last_block import block_for_prefix
 from fedprompt.models.nano import network as nano
 from fedprompt.models.options import FEATURES, ModelOptions
 from fedprompt.models.selection import QUERIES
@@ -44,6 +46,10 @@ class Backbone(nn.Module):
             (tasks, tokens, d).
         architecture: what the weights do not show of the network, for `checksum`; nothing for the
             embedded models.
+        cut: the block before which prompts enter, from 0; see `PromptOptions.depth`.
+
+    Raises:
+        ConfigError: the network has no such block.
     """
 
     channel_mean: Tensor
@@ -56,10 +62,13 @@ class Backbone(nn.Module):
         features: str = "pre_logits",
         extras: Mapping[str, Tensor] | None = None,
         architecture: str = "",
+        cut: int = 0,
     ) -> None:
         super().__init__()
         check_choice("model.features", features, FEATURES)
         self.vit = vit
+        self.cut = self._checked(cut)
+        """The first block that is computed with prompts."""
         self.transform = Transform(transform) if isinstance(transform, int) else transform
         self.features = features
         self.extras = dict(extras or {})
@@ -96,24 +105,57 @@ class Backbone(nn.Module):
         """Number of attention blocks."""
         return len(self.vit.blocks)
 
+    @property
+    def upper_blocks(self) -> list[tuple[int, nn.Module]]:
+        """Number and module of each block that is computed with prompts."""
+        return list(enumerate(self.vit.blocks))[self.cut :]
+
+    def cut_at(self, cut: int) -> Backbone:
+        """The same network, with the same tensors, cut before another block.
+
+        Raises:
+            ConfigError: the network has no such block.
+        """
+        other = copy.copy(self)
+        other.cut = self._checked(cut)
+        return other
+
+    def _checked(self, cut: int) -> int:
+        if not 0 <= cut < self.depth:
+            raise ConfigError(
+                f"prompts.depth: expected the number of a block, 0 to {self.depth - 1} as the "
+                f"backbone has {self.depth} blocks, got {cut}"
+            )
+        return cut
+
     def forward(self, pixels: Tensor, prompts: Tensor | None = None) -> Tensor:
         """The whole network: (B, 3, S, S) -> (B, feature_dim)."""
-        return self.encode(self.embed(pixels), prompts)
+        return self.encode(self.advance(self.embed(pixels)), prompts)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize, crop and normalise: (B, H, W, 3) uint8 -> (B, 3, S, S), S = `image_size`."""
         return self.transform(images, self.channel_mean, self.channel_std)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """All that is below the prompts: (B, 3, S, S) -> tokens (B, T, d), the prefix first."""
+        """What enters the first block: (B, 3, S, S) -> tokens (B, T, d), the prefix first."""
         vit = self.vit
         tokens: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
         return tokens
 
-    def embedding_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that `embed` uses, which the prefix cache stands on."""
+    def advance(self, tokens: Tensor) -> Tensor:
+        """The blocks below the prompts: (B, T, d) from `embed` -> (B, T, d) before block `cut`.
+
+        In full precision: `autocast` is for `encode` alone.
+        """
+        for block in list(self.vit.blocks)[: self.cut]:
+            tokens = block(tokens)
+        return tokens
+
+    def lower_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters below the prompts, which the prefix cache stands on."""
         vit = self.vit
         yield from (*vit.patch_embed.parameters(), *vit.norm_pre.parameters())
+        yield from vit.blocks[: self.cut].parameters()
         for name in ("pos_embed", "cls_token", "reg_token", "dist_token"):
             value = getattr(vit, name, None)
             if isinstance(value, nn.Parameter):
@@ -123,12 +165,13 @@ class Backbone(nn.Module):
         """The blocks above the prompts, and the read-out.
 
         Args:
-            tokens: (B, T, d) from `embed`.
+            tokens: (B, T, d) from `advance`, which a feature table keeps.
             prompts: (n, d) for the whole batch, (B, n, d) one set per image, or None. They stand
                 after the prefix and get no position embedding. Where the network pools over
-                patches, prompts are left out of the pool. Rows of depth * d numbers are deep
-                prompts (Jia et al., "Visual Prompt Tuning", ECCV 2022, Eq. 5): the i-th d numbers
-                enter block i instead of what block i - 1 made of the prompts.
+                patches, prompts are left out of the pool. Rows of more than d numbers are deep
+                prompts (Jia et al., "Visual Prompt Tuning", ECCV 2022, Eq. 5), d numbers for each
+                block from `cut` on: the i-th d numbers enter block `cut` + i instead of what the
+                block below it made of the prompts.
 
         Returns:
             (B, feature_dim): the features, or the logits of the network's own classifier, in the
@@ -139,7 +182,8 @@ class Backbone(nn.Module):
         return encoded.to(tokens.dtype)
 
     def _blocks(self, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """(B, T, d) -> (B, T, d) after the final norm, without the prompts' outputs.
+        """(B, T, d) before block `cut` -> (B, T, d) after the final norm, without the prompts'
+        outputs.
 
         (B, prefix, d) where nothing reads the patches' outputs either.
         """
@@ -151,12 +195,12 @@ class Backbone(nn.Module):
             count = prompts.shape[1]
             first, *parts = torch.split(prompts, self.embed_dim, dim=-1)
             tokens = torch.cat([tokens[:, :prefix], first, tokens[:, prefix:]], dim=1)
-        for index, block in enumerate(self.vit.blocks):
-            if 0 < index <= len(parts):
+        for index, block in self.upper_blocks:
+            if 0 < index - self.cut <= len(parts):
                 own, patches = tokens[:, :prefix], tokens[:, prefix + count :]
-                tokens = torch.cat([own, parts[index - 1], patches], dim=1)
+                tokens = torch.cat([own, parts[index - self.cut - 1], patches], dim=1)
             if index == self.depth - 1 and self.reads_prefix_only(block):
-                tokens = _block_for_prefix(block, tokens, prefix)
+                tokens = block_for_prefix(block, tokens, prefix)
             else:
                 tokens = block(tokens)
         tokens = self.vit.norm(tokens)
@@ -206,7 +250,7 @@ class Backbone(nn.Module):
         if kind == "style":
             return self._style(tokens)
         if kind == "cls":
-            return self._cls(self._blocks(tokens))
+            return self._cls(self._blocks(self.advance(tokens)))
         raise ConfigError(
             f"prompts.query: expected one of {', '.join(QUERIES)}, "
             f"got '{kind}'{suggest(kind, QUERIES)}"
@@ -219,11 +263,13 @@ class Backbone(nn.Module):
             tokens: (B, T, d) from `embed`.
 
         Returns:
-            `style` and `cls`, both (B, d), as `queries` has them; `features`, (B, feature_dim), as
-            `encode` has them.
+            `tokens`, (B, T, d), for `encode`; `style` and `cls`, both (B, d), as `queries` has
+            them; `features`, (B, feature_dim), as `encode` has them.
         """
-        final = self._blocks(tokens)
+        advanced = self.advance(tokens)
+        final = self._blocks(advanced)
         return {
+            "tokens": advanced,
             "style": self._standardised(self._style(tokens), "style"),
             "cls": self._standardised(self._cls(final), "cls"),
             "features": self._read_out(final),
@@ -267,55 +313,30 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
-def _block_for_prefix(block: Any, tokens: Tensor, prefix: int) -> Tensor:
-    """`block(tokens)[:, :prefix]`, without what only the other tokens' outputs need: their queries,
-    their projection and their perceptron, 10 of the 12 d^2 products of each.
-
-    Args:
-        block: timm's `Block` in evaluation mode.
-        tokens: (B, T, d).
-        prefix: how many tokens to compute.
-    """
-    attention = block.attn
-    width, heads = attention.attn_dim, attention.num_heads
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    own, rest = (None, None) if bias is None else (bias[:width], bias[width:])
-    normed = block.norm1(tokens)
-    size, length, _ = tokens.shape
-    # As a matrix: a batch of slices would be multiplied one by one.
-    query = F.linear(normed[:, :prefix].reshape(size * prefix, -1), weight[:width], own)
-    query = query.reshape(size, prefix, heads, -1).transpose(1, 2)
-    both = F.linear(normed, weight[width:], rest).reshape(size, length, 2, heads, -1)
-    key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
-    query, key = attention.q_norm(query), attention.k_norm(key)
-    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    tokens = tokens[:, :prefix] + block.ls1(attention.proj(attention.norm(mixed)))
-    result: Tensor = tokens + block.ls2(block.mlp(block.norm2(tokens)))
-    return result
-
-
-def load_backbone(model: str | ModelOptions) -> Backbone:
+def load_backbone(model: str | ModelOptions, cut: int = 0) -> Backbone:
     """A frozen backbone.
 
     Args:
         model: the options, or the name alone: `nano`, `nano_promptable`, the path of a file that
             `fedprompt pretrain` wrote, or a Vision Transformer of timm.
+        cut: the block before which prompts enter.
 
     Raises:
-        ConfigError: unknown name, options that do not fit it, or weights that cannot be read.
+        ConfigError: unknown name, options that do not fit it, weights that cannot be read, or no
+            such block.
     """
     options = ModelOptions(model) if isinstance(model, str) else model
     if options.backbone in nano.EMBEDDED:
-        return _load_nano(nano.weights_path(options.backbone), options)
+        return _load_nano(nano.weights_path(options.backbone), options, cut)
     if options.backbone.endswith(".safetensors"):
-        return _load_nano(Path(options.backbone), options)
+        return _load_nano(Path(options.backbone), options, cut)
     vit, transform = timm_vit.build(options)
     # The tag names weights, not a function; those are hashed themselves.
     architecture = options.backbone.partition(".")[0]
-    return Backbone(vit, transform, options.features, architecture=architecture)
+    return Backbone(vit, transform, options.features, architecture=architecture, cut=cut)
 
 
-def _load_nano(path: Path, options: ModelOptions) -> Backbone:
+def _load_nano(path: Path, options: ModelOptions, cut: int) -> Backbone:
     for field, expected in (
         ("pretrained", (True,)),
         ("features", ("pre_logits",)),
@@ -330,7 +351,7 @@ def _load_nano(path: Path, options: ModelOptions) -> Backbone:
             )
     vit, extras = nano.load(path)
     transform = Transform(nano.IMAGE_SIZE).with_options(options)
-    return Backbone(vit, transform, extras=extras)
+    return Backbone(vit, transform, extras=extras, cut=cut)
 
 
 def from_torchvision(

@@ -129,7 +129,8 @@ def fit_frozen_head(
     """Fit a linear head on public images, domain by domain.
 
     Where the backbone has task tokens, the ones of a domain are chosen by cross-validation on its
-    public images; clients' images, validation and test play no part.
+    public images; clients' images, validation and test play no part. The head is the classifier of
+    the network as it was pre-trained, wherever prompts enter: so backbone and table have cut 0.
 
     Args:
         backbone: the frozen network on `device`.
@@ -140,7 +141,9 @@ def fit_frozen_head(
 
     Raises:
         ConfigError: a domain has public images of one class only.
+        InputError: the table is one of another cut.
     """
+    public.check_cut(backbone.cut)
     candidates = _candidates(backbone)
     weight = torch.zeros(num_classes, backbone.feature_dim)
     bias = torch.full((num_classes,), _ABSENT)

@@ -36,10 +36,14 @@ class PromptOptions:
     pool: int | None = None
     """Prompts that the server starts with; null means `count`."""
     placement: str = "input"
-    """Where prompts enter. `input`: after CLS, below the first block; `pool` and `shallow` are the
-    same and say that prompts are selected from a pool (L2P) or all used (VPT-shallow). `deep`: a
-    prompt has a part for every block and takes the place of its own output there (VPT-deep).
+    """How prompts enter. `input`: after CLS, once; `pool` and `shallow` are the same and say that
+    prompts are selected from a pool (L2P) or all used (VPT-shallow). `deep`: a prompt has a part
+    for every block from `depth` on and takes the place of its own output there (VPT-deep).
     `none`: there are none."""
+    depth: int = 0
+    """The block before which prompts enter, from 0. What lies below is frozen, cached and never
+    computed again; tuning of the backbone reaches the blocks from here on, too. All methods of a
+    run have the same; methods without prompts and tuning ignore it."""
     mode: str = "shared"
     """`shared`: the server merges them; `personal`: every client keeps its own."""
     selection: str = "keyed"
@@ -80,6 +84,7 @@ class PromptOptions:
         ):
             check_choice(f"prompts.{field}", getattr(self, field), names)
         check_integer("prompts.count", self.count, 0)
+        check_integer("prompts.depth", self.depth, 0)
         if self.pool is not None and self.pool < self.count:
             raise ConfigError(
                 f"prompts.count: {self.count} prompts cannot be selected from a pool of "
@@ -156,9 +161,16 @@ class PromptOptions:
         """Whether prompts travel with their keys."""
         return self.selection == "keyed" and self.count > 0
 
-    def width(self, embed_dim: int, depth: int) -> int:
-        """Length of one prompt's row: d, or a part of d for every block with `deep`."""
-        return embed_dim * depth if self.placement == "deep" else embed_dim
+    @property
+    def selects_together(self) -> bool:
+        """Whether the prompts of a test image depend on the images beside it."""
+        return self.count > 0 and self.selection != "all" and self.eval_batch > 1
+
+    def width(self, embed_dim: int, blocks: int) -> int:
+        """Length of one prompt's row: d, or with `deep` a part of d for each of the blocks that
+        prompts pass.
+        """
+        return embed_dim * blocks if self.placement == "deep" else embed_dim
 
     @property
     def pool_size(self) -> int:

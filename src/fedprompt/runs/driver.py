@@ -22,12 +22,15 @@ from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerSta
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
+from fedprompt.data.task import Task
+from fedprompt.models.frozen_head import FrozenHead
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
+from fedprompt.runs.starting_head import starting_head
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
@@ -104,7 +107,10 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
     """What stays the same in all rounds of a method."""
     recipe = config.recipe(federation.task.num_classes)
     generator = config.build_generator()
-    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator)
+    sent = 0
+    if config.head.start != "drawn":
+        sent = starting_head(config.head.start, federation.data, recipe.num_classes).bytes_up
+    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator, sent)
 
 
 def latest_state(
@@ -135,7 +141,9 @@ def run_method(
         directory: of the method's run; it has its header.
     """
     settings = settings_of(config, federation)
-    evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
+    evaluate_state = evaluator(
+        runtime, federation, settings, config.measures_clients, config.measures_alone
+    )
     aggregator = config.build_aggregator()
     state, warnings = latest_state(config, federation, directory)
     for warning in warnings:
@@ -199,6 +207,7 @@ def evaluator(
     federation: Federation,
     settings: RoundSettings,
     measures_clients: Callable[[int], bool] = lambda round_index: False,
+    measures_alone: Callable[[int], bool] = lambda round_index: False,
 ) -> Evaluate:
     """A function that starts to measure a state on the test and the validation split.
 
@@ -207,25 +216,38 @@ def evaluator(
         federation: splits and partition.
         settings: how clients select and classify, and what they receive.
         measures_clients: says for a round whether each client's own model is measured as well.
+        measures_alone: says for a round whether the global model is measured as well with prompts
+            that each image selects by itself.
     """
     recipe, splits = settings.recipe, federation.setup.splits
+    has_global = has_global_model(recipe.prompts, recipe.head)
 
     def start(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         subjects: list[Subject] = []
         broadcast = state.broadcast()
-        if has_global_model(recipe.prompts, recipe.head):
+        alone = has_global and measures_alone(state.round_index)
+        if has_global:
             subjects += global_subjects(broadcast, splits, state.keys)
+        if alone and recipe.prompts.selects_together:
+            subjects += global_subjects(broadcast, splits, state.keys, alone=True)
         if measures_clients(state.round_index):
             subjects += client_subjects(state, broadcast, federation, settings)
         waiting = evaluate(runtime, recipe, splits, subjects)
 
         def wait() -> tuple[Evaluation, Evaluation]:
             test, validation = waiting()
+            if alone and not recipe.prompts.selects_together:
+                test, validation = map(as_if_alone, (test, validation))
             return test, validation
 
         return wait
 
     return start
+
+
+def as_if_alone(evaluation: Evaluation) -> Evaluation:
+    """The same figures for images that are alone, where none selects prompts with others."""
+    return dataclasses.replace(evaluation, alone_accuracy=evaluation.accuracy)
 
 
 def client_subjects(
@@ -270,8 +292,7 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
     directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml(map(copy_of, used))}")
     about = {**manifest(), **records(used), "backbone_sha256": federation.backbone.checksum()}
     if federation.frozen_head is not None:
-        conditions = federation.frozen_head.conditions
-        about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
+        about["frozen_head"] = frozen_head_conditions(federation.frozen_head, task)
     directory.write_manifest(about)
     options = dataclasses.asdict(config.partition.options)
     directory.write_partition(
@@ -280,6 +301,15 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
         task.class_names,
         make_recipe(config.partition.name, options, config.seed, parts, task.train.labels),
     )
+
+
+def frozen_head_conditions(head: FrozenHead, task: Task) -> dict[str, str]:
+    """How the rows of each domain's classes were fitted; those of one public domain that stands for
+    all are called `public`.
+    """
+    several = len(head.conditions) == len(task.group_names)
+    names = task.group_names if several else ("public",)
+    return dict(zip(names, head.conditions, strict=True))
 
 
 def check_unchanged(directory: RunDirectory, federation: Federation) -> None:

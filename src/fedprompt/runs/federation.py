@@ -24,6 +24,7 @@ from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
+from fedprompt.runs.starting_head import starting_head
 from fedprompt.server.spread import begin
 
 
@@ -56,16 +57,30 @@ def prepare(config: ExperimentConfig) -> Federation:
     )
     task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
     device = torch.device(config.runtime.torch_device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
+            "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
+        )
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
-    backbone = load_backbone(config.model).to(device)
+    backbone = load_backbone(config.model, config.cut).to(device)
     cache = PrefixCache(backbone, device, config.cache)
+    # No client trains on public images: one table of theirs, and one head, serves for all cuts.
+    whole = backbone.cut_at(0)
+    public = PrefixCache(whole, device, config.cache) if backbone.cut else cache
     tables = list(map(cache.table, (task.train, task.validation, task.test)))
-    train, validation, test = with_whitened_queries(config, task, cache, tables)
+    train, validation, test = with_whitened_queries(config, task, public, tables)
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
     setup = WorkerSetup(
-        config.model, data, (test, validation), device.type, runtime.threads, runtime.precision
+        config.model,
+        data,
+        (test, validation),
+        device.type,
+        runtime.threads,
+        runtime.precision,
+        backbone.cut,
     )
     frozen_head = None
     if config.head.mode == "frozen":
@@ -74,8 +89,8 @@ def prepare(config: ExperimentConfig) -> Federation:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
-        frozen_head = fit_or_find_head(config, backbone, cache, task.public, task.num_classes)
-    notes = (*task.notes, *cache.notes)
+        frozen_head = fit_or_find_head(config, whole, public, task.public, task.num_classes)
+    notes = (*task.notes, *dict.fromkeys((*cache.notes, *public.notes)))
     # From here on; what is cached is exact.
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     return Federation(task, backbone, setup, frozen_head, notes)
@@ -89,7 +104,7 @@ def with_whitened_queries(
     Args:
         config: of the leading method, with the names of its rivals.
         task: whose public images say how queries spread.
-        cache: holds their queries.
+        cache: holds the queries of public images.
         tables: of the splits.
 
     Raises:
@@ -177,6 +192,10 @@ def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
     generator = torch_generator(config.seed, "initial head")
     head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
     tensors = {name: fresh(value) for name, value in head.named_parameters()}
+    if recipe.head.start != "drawn":
+        tensors = dict(
+            starting_head(recipe.head.start, federation.data, recipe.num_classes).tensors
+        )
     if federation.frozen_head is not None and recipe.head.mode == "frozen":
         tensors = federation.frozen_head.tensors
     projection = None
@@ -194,7 +213,7 @@ def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
 def initial_prompts(config: ExperimentConfig, federation: Federation) -> tuple[Tensor, Tensor]:
     """The drawn prompts (n, d) and their unit keys (n, q); q = 0 where keys do not travel."""
     prompts, backbone = config.prompts, federation.backbone
-    width = prompts.width(backbone.embed_dim, backbone.depth)
+    width = prompts.width(backbone.embed_dim, len(backbone.upper_blocks))
     query_dim = federation.data.table.queries(prompts.query_kind).shape[1]
     generator = torch_generator(config.seed, "initial prompts")
     values = torch.randn(prompts.pool_size, width, generator=generator) * prompts.init_std
@@ -206,10 +225,12 @@ def describe(federation: Federation, config: ExperimentConfig) -> str:
     """One line about data and clients."""
     sizes = np.array([len(part) for part in federation.data.parts])
     task = federation.task
+    cut = federation.backbone.cut
+    place = f", prompts before block {cut} of {federation.backbone.depth}" if cut else ""
     return (
         f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
         f"{len(task.test)} test images of {task.num_classes} classes; "
         f"{len(sizes)} clients ({config.partition.name}) with "
         f"{sizes.min()}-{sizes.max()} images, {config.clients.cohort_size} a round; "
-        f"frozen backbone {config.model.backbone}"
+        f"frozen backbone {config.model.backbone}{place}"
     )

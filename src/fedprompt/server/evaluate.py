@@ -67,6 +67,8 @@ class Subject:
     query: Tensor | None = None
     """(q,) the mean query of the client's training images; with it the model's prompts are chosen
     once, by the nearest keys."""
+    alone: bool = False
+    """Each image selects its prompts by itself, whatever `prompts.eval_batch` says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +158,12 @@ def summarise(
         measured: what was measured on it, and what was found.
         num_classes: over all domains.
     """
-    common = [pieces for subject, pieces in measured if subject.client is None]
+    common = {s.alone: pieces for s, pieces in measured if s.client is None}
     clients = {s.client: pieces for s, pieces in measured if s.client is not None}
-    figures = over_images(common[0], num_classes) if common else Evaluation()
+    figures = over_images(common[False], num_classes) if False in common else Evaluation()
+    if True in common:
+        alone = over_images(common[True], num_classes).accuracy
+        figures = dataclasses.replace(figures, alone_accuracy=alone)
     return dataclasses.replace(figures, clients=over_clients(clients)) if clients else figures
 
 
@@ -167,17 +172,22 @@ def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Mea
 
 
 def global_subjects(
-    broadcast: Broadcast, tables: Sequence[FeatureTable], keys: Tensor | None = None
+    broadcast: Broadcast,
+    tables: Sequence[FeatureTable],
+    keys: Tensor | None = None,
+    alone: bool = False,
 ) -> list[Subject]:
     """The global model on all images of each split.
 
     Args:
-        broadcast: the model.
+        broadcast: the server's tensors.
         tables: the splits.
-        keys: (n, q) of its prompts, if it holds discriminants instead.
+        keys: (n, q) of the prompts, if discriminants are broadcast instead.
+        alone: whether each image selects its prompts by itself.
     """
+    model = Model(broadcast, keys=keys)
     return [
-        Subject(Model(broadcast, keys=keys), split, np.arange(len(table), dtype=np.int64))
+        Subject(model, split, np.arange(len(table), dtype=np.int64), alone=alone)
         for split, table in enumerate(tables)
     ]
 
@@ -186,7 +196,8 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
     """A model's images in pieces, each image with its own prompts.
 
     Prompts are selected by the rule of training: once for a client that chooses by its mean query,
-    otherwise for `prompts.eval_batch` images of one domain in the order of the split.
+    otherwise for `prompts.eval_batch` images of one domain in the order of the split, or for each
+    image by itself.
 
     Args:
         subject: the model and the images.
@@ -195,15 +206,16 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
     """
     model, order = subject.model, subject.images
     shares: Tensor | None = None
+    together = 1 if subject.alone else recipe.prompts.eval_batch
     if subject.query is not None:
         chosen = rows_of_query(recipe.prompts, subject.query, model.broadcast.keys)
         rows = chosen.expand(len(order), -1)
     elif recipe.prompts.choice == "soft" and recipe.prompts.tells_spread:
-        batches = batches_of(recipe.prompts, table, order)
+        batches = batches_of(recipe.prompts, table, order, together)
         keys, count = model.addresses, recipe.prompts.count
         order, rows, shares = mix(batches, keys, model.broadcast.keys, count)
     else:
-        order, rows = select_for(model, recipe, table, order)
+        order, rows = select_for(model, recipe, table, order, together)
     return [
         Piece(
             model.broadcast,
@@ -228,11 +240,13 @@ def select_for_split(
         table: the images of the split.
     """
     everything = np.arange(len(table), dtype=np.int64)
-    return select_for(Model(state.broadcast(), keys=state.keys), recipe, table, everything)
+    together = recipe.prompts.eval_batch
+    model = Model(state.broadcast(), keys=state.keys)
+    return select_for(model, recipe, table, everything, together)
 
 
 def select_for(
-    model: Model, recipe: LocalRecipe, table: FeatureTable, images: Rows
+    model: Model, recipe: LocalRecipe, table: FeatureTable, images: Rows, together: int
 ) -> tuple[Rows, Tensor]:
     """A model's prompts for some images.
 
@@ -241,6 +255,7 @@ def select_for(
         recipe: the rule.
         table: the split.
         images: (k,) rows of the split.
+        together: images of one domain that share a selection.
 
     Returns:
         The images domain by domain (k,), and for each in that order its rows of the prompts (k, n).
@@ -248,7 +263,7 @@ def select_for(
     parts, keys = model.parts, model.broadcast.keys
     prompts = model.broadcast.prompts if parts.prompts is None else parts.prompts
     order, chosen = [], []
-    for batch, queries in batches_of(recipe.prompts, table, images):
+    for batch, queries in batches_of(recipe.prompts, table, images, together):
         rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
         order.append(batch)
         chosen.append(rows.expand(len(batch), -1))
@@ -256,14 +271,15 @@ def select_for(
 
 
 def batches_of(
-    options: PromptOptions, table: FeatureTable, images: Rows
+    options: PromptOptions, table: FeatureTable, images: Rows, together: int
 ) -> Iterator[tuple[Rows, Tensor]]:
-    """The images that select together: `eval_batch` of one domain in the order of the split.
+    """The images that select together: some of one domain in the order of the split.
 
     Args:
-        options: says how many, and by which queries.
+        options: says by which queries.
         table: the split.
         images: (k,) rows of the split.
+        together: how many.
 
     Yields:
         Rows of the split (B,), and their queries (B, q).
@@ -271,8 +287,8 @@ def batches_of(
     all_queries = table.queries(options.query_kind)
     for group in np.unique(table.groups[images]):
         members = images[table.groups[images] == group]
-        for start in range(0, len(members), options.eval_batch):
-            batch = members[start : start + options.eval_batch]
+        for start in range(0, len(members), together):
+            batch = members[start : start + together]
             yield batch, torch.from_numpy(all_queries[batch])
 
 
@@ -327,6 +343,8 @@ def predict(
     keys, generator = model.broadcast.keys, torch.Generator()
     network = PromptedModel(recipe, backbone, model.parts, keys, class_mask, generator)
     network.to(device).eval()
+    if recipe.needs_tokens:
+        table.check_cut(backbone.cut)
     for start in range(0, len(order), CHUNK):
         index = order[start : start + CHUNK]
         inputs = (

@@ -78,6 +78,8 @@ class RoundSettings:
     recipe: LocalRecipe
     generator: PromptGenerator | None = None
     """Makes every client's prompts; without one, all get the server's."""
+    bytes_before: int = 0
+    """What all clients sent before the first round, in whose traffic it is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Unmeasured:
             validation_accuracy=validation.accuracy,
             balanced_accuracy=test.balanced_accuracy,
             class_accuracy=test.class_accuracy,
+            alone_accuracy=test.alone_accuracy,
+            alone_validation_accuracy=validation.alone_accuracy,
             personalised={
                 name: evaluation.clients.summary()
                 for name, evaluation in (("test", test), ("validation", validation))
@@ -218,7 +222,8 @@ def run_round(
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
     evaluation = evaluate(state) if due else None  # 9
     sound = [update for update in updates if fault_of_types(update) is None]
-    traffic = count_bytes(settings.recipe, jobs, sound)
+    up, down = count_bytes(settings.recipe, jobs, sound)
+    traffic = (up + settings.bytes_before * (round_index == 1), down)
     seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
     known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
     return Unmeasured(state, known, evaluation, aggregated)

@@ -1,8 +1,9 @@
 """The frozen prefix, computed once: what every training step would otherwise compute again.
 
 Without augmentation, everything below the prompts is a constant of the image. A `FeatureTable`
-holds those constants of one split: the embedded tokens, the queries by which prompts are selected,
-and the features without prompts. `data.prefix.cache` keeps tables on disk between runs.
+holds those constants of one split: the tokens that the prompts join, the queries by which prompts
+are selected, and the features without prompts. `data.prefix.cache` keeps tables on disk between
+runs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ ARRAYS = ("tokens", "style", "cls", "features", "labels", "groups")
 class Encoder(Protocol):
     """What this module needs of a backbone; see `models.backbone.Backbone`."""
 
+    cut: int
+    """The block before which prompts enter."""
+
     def preprocess(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, S, S) float."""
         ...
@@ -41,7 +45,7 @@ class Encoder(Protocol):
         ...
 
     def constants(self, tokens: Tensor) -> Mapping[str, Tensor]:
-        """(B, T, d) -> `style` (B, q), `cls` (B, q) and `features` (B, f)."""
+        """(B, T, d) -> `tokens` (B, T, d), `style` (B, q), `cls` (B, q) and `features` (B, f)."""
         ...
 
     def checksum(self) -> str:
@@ -58,8 +62,8 @@ class FeatureTable:
     """
 
     tokens: NDArray[Any]
-    """(N, T, d): what enters the first block, CLS first, in the type that `dtype` names; read them
-    with `tokens_at`.
+    """(N, T, d): what enters block `cut`, CLS first, in the type that `dtype` names; read them with
+    `tokens_at`.
     """
     style: NDArray[np.float32]
     """(N, q): the queries of kind `style`; read them with `queries`."""
@@ -71,6 +75,8 @@ class FeatureTable:
     groups: NDArray[np.int64]
     dtype: str = "float32"
     """A key of `DTYPES`; NumPy has no bfloat16, whose bits are kept as uint16."""
+    cut: int = 0
+    """The block that the tokens enter."""
     derived: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     """Further kinds of queries, each (N, q), which no cache keeps: see `data.prefix.whitening`."""
     entry: CacheEntry | None = dataclasses.field(default=None, init=False, repr=False)
@@ -83,6 +89,19 @@ class FeatureTable:
         """Some rows of the tokens, in fresh memory: (k,) -> (k, T, d) float32."""
         rows = torch.from_numpy(self.tokens[index])
         return (rows.view(torch.bfloat16) if self.dtype == "bfloat16" else rows).float()
+
+    def check_cut(self, cut: int) -> None:
+        """Refuse tokens that another block than `cut` would take.
+
+        Raises:
+            InputError: names both.
+        """
+        if self.cut != cut:
+            raise InputError(
+                f"features: expected a table with the tokens before block {cut}, where the "
+                f"backbone takes prompts, got those before block {self.cut}; compute the table "
+                "with the same backbone"
+            )
 
     def queries(
         self, kind: str, index: NDArray[np.int64] | slice = slice(None)
@@ -106,13 +125,13 @@ class FeatureTable:
     def loaded(self) -> FeatureTable:
         """The same table as plain arrays, for processes that cannot open its cache entry."""
         arrays = {name: np.asarray(getattr(self, name)) for name in ARRAYS}
-        return FeatureTable(**arrays, dtype=self.dtype, derived=self.derived)
+        return FeatureTable(**arrays, dtype=self.dtype, cut=self.cut, derived=self.derived)
 
     def __reduce__(self) -> tuple[Callable[..., FeatureTable], tuple[object, ...]]:
         if self.entry is not None:
             return _reopened, (self.entry.reopen(), self.derived)
         arrays = (getattr(self, name) for name in ARRAYS)
-        return FeatureTable, (*arrays, self.dtype, self.derived)
+        return FeatureTable, (*arrays, self.dtype, self.cut, self.derived)
 
 
 def _reopened(
@@ -161,8 +180,8 @@ def compute_chunks(
         raise InputError("features: expected a split with at least one image, got an empty one")
     for start in range(0, len(split), CHUNK):
         images = torch.from_numpy(split.images[start : start + CHUNK]).to(device)
-        embedded = encoder.embed(encoder.preprocess(images))
-        kept = embedded.to(DTYPES[dtype])
+        constants = dict(encoder.constants(encoder.embed(encoder.preprocess(images))))
+        kept = constants.pop("tokens").to(DTYPES[dtype])
         if dtype == "float16" and not bool(torch.isfinite(kept).all()):
             raise ConfigError(
                 f"cache.dtype=float16: a token of images {start} to {start + len(images) - 1} is "
@@ -170,7 +189,7 @@ def compute_chunks(
             )
         yield Chunk(
             tokens=(kept.view(torch.uint16) if dtype == "bfloat16" else kept).cpu().numpy(),
-            **{name: each.cpu().numpy() for name, each in encoder.constants(embedded).items()},
+            **{name: each.cpu().numpy() for name, each in constants.items()},
         )
 
 
@@ -194,4 +213,5 @@ def compute_table(
         labels=split.labels.astype(np.int64),
         groups=split.groups.astype(np.int64),
         dtype=dtype,
+        cut=encoder.cut,
     )

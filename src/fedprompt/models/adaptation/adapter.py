@@ -1,4 +1,4 @@
-"""`adapter`: bottleneck adapters after the attention and the MLP of every block.
+"""`adapter`: bottleneck adapters after the attention and the MLP of every block above the prompts.
 
 Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, Fig. 2. With h the
 output of a sub-layer, before it is added to the residual stream:
@@ -72,7 +72,7 @@ class Adapter(Tuning):
         Args:
             backbone: a frozen `Backbone`; unchanged afterwards.
             tensors: named as in `initial`.
-            tokens: (B, T, d) from `Backbone.embed`.
+            tokens: (B, T, d) from `Backbone.advance`.
             prompts: as for `Backbone.encode`.
         """
         changes = {
@@ -86,7 +86,7 @@ class Adapter(Tuning):
         """Name and module of each adapted layer."""
         return [
             (f"adapter.{index}.{layer}", getattr(block, layer))
-            for index, block in enumerate(backbone.vit.blocks)  # type: ignore[union-attr, arg-type]
+            for index, block in backbone.upper_blocks  # type: ignore[union-attr]
             for layer in LAYERS[self.options.after]
         ]
 

@@ -61,7 +61,7 @@ class Tuning:
         Args:
             backbone: a frozen `Backbone`; unchanged afterwards.
             tensors: named as in `initial`.
-            tokens: (B, T, d) from `Backbone.embed`.
+            tokens: (B, T, d) from `Backbone.advance`.
             prompts: as for `Backbone.encode`.
 
         Returns:

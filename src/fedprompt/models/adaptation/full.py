@@ -1,8 +1,8 @@
 """`full`: all blocks and norms of the Vision Transformer are trained, by their names.
 
-The full-model tuning that the PFPT paper compares with (Fig. 1). What lies below the prompts (patch
-embedding and position embedding) stays frozen here, because it is what the prefix cache holds; in
-ViT-B/32 that is 2.4 of 87 million parameters.
+The full-model tuning that the PFPT paper compares with (Fig. 1). What lies below the prompts stays
+frozen here, because it is what the prefix cache holds: patch embedding and position embedding, in
+ViT-B/32 2.4 of 87 million parameters, and with `prompts.depth` the blocks below.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Encoder(nn.Module):
 
 @tunings.register("full", FullOptions)
 class Full(Tuning):
-    """Everything above the embedding is trained."""
+    """Everything above the place of the prompts is trained."""
 
     def initial(self, backbone: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         """Copies of the pre-trained parameters."""
@@ -62,7 +62,7 @@ class Full(Tuning):
         Args:
             backbone: a frozen `Backbone`; unchanged afterwards.
             tensors: named as in `initial`.
-            tokens: (B, T, d) from `Backbone.embed`.
+            tokens: (B, T, d) from `Backbone.advance`.
             prompts: as for `Backbone.encode`.
         """
         own = {f"backbone.{name}": value for name, value in tensors.items()}
@@ -72,7 +72,7 @@ class Full(Tuning):
 
 def trainable(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters that a forward pass from the cached tokens uses."""
-    below = set(backbone.embedding_parameters())  # type: ignore[operator]
+    below = set(backbone.lower_parameters())  # type: ignore[operator]
     for name, value in backbone.named_parameters():
         if value not in below:
             yield name, value

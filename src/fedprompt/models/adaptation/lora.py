@@ -1,4 +1,5 @@
-"""`lora`: a low-rank change of the query, key and value projections of every block.
+"""`lora`: a low-rank change of the query, key and value projections of every block above the
+prompts.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, Eq. 3. With x the input
 of the projection W_qkv (3d, d):
@@ -70,7 +71,7 @@ class Lora(Tuning):
         Args:
             backbone: a frozen `Backbone`; unchanged afterwards.
             tensors: named as in `initial`.
-            tokens: (B, T, d) from `Backbone.embed`.
+            tokens: (B, T, d) from `Backbone.advance`.
             prompts: as for `Backbone.encode`.
         """
         factor = self.options.scale / self.options.rank
@@ -84,10 +85,9 @@ class Lora(Tuning):
 
 def _projections(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
     """Name and module of each block's query, key and value projection."""
-    blocks = backbone.vit.blocks  # type: ignore[union-attr]
     return [
         (f"lora.{index}", block.attn.qkv)
-        for index, block in enumerate(blocks)  # type: ignore[arg-type]
+        for index, block in backbone.upper_blocks  # type: ignore[union-attr]
     ]
 
 

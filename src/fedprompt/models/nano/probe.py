@@ -34,7 +34,7 @@ def features_of(
     with torch.no_grad():
         for start in range(0, images.shape[0], 256):
             pixels = backbone.preprocess(torch.from_numpy(images[start : start + 256]))
-            parts.append(backbone.encode(backbone.embed(pixels), prompts))
+            parts.append(backbone(pixels, prompts))
     return torch.cat(parts).double().numpy()
 
 

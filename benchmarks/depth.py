@@ -1,0 +1,360 @@
+"""What does it cost, and what does it give, to have prompts before an inner block?
+
+    python -m benchmarks.depth [--only TEXT ...] [--list] [--output benchmarks/results/depth.json]
+                               [--emoji data=emoji] [--weights FILE]
+
+Two kinds of cases; what is in the JSON already is not measured again.
+
+- `step/NETWORK/DEPTH`: one training step (batch of 16, 5 prompts, forward and backward) in a fresh
+  process. `milliseconds`: CPU time of one thread, the least of some steps. `peak_mb`: growth of the
+  resident memory over the process that has the network and the batch, and has done a step with one
+  image. `kept_mb`: what autograd saves for the backward pass, without the weights, counted tensor
+  by tensor; before anything is timed, it must be `kept_bytes` here, which is arithmetic.
+- `run/TASK/METHOD/DEPTH/SEED`: a federation, and its accuracy after the last round. The learning
+  rate of each method and depth is the best of `RATES` on the validation split with seed
+  `RATE_SEED`, which is not reported.
+
+`domains` has the network `nano_promptable`, a frozen head and 10 rounds; `emoji` a DINOv2 ViT-S/14,
+whose weights and images have to be there (`--weights`, `--emoji`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import RESULTS, Json, header, one_thread, read_json, run_once, write_json
+from fedprompt.cli.bench import drawn_backbone, step_flops
+from fedprompt.config import compose
+from fedprompt.data.prefix.listing import cache_entries
+from fedprompt.models.backbone import Backbone
+from fedprompt.runs.federation import Federation, prepare
+
+RESULT = RESULTS / "depth.json"
+MB = 10**6
+BATCH, PROMPTS = 16, 5
+NETWORKS: dict[str, tuple[str, int, tuple[int, ...], int]] = {
+    # timm's name or the embedded one, image size, depths, repeats
+    "nano": ("nano", 32, (0, 1, 2, 3, 4), 30),
+    "dinov2_s14": ("vit_small_patch14_dinov2", 98, (0, 3, 6, 8, 9, 10, 11), 5),
+    "vit_b16": ("vit_base_patch16_224", 224, (0, 3, 6, 9, 11), 3),
+}
+RATES = (0.01, 0.1)
+"""Of the prompts; a frozen head has none."""
+RATE_SEED = 100
+METHODS = ("pfpt", "fedavg_pt")
+_CLIENTS = {"count": 40, "per_round": 10, "epochs": 2, "batch_size": 16}
+TASKS: dict[str, Json] = {
+    "domains": {
+        "data": "domains",
+        "model": "nano_promptable",
+        "head": "frozen",
+        "partition": {"name": "dirichlet", "alpha": 0.5},
+        "clients": _CLIENTS,
+        "prompts": {"count": 5},
+        "rounds": 10,
+        "eval_every": 5,
+    },
+    "emoji": {
+        "model": {"name": "timm", "backbone": "vit_small_patch14_dinov2", "image_size": 98},
+        "head": {"name": "linear"},
+        "partition": {"name": "dirichlet", "alpha": 0.5},
+        "clients": {**_CLIENTS, "count": 20, "epochs": 1},
+        "prompts": {"count": 5},
+        "rounds": 6,
+        "eval_every": 6,
+    },
+}
+DEPTHS = {"domains": (0, 1, 2, 3, 4), "emoji": (6, 8, 10, 11)}
+SEEDS = {"domains": (0, 1, 2), "emoji": (0, 1, 2)}
+
+
+# A step.
+
+
+def kept_bytes(backbone: Backbone, images: int, length: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one step, by arithmetic.
+
+    The weights are frozen, so a linear layer keeps nothing. Of each token of a plain block remain,
+    in float32 numbers: the input of either norm (2 d, and 4 numbers of mean and deviation), query,
+    key and value (3 d), what attention gives (d, and one number of each head), and the input of the
+    activation (the width of the perceptron, mostly 4 d). That is 10 d, or 40 d bytes. Of the last
+    block the tokens that nobody reads keep the first norm's input, key and value alone. The final
+    norm keeps its input.
+
+    Args:
+        backbone: of plain blocks, which reads the prefix alone.
+        images: B.
+        length: tokens of an image with its prompts.
+    """
+    width, read = backbone.embed_dim, backbone.num_prefix_tokens
+    numbers = read * (width + 2)  # the final norm
+    for index, block in backbone.upper_blocks:
+        parts: Any = block
+        own = 3 * width + 2 + parts.attn.num_heads + parts.mlp.fc1.out_features
+        # Query, attention's result, the second norm's input, the activation's.
+        computed = read if index == backbone.depth - 1 else length
+        numbers += length * (3 * width + 2) + computed * own
+    return 4 * images * numbers
+
+
+def counted_bytes(backbone: Backbone, tokens: Tensor, prompts: Tensor) -> int:
+    """The same, counted: the storages that a forward pass hands to autograd, but for weights.
+
+    Args:
+        backbone: the frozen network.
+        tokens: (B, T, d).
+        prompts: (n, d), which get a gradient.
+    """
+    weights = {value.untyped_storage().data_ptr() for value in backbone.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = backbone.encode(tokens, prompts)
+    del features
+    return sum(size for place, size in sizes.items() if place not in weights)
+
+
+def resident(name: str) -> int:
+    """Bytes of this process by the kernel's name: `VmRSS` now, `VmHWM` at the most."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def measure_step(network: str, depth: int) -> Json:
+    """One case, in a process that does nothing else.
+
+    Args:
+        network: of `NETWORKS`.
+        depth: the block before which prompts enter.
+
+    Raises:
+        RuntimeError: autograd keeps something else than the arithmetic says.
+    """
+    one_thread()
+    name, size, _, repeats = NETWORKS[network]
+    backbone = network_of(name, size, depth)
+    length = backbone.embed(torch.zeros(1, 3, size, size)).shape[1]
+    tokens = torch.randn(BATCH, length, backbone.embed_dim)
+    prompts = (torch.randn(PROMPTS, backbone.embed_dim) * 0.02).requires_grad_()
+    expected = kept_bytes(backbone, BATCH, length + PROMPTS)
+    counted = counted_bytes(backbone, tokens, prompts)
+    # Heads are rounded up by no one, and odd sizes by a few bytes: equal to a thousandth.
+    if abs(counted - expected) > expected / 1000:
+        raise RuntimeError(
+            f"{network} at {depth}: expected {expected} bytes, autograd has {counted}"
+        )
+
+    def step(images: int) -> float:
+        started = time.process_time()
+        features: Any = backbone.encode(tokens[:images], prompts)
+        features.sum().backward()
+        return time.process_time() - started
+
+    step(1)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
+    before = resident("VmRSS")
+    seconds = [step(BATCH)]
+    peak = resident("VmHWM") - before
+    seconds += [step(BATCH) for _ in range(repeats - 1)]
+    return {
+        "tokens": length + PROMPTS,
+        "milliseconds": round(min(seconds) * 1e3, 1),
+        "gflop": round(step_flops(backbone, BATCH, length + PROMPTS) / 1e9, 2),
+        "kept_mb": round(counted / MB, 2),
+        "arithmetic_mb": round(expected / MB, 2),
+        "peak_mb": round(peak / MB, 1),
+    }
+
+
+def network_of(name: str, size: int, depth: int) -> Backbone:
+    """A network with drawn weights, on which neither time nor memory depends."""
+    if name == "nano":
+        from fedprompt.models.nano import network as nano
+
+        return Backbone(nano.build(), size, cut=depth)
+    return drawn_backbone(name, size, depth)
+
+
+def fresh_step(network: str, depth: int) -> Json:
+    """`measure_step` in a process of its own."""
+    code = "import sys, json; from benchmarks import depth; "
+    code += "print(json.dumps(depth.measure_step(sys.argv[1], int(sys.argv[2]))))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, network, str(depth)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: Json = json.loads(done.stdout)
+    return found
+
+
+# A federation.
+
+
+def experiment_of(task: str, given: argparse.Namespace) -> Json:
+    """A task as an experiment file would have it."""
+    tree = {"name": f"depth-{task}", "runtime": {"name": "serial", "pack": 10}, **TASKS[task]}
+    if task == "emoji":
+        tree["data"] = {"name": "emoji"}
+        tree["model"] = {**tree["model"], "pretrained": given.weights}
+    return tree
+
+
+def changes_of(task: str, given: argparse.Namespace) -> list[str]:
+    """What the command line adds: where the images are."""
+    return list(given.emoji) if task == "emoji" else []
+
+
+def measure_run(case: str, rate: float, given: argparse.Namespace) -> Json:
+    """One federation.
+
+    Args:
+        case: `run/TASK/METHOD/DEPTH/SEED`.
+        rate: of the prompts.
+        given: where weights and images are.
+    """
+    _, task, method, depth, seed = case.split("/")
+    changes = [
+        *changes_of(task, given),
+        *(f"method={method}", f"prompts.depth={depth}", f"seed={seed}", f"prompts.lr={rate}"),
+    ]
+    once = run_once(experiment_of(task, given), changes)
+    summary = once.result.summary
+    return {
+        "rate": rate,
+        "accuracy": round(summary["accuracy"], 4),
+        "validation": round(summary["validation_accuracy"], 4),
+        "prompts": summary["prompts"],
+        "train_seconds": round(sum(each["seconds"]["train"] for each in once.result.reports), 2),
+        "cpu_seconds": round(once.cpu_seconds, 1),
+    }
+
+
+def measure_cache(task: str, depth: int, given: argparse.Namespace) -> Json:
+    """Bytes of the cached training split, and the accuracy of a frozen head without prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = [f"prompts.depth={depth}", f"cache.folder={folder}", *changes_of(task, given)]
+        federation = prepare(compose(experiment_of(task, given), changes))
+        table = federation.data.table
+        assert table.entry is not None
+        entries = {entry.path.name: entry.size for entry in cache_entries(Path(folder))}
+        size = entries[Path(table.entry.reopen()[1][0]).name]  # type: ignore[arg-type]
+        return {
+            "images": len(table),
+            "bytes_of_an_image": round(size / len(table)),
+            "accuracy_without_prompts": bare_accuracy(federation),
+        }
+
+
+def bare_accuracy(federation: Federation) -> float | None:
+    """Test accuracy of the frozen head on features without prompts; None without such a head."""
+    if federation.frozen_head is None:
+        return None
+    test, mask = federation.setup.splits[0], torch.from_numpy(federation.data.class_mask)
+    weight, bias = (federation.frozen_head.tensors[f"0.{name}"] for name in ("weight", "bias"))
+    logits = torch.from_numpy(test.features) @ weight.T + bias
+    logits = logits.masked_fill(~mask[torch.from_numpy(test.groups)], -torch.inf)
+    return round(float((logits.argmax(dim=1).numpy() == test.labels).mean()), 4)
+
+
+# All of it.
+
+
+def cases(tasks: Iterable[str]) -> Iterator[str]:
+    """The names of all cases, in the order in which they are measured."""
+    for network, (_, _, depths, _) in NETWORKS.items():
+        yield from (f"step/{network}/{depth}" for depth in depths)
+    for task in tasks:
+        yield from (f"cache/{task}/{depth}" for depth in DEPTHS[task])
+        for seed in (RATE_SEED, *SEEDS[task]):
+            for depth in sorted(DEPTHS[task], reverse=True):
+                yield from (f"run/{task}/{method}/{depth}/{seed}" for method in METHODS)
+
+
+def rates_of(case: str, found: Json) -> Sequence[float]:
+    """The rates with which a run is done: all with `RATE_SEED`, else the best of those.
+
+    Raises:
+        SystemExit: those that choose it have not been done.
+    """
+    start, _, seed = case.rpartition("/")
+    if int(seed) == RATE_SEED:
+        return RATES
+    tried = [found.get(f"{start}/{RATE_SEED}/{rate:g}") for rate in RATES]
+    if None in tried:
+        raise SystemExit(f"{case}: {start}/{RATE_SEED} has to be run before")
+    return [max(tried, key=lambda each: each["validation"])["rate"]]  # type: ignore[index]
+
+
+def measure(case: str, found: Json, given: argparse.Namespace) -> Iterator[tuple[str, Json]]:
+    """What a case adds to the document, by name.
+
+    Args:
+        case: see `cases`.
+        found: what is there already.
+        given: where weights and images are.
+    """
+    kind, name, *rest = case.split("/")
+    if kind == "step":
+        if case not in found:
+            yield case, fresh_step(name, int(rest[0]))
+    elif kind == "cache":
+        if case not in found:
+            yield case, measure_cache(name, int(rest[0]), given)
+    else:
+        for rate in rates_of(case, found):
+            key = f"{case}/{rate:g}" if int(rest[-1]) == RATE_SEED else case
+            if key not in found:
+                yield key, measure_run(case, rate, given)
+
+
+def main() -> None:
+    """Measure what is missing, and keep each result at once."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="cases whose name begins so")
+    parser.add_argument("--list", action="store_true", help="name the cases, and measure nothing")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--emoji", nargs="*", default=[], help="overrides that find the images")
+    parser.add_argument("--weights", default="weights/dinov2_s14.safetensors")
+    given = parser.parse_args()
+    one_thread()
+    chosen = [c for c in cases(TASKS) if not given.only or c.startswith(tuple(given.only))]
+    for case in chosen:
+        if given.list:
+            print(case)
+            continue
+        document = read_json(given.output)
+        found = document.get("cases", {})
+        for key, result in measure(case, found, given):
+            found[key] = result
+            print(key, json.dumps(result), flush=True)
+            about = header("depth", batch=BATCH, prompts=PROMPTS, tasks=TASKS, rates=RATES)
+            write_json(given.output, {**about, "cases": found})
+
+
+if __name__ == "__main__":
+    main()
