@@ -16,14 +16,15 @@ from fedprompt.data.prefix.tables import FeatureTable
 WIDTH = 12
 
 
-def table_of(seed: int, count: int = 800) -> FeatureTable:
-    """Two domains of two classes. Style: the domain in the last coordinate, by 12 deviations of
-    one image, and up to hundred times as much noise in the others. CLS: noise alone.
+def table_of(seed: int, count: int = 1600) -> FeatureTable:
+    """Four domains of ten classes. Style: the domain in the last two coordinates, by 8 deviations
+    of one image or more, and up to hundred times as much noise in the others. CLS: noise alone.
     """
     draws = np.random.default_rng(seed)
-    groups, labels = np.arange(count) % 2, np.arange(count) // 2 % 2
+    groups, labels = np.arange(count) % 4, np.arange(count) // 4 % 10
     style = draws.normal(size=(count, WIDTH)) * np.geomspace(10, 0.1, WIDTH)
-    style[:, -1] += 1.2 * groups
+    style[:, -2] += 1.2 * (groups // 2)
+    style[:, -1] += 1.2 * (groups % 2)
     return FeatureTable(
         tokens=np.zeros((count, 2, WIDTH), np.float32),
         style=style.astype(np.float32),
@@ -36,7 +37,7 @@ def table_of(seed: int, count: int = 800) -> FeatureTable:
 
 @pytest.mark.parametrize("setting", keys.SETTINGS)
 def test_the_metric_knows_what_plain_keys_do_not(setting: str) -> None:
-    train, test = table_of(0), table_of(1, 320)
+    train, test = table_of(0), table_of(1, 640)
     clients = keys.clients_of(train, setting, 0)
     assert len(clients.parts) == keys.CLIENTS
     assert all(
@@ -44,12 +45,12 @@ def test_the_metric_knows_what_plain_keys_do_not(setting: str) -> None:
     )
     world = keys.World.of(clients, train.style.astype(float), test.style.astype(float), test.groups)
     plain, whitened = (keys.figures(world, metric, 0) for metric in (False, True))
-    assert plain["known"]["single"] < 0.7
+    assert plain["known"]["single"] < 0.5
     assert whitened["known"]["single"] > 0.99
     for row in ("found", "ten rounds"):
         assert whitened[row]["single"] > 0.99
         assert whitened[row]["16"] == 1.0
-        assert (whitened[row]["ari"], whitened[row]["groups"]) == (1.0, 2)
+        assert whitened[row]["ari"] > 0.9  # clients of a few images may stand apart
 
 
 def test_imbalance_gives_every_class_of_a_domain_to_someone() -> None:
