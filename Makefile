@@ -12,7 +12,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
 	&& echo $$each && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run sweep test test-cluster lint typecheck format bench bench-methods cluster submit job-status job-stop cluster-stop pretrain clean
+.PHONY: help setup run sweep test test-cluster lint typecheck format bench bench-methods cluster submit job-status job-stop cluster-stop pretrain real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ bench-methods: setup ## compare all methods: runs what is missing (hours), table
 
 pretrain: setup ## train the embedded backbone again (about an hour): make pretrain [ARGS="--help"]
 	@$(BIN)/fedprompt pretrain $(ARGS)
+
+real: setup ## fetch real images into data/ and DINOv2 into weights/ (a few minutes)
+	@$(BIN)/fedprompt fetch real $(ARGS)
 
 clean: ## remove the environment and everything that tools left behind; runs/ stays
 	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

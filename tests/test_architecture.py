@@ -14,7 +14,8 @@ import fedprompt
 PACKAGE = Path(fedprompt.__file__).parent
 ROOMS = [
     *("core", "aggregation", "objectives", "prompt_generators", "data", "models", "client"),
-    *("server", "runtime", "config", "runs", "report", "experiment", "sweep", "cli", "__main__"),
+    *("server", "runtime", "config", "runs", "report", "experiment", "sweep", "fetch", "cli"),
+    "__main__",
 ]
 """From the ground up."""
 ROOMS_OF_DATA = ["task", "stratified", "drawing", "reading", "partition", "prefix", "sets"]

@@ -69,7 +69,9 @@ def usual_selections(
     usual = []
     for group in range(len(federation.task.group_names)):
         images = np.flatnonzero(table.groups == group)
-        selected = select_for(Model(state.broadcast()), recipe, table, images)[1]
+        selected = select_for(
+            Model(state.broadcast()), recipe, table, images, recipe.prompts.eval_batch
+        )[1]
         rows, counts = np.unique(selected.numpy(), axis=0, return_counts=True)
         usual.append(torch.from_numpy(rows[counts.argmax()]))
     return usual

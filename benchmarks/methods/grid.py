@@ -155,6 +155,7 @@ best for them."""
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMAIN}
 NEUTRAL: dict[str, object] = {
     "prompts.whiten": False,
+    "eval_alone": "last",
     "prompts.depth": 0,
     "data.train": None,
     "clients.callbacks": [],

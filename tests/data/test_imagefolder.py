@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from layouts import class_folders, noise, png
+from PIL import Image
 
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.task import Split, Task, datasets
@@ -191,3 +192,38 @@ def test_a_csv_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     refused("data.csv: expected a CSV file, got .*gone.csv", csv=str(tmp_path / "gone.csv"))
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     refused("cannot be read as CSV", csv=str(tmp_path / "list.csv"))
+
+
+def test_svg_and_webp(tmp_path: Path) -> None:
+    """A drawing of one colour a class; the animation is noted."""
+    for name, colour in (("blue", "#0000ff"), ("red", "#ff0000")):
+        folder = tmp_path / name
+        folder.mkdir()
+        shape = f'<rect width="8" height="8" fill="{colour}"/>'
+        for number in range(6):
+            text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">{shape}</svg>'
+            (folder / f"{number}.svg").write_text(text)
+            frames = [Image.new("RGB", (8, 8), colour), Image.new("RGB", (8, 8))]
+            animated = number == 0
+            frames[0].save(
+                folder / f"{number}.webp",
+                save_all=animated,
+                append_images=frames[1:] if animated else [],
+                lossless=True,
+            )
+    task = create(root=str(tmp_path))
+    colours = np.array([(0, 0, 255), (255, 0, 0)])
+    for split in (task.train, task.validation, task.test):
+        expected = np.broadcast_to(colours[split.labels][:, None, None], split.images.shape)
+        np.testing.assert_array_equal(split.images[:], expected)
+    (note,) = task.notes
+    assert "2 of the images are animated" in note and "0.webp" in note
+
+
+def test_a_drawing_that_is_refused_can_be_skipped(tmp_path: Path) -> None:
+    class_folders(tmp_path, ["."], CLASSES, 8, 16)
+    bad = tmp_path / "ant" / "bad.svg"
+    bad.write_text('<svg viewBox="0 0 1 1"><script>x</script></svg>')
+    task = create(root=str(tmp_path), on_bad_image="skip")
+    (note,) = task.notes
+    assert "1 of" in note and "bad.svg" in note

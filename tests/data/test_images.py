@@ -182,3 +182,49 @@ def test_joined_sources_are_one(files: ImageFiles) -> None:
     assert cut.fingerprint() != joined.fingerprint()
     with pytest.raises(InputError, match="expected one size"):
         JoinedImages([files, ArrayImages(array, "word", 17)])
+
+
+# Transparency on a colour, WebP, SVG
+
+
+def test_transparent_pixels_on_a_colour(tmp_path: Path) -> None:
+    """Half transparent red on white: (255, 127 or 128, 127 or 128)."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., 0] = 255
+    pixels[:4, :, 3] = 255
+    pixels[4:6, :, 3] = 128
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True, exact=True)
+    for name in ("a.png", "a.webp"):
+        image = decode(tmp_path / name, 8, background="white").astype(int)
+        assert (image[:4] == (255, 0, 0)).all()
+        assert (abs(image[4:6] - (255, 127, 127)) <= 1).all()
+        assert (image[6:] == 255).all()
+        dropped = decode(tmp_path / name, 8)
+        assert (dropped == (255, 0, 0)).all(), "transparency is dropped, as before"
+    palette = Image.fromarray(pixels).convert("P")
+    palette.save(tmp_path / "p.png", transparency=palette.getpixel((0, 0)))
+    assert (decode(tmp_path / "p.png", 8, background="white")[:4] == 255).all()
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    frames[1].save(tmp_path / "still.webp", lossless=True)
+    (tmp_path / "short.webp").write_bytes(b"RIFF")
+    images = ImageFiles(tmp_path, ["still.webp", "moving.webp", "short.webp"], 8)
+    assert images.animated().tolist() == [1]
+    assert (images[np.array([1])] == (255, 0, 0)).all()
+
+
+def test_the_fingerprint_knows_background_and_renderer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.svg").write_text('<svg viewBox="0 0 1 1"/>')
+    png(tmp_path / "b.png", noise(1, 8, 8, 0)[0])
+    plain = ImageFiles(tmp_path, ["b.png"], 8).fingerprint()
+    assert ImageFiles(tmp_path, ["b.png"], 8, "white").fingerprint() != plain
+    before = ImageFiles(tmp_path, ["a.svg"], 8).fingerprint()
+    monkeypatch.setattr("fedprompt.data.reading.svg.renderer", lambda: "another version")
+    assert ImageFiles(tmp_path, ["a.svg"], 8).fingerprint() != before
+    assert ImageFiles(tmp_path, ["b.png"], 8).fingerprint() == plain

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import package_trees
 import pytest
 import torch
 from layouts import (
@@ -99,7 +100,8 @@ def test_a_missing_data_set_gives_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDPROMPT_DATA", str(tmp_path))
-    first = {"fourdataset": "mnist_m", "cifar100_lt": "cifar100"}.get(name, name)
+    other = {"fourdataset": "mnist_m", "cifar100_lt": "cifar100", "mixed": "emoji"}
+    first = other.get(name, name)
     with pytest.raises(ConfigError, match=r"^[^\n]+no data in [^\n]+: expected [^\n]+\Z") as error:
         datasets.create(name)
     assert str(tmp_path / first) in str(error.value)
@@ -116,10 +118,12 @@ SAMPLES: dict[str, Callable[[Path], Any]] = {
     "cifar100": lambda root: cifar100_binary(root, per_class=4),
     "cifar100_lt": lambda root: cifar100_binary(root, per_class=8),
     "cinic10": lambda root: class_folders(root, ("train", "valid", "test"), CINIC, 4, 32),
+    "emoji": package_trees.emoji,
     "fashion_mnist": fashion_mnist,
     "fourdataset": four,
     "imagefolder": lambda root: class_folders(root, ["."], CINIC, 8, 40),
     "imagenet_lt": lambda root: imagenet_lt(root, root),
+    "mixed": package_trees.mixed,
     "mmafedb": lambda root: class_folders(root, ("train", "valid", "test"), EMOTIONS, 4, -48),
     "mnist_m": mnist_m,
     "pacs": lambda root: pacs(root),

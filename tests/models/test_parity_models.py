@@ -108,9 +108,11 @@ def test_the_backbone_is_the_file_s(case: Case) -> None:
 
 
 def test_query_selection_similarity_and_logits(case: Case) -> None:
-    module = case.module()
+    model = case.module().model
+    tokens, queries, _, groups = case.batch()
     with torch.no_grad():
-        logits, similarity, rows = module(*case.batch()[:2])
+        rows, similarity = model.choose(queries)
+        logits = model(tokens, rows, groups)
     close(logits, case.expect["logits"])
     if not case.pool:
         assert similarity is None

@@ -126,6 +126,7 @@ def test_comparison_table_by_hand(tmp_path: Path) -> None:
         "best_round": 2,
         "best_accuracy": 0.9,
         "balanced_accuracy": None,
+        "alone_accuracy": None,
         "personalised": None,
         "prompts": 10,
         "mb_up": 4.0,
@@ -295,7 +296,7 @@ def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert page.open == []
     assert len(page.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    for shown in ("90.0 %", "70.0 % (1)", "4.00 MB", "11.0 s", "01234567", "method: pfpt"):
+    for shown in ("90.0 %", "70.0 (1)", "4.00 MB", "11.0 s", "01234567", "method: pfpt"):
         assert shown in page.text
 
 
@@ -324,7 +325,7 @@ def test_summary_table_fits_a_terminal_and_keeps_brackets(tmp_path: Path) -> Non
     lines = output.getvalue().splitlines()
     row = next(line for line in lines if "[red]pf" in line)
     assert row.split() == [
-        *("[red]pf", "90.0", "%", "90.0", "%", "(2)", "10", "4.00", "8.00", "11.0", "01234567")
+        *("[red]pf", "90.0", "-", "90.0", "(2)", "10", "4.00", "8.00", "11.0", "01234567")
     ]
     assert max(map(len, lines)) <= 80
 

@@ -93,6 +93,42 @@ def test_when_clients_are_measured(tiny: Overrides, when: str, expected: list[bo
     assert [bool(report["personalised"]) for report in reports] == expected
 
 
+@pytest.mark.parametrize(
+    ("when", "expected"), [("last", [False, True]), ("every", [True, True]), ("never", [False] * 2)]
+)
+def test_when_images_alone_are_measured(tiny: Overrides, when: str, expected: list[bool]) -> None:
+    reports = fedprompt.run("quickstart", tiny(f"eval_alone={when}")).reports
+    for split in ("alone_accuracy", "alone_validation_accuracy"):
+        assert [report[split] is not None for report in reports] == expected
+
+
+def test_images_alone_are_measured_as_with_an_eval_batch_of_one(
+    tiny: Overrides, tmp_path: Path
+) -> None:
+    keyed = tiny("prompts.selection=keyed", "prompts.pool=12", "prompts.init_std=1")
+    together = fedprompt.run("quickstart", keyed)
+    again = [*keyed, "prompts.eval_batch=1", f"run_dir={tmp_path / 'alone'}"]
+    alone = fedprompt.run("quickstart", again)
+    assert together.summary["state_sha256"] == alone.summary["state_sha256"]
+    losses = [result.reports[-1]["loss"] for result in (together, alone)]
+    assert losses[0] != losses[1]  # images have other prompts
+    for name in ("accuracy", "validation_accuracy"):
+        expected = alone.reports[-1][name]
+        assert together.reports[-1][f"alone_{name}"] == expected
+        assert alone.reports[-1][f"alone_{name}"] == expected
+    assert together.summary["alone_accuracy"] == alone.summary["accuracy"]
+
+
+def test_images_that_select_nothing_are_always_alone(tiny: Overrides) -> None:
+    result = fedprompt.run("quickstart", tiny("method=fedavg_pt", "rounds=1"))
+    assert result.summary["alone_accuracy"] == result.summary["accuracy"]
+
+
+def test_where_there_is_no_global_model_none_is_measured_alone(tiny: Overrides) -> None:
+    result = fedprompt.run("quickstart", tiny("method=local_only", "rounds=1"))
+    assert result.summary["alone_accuracy"] is None
+
+
 def test_a_method_without_a_global_model_has_the_clients_figures(tiny: Overrides) -> None:
     result = fedprompt.run("quickstart", tiny("method=local_only"))
     [row] = comparison_table([result.run_dir])

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import fedprompt
 from fedprompt.cli.console import check_one_name, fail, sort_arguments
+from fedprompt.cli.fetch import fetch
 from fedprompt.cli.run import run
 from fedprompt.cli.sweep import sweep
 from fedprompt.core.errors import ClientError, FedpromptError, suggest
@@ -222,6 +223,7 @@ class PretrainCommand(click.Command):
 
 main.add_command(run)
 main.add_command(sweep)
+main.add_command(fetch)
 main.add_command(
     PretrainCommand(
         "pretrain",

@@ -24,7 +24,7 @@ from fedprompt.objectives import objectives
 from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
 
-EVAL_CLIENTS = ("last", "every", "never")
+WHEN = ("last", "every", "never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,9 @@ class ExperimentConfig:
     """When each client's own model is measured on its share of the held-out splits: after the
     `last` round, at `every` evaluation, or `never`. Methods without a global model are measured so
     at every evaluation unless it is `never`."""
+    eval_alone: str
+    """When the global model is measured once more with prompts that each test image selects by
+    itself: after the `last` round, at `every` evaluation, or `never`."""
     run_dir: str | None
     note: str | None
     """What the reader of the result should know; shown under the summary table."""
@@ -65,7 +68,8 @@ class ExperimentConfig:
         check_integer("rounds", self.rounds, 1)
         check_integer("eval_every", self.eval_every, 1)
         check_integer("seed", self.seed, 0)
-        check_choice("eval_clients", self.eval_clients, EVAL_CLIENTS)
+        for key in ("eval_clients", "eval_alone"):
+            check_choice(key, getattr(self, key), WHEN)
         self._check_method()
         bound = getattr(self.aggregator.options, "max_prompts", 0)
         if 0 < bound < self.prompts.count:
@@ -171,6 +175,11 @@ class ExperimentConfig:
             return False
         often = self.eval_clients == "every" or not has_global_model(self.prompts, self.head)
         return often or round_index == self.rounds
+
+    def measures_alone(self, round_index: int) -> bool:
+        """Whether each image alone is measured after a round that is evaluated."""
+        often = self.eval_alone == "every"
+        return often or (self.eval_alone == "last" and round_index == self.rounds)
 
     def build_aggregator(self) -> Aggregator:
         """The aggregator of the prompts."""

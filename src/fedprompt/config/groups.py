@@ -75,6 +75,7 @@ class Scalars:
     rounds: int = 10
     eval_every: int = 1
     eval_clients: str = "last"
+    eval_alone: str = "last"
     run_dir: str | None = None
     note: str | None = None
     compare: list[str] = dataclasses.field(default_factory=list)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 from fedprompt.core.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
+# Without it, on Windows, nothing is locked: let one run at a time compute features there.
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -89,3 +89,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[bytes] | int, exclusive: bool, wait: bool) -> bool:
+    """Lock an open file until it is closed, or its process ends in whatever way.
+
+    Args:
+        file: open, or its descriptor.
+        exclusive: True to write or delete; False to read beside other readers.
+        wait: whether to wait for other holders.
+
+    Returns:
+        False if another holds it and `wait` is false.
+    """
+    if fcntl is None:
+        return True
+    flags = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, flags)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

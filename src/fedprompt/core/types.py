@@ -362,6 +362,10 @@ class RoundReport:
     """Time that passed since the round before was reported; rounds add up to that of the run."""
     balanced_accuracy: float = math.nan
     """Mean of the classes' accuracies on the test split."""
+    alone_accuracy: float = math.nan
+    """Global model on the test split, with prompts that each image selects by itself; NaN where
+    not measured. The same as `accuracy` where images select nothing."""
+    alone_validation_accuracy: float = math.nan
     class_accuracy: tuple[float, ...] = ()
     personalised: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Every client's own model on its own share of a split, `test` and `validation`: mean,

@@ -133,6 +133,11 @@ class PromptOptions:
         """Whether prompts travel with their keys."""
         return self.selection == "keyed" and self.count > 0
 
+    @property
+    def selects_together(self) -> bool:
+        """Whether the prompts of a test image depend on the images beside it."""
+        return self.count > 0 and self.selection != "all" and self.eval_batch > 1
+
     def width(self, embed_dim: int, blocks: int) -> int:
         """Length of one prompt's row: d, or with `deep` a part of d for each of the blocks that
         prompts pass.

@@ -153,6 +153,7 @@ def _cards_html(row: Json) -> str:
     best = "" if row["best_round"] is None else f", round {row['best_round']}"
     cards = (
         (percent(row["accuracy"]), "test accuracy, last round"),
+        (percent(row["alone_accuracy"]), "the same, each image alone"),
         (percent(row["best_accuracy"]), f"test accuracy at best validation{best}"),
         ("-" if row["prompts"] is None else row["prompts"], "summarizing prompts kept"),
         (f"{short_number(row['mb_up'])} MB", f"sent up, {short_number(row['mb_down'])} MB down"),
@@ -167,7 +168,8 @@ def _cards_html(row: Json) -> str:
 
 def _summary_html(runs: Sequence[Run]) -> str:
     heads = (
-        *("method", "test accuracy", "at best validation (round)", "prompts kept"),
+        *("method", "test accuracy (%)", "each image alone (%)"),
+        *("at best validation (%, round)", "prompts kept"),
         *("MB up", "MB down", "seconds", "state SHA-256", "clients' own models (worst tenth)"),
     )
     return _table_html(heads, [_html_cells(summary_row(run)) for run in runs], lead=True)

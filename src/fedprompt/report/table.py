@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 def summary_cells(row: Json) -> tuple[str, ...]:
     """A row of `comparison_table` as the table shows it."""
-    best = percent(row["best_accuracy"])
+    best = in_percent(row["best_accuracy"])
     if row["best_round"] is not None:
         best += f" ({row['best_round']})"
     return (
         row["name"],
-        percent(row["accuracy"]),
+        in_percent(row["accuracy"]),
+        in_percent(row["alone_accuracy"]),
         best,
         "-" if row["prompts"] is None else str(row["prompts"]),
         short_number(row["mb_up"]),
@@ -28,6 +29,11 @@ def summary_cells(row: Json) -> tuple[str, ...]:
         f"{row['seconds']:.1f}",
         (row["state_sha256"] or "-")[:8],
     )
+
+
+def in_percent(share: float | None) -> str:
+    """`percent` without the sign, for a column that says what its numbers are."""
+    return percent(share).removesuffix(" %")
 
 
 def short_number(value: float) -> str:
@@ -48,7 +54,8 @@ def render_summary(*run_dirs: Path) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("method", overflow="fold", min_width=6)
     for head in (
-        *("test\naccuracy", "at best\nvalidation", "prompts\nkept", "MB\nup", "MB\ndown"),
+        *("test\n%", "image\nalone %", "at best\nvalidation %"),
+        *("prompts\nkept", "MB\nup", "MB\ndown"),
         *("seconds", "state\nSHA-256"),
     ):
         table.add_column(head, justify="right", no_wrap=True)

@@ -135,7 +135,9 @@ def run_method(
         directory: of the method's run; it has its header.
     """
     settings = settings_of(config, federation)
-    evaluate_state = evaluator(runtime, federation, settings, config.measures_clients)
+    evaluate_state = evaluator(
+        runtime, federation, settings, config.measures_clients, config.measures_alone
+    )
     aggregator = config.build_aggregator()
     state, warnings = latest_state(config, federation, directory)
     for warning in warnings:
@@ -199,6 +201,7 @@ def evaluator(
     federation: Federation,
     settings: RoundSettings,
     measures_clients: Callable[[int], bool] = lambda round_index: False,
+    measures_alone: Callable[[int], bool] = lambda round_index: False,
 ) -> Evaluate:
     """A function that starts to measure a state on the test and the validation split.
 
@@ -207,25 +210,38 @@ def evaluator(
         federation: splits and partition.
         settings: how clients select and classify, and what they receive.
         measures_clients: says for a round whether each client's own model is measured as well.
+        measures_alone: says for a round whether the global model is measured as well with prompts
+            that each image selects by itself.
     """
     recipe, splits = settings.recipe, federation.setup.splits
+    has_global = has_global_model(recipe.prompts, recipe.head)
 
     def start(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
         subjects: list[Subject] = []
         broadcast = state.broadcast()
-        if has_global_model(recipe.prompts, recipe.head):
+        alone = has_global and measures_alone(state.round_index)
+        if has_global:
             subjects += global_subjects(broadcast, splits)
+        if alone and recipe.prompts.selects_together:
+            subjects += global_subjects(broadcast, splits, alone=True)
         if measures_clients(state.round_index):
             subjects += client_subjects(state, broadcast, federation, settings)
         waiting = evaluate(runtime, recipe, splits, subjects)
 
         def wait() -> tuple[Evaluation, Evaluation]:
             test, validation = waiting()
+            if alone and not recipe.prompts.selects_together:
+                test, validation = map(as_if_alone, (test, validation))
             return test, validation
 
         return wait
 
     return start
+
+
+def as_if_alone(evaluation: Evaluation) -> Evaluation:
+    """The same figures for images that are alone, where none selects prompts with others."""
+    return dataclasses.replace(evaluation, alone_accuracy=evaluation.accuracy)
 
 
 def client_subjects(

@@ -104,8 +104,10 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         Rows with `name`, `state`, `rounds`, `accuracy` (last evaluated round, test split),
         `best_round` (highest validation accuracy, the earliest of equals), `best_accuracy` (test
         split, in that round), `balanced_accuracy` (mean over classes, last evaluated round),
-        `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the clients' own models
-        on their own shares of the test split, the last time they were measured), `prompts`,
+        `alone_accuracy` (test split, each image selecting prompts by itself, the last time that
+        was measured), `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the
+        clients' own models on their own shares of the test split, the last time they were
+        measured), `prompts`,
         `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
         `state_sha256`. What a run does not say is None. A method without a global model has its
         best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
@@ -145,7 +147,7 @@ def summary_row(run: Run) -> Json:
     """One row of `comparison_table`."""
     accuracies = dict(zip(*run.series("accuracy"), strict=True))
     validation = dict(zip(*run.series("validation_accuracy"), strict=True))
-    balanced = run.series("balanced_accuracy")[1]
+    balanced, alone = (run.series(key)[1] for key in ("balanced_accuracy", "alone_accuracy"))
     last = accuracies[max(accuracies)] if accuracies else None
     personalised = run.personalised("test")
     if not accuracies and personalised:
@@ -162,6 +164,7 @@ def summary_row(run: Run) -> Json:
         "best_round": best,
         "best_accuracy": accuracies.get(best) if best is not None else None,
         "balanced_accuracy": balanced[-1] if balanced else None,
+        "alone_accuracy": alone[-1] if alone else None,
         "personalised": personalised[-1][1] if personalised else None,
         "prompts": int(prompts[-1]) if prompts else None,
         "mb_up": sum(run.series("bytes_up")[1]) / MEGABYTE,

@@ -59,6 +59,8 @@ class Subject:
     query: Tensor | None = None
     """(q,) the mean query of the client's training images; with it the model's prompts are chosen
     once, by the nearest keys."""
+    alone: bool = False
+    """Each image selects its prompts by itself, whatever `prompts.eval_batch` says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +142,12 @@ def summarise(
         measured: what was measured on it, and what was found.
         num_classes: over all domains.
     """
-    common = [pieces for subject, pieces in measured if subject.client is None]
+    common = {s.alone: pieces for s, pieces in measured if s.client is None}
     clients = {s.client: pieces for s, pieces in measured if s.client is not None}
-    figures = over_images(common[0], num_classes) if common else Evaluation()
+    figures = over_images(common[False], num_classes) if False in common else Evaluation()
+    if True in common:
+        alone = over_images(common[True], num_classes).accuracy
+        figures = dataclasses.replace(figures, alone_accuracy=alone)
     return dataclasses.replace(figures, clients=over_clients(clients)) if clients else figures
 
 
@@ -150,10 +155,18 @@ def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Mea
     return Measured(tables[piece.split].labels[piece.index], tally.predicted, tally.loss)
 
 
-def global_subjects(broadcast: Broadcast, tables: Sequence[FeatureTable]) -> list[Subject]:
-    """The global model on all images of each split."""
+def global_subjects(
+    broadcast: Broadcast, tables: Sequence[FeatureTable], alone: bool = False
+) -> list[Subject]:
+    """The global model on all images of each split.
+
+    Args:
+        broadcast: the server's tensors.
+        tables: the splits.
+        alone: whether each image selects its prompts by itself.
+    """
     return [
-        Subject(Model(broadcast), split, np.arange(len(table), dtype=np.int64))
+        Subject(Model(broadcast), split, np.arange(len(table), dtype=np.int64), alone=alone)
         for split, table in enumerate(tables)
     ]
 
@@ -162,7 +175,8 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
     """A model's images in pieces, each image with its own prompts.
 
     Prompts are selected by the rule of training: once for a client that chooses by its mean query,
-    otherwise for `prompts.eval_batch` images of one domain in the order of the split.
+    otherwise for `prompts.eval_batch` images of one domain in the order of the split, or for each
+    image by itself.
 
     Args:
         subject: the model and the images.
@@ -174,7 +188,8 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
         chosen = nearest_keys(subject.query, model.broadcast.keys, recipe.prompts.count)
         rows = chosen.expand(len(order), -1)
     else:
-        order, rows = select_for(model, recipe, table, order)
+        together = 1 if subject.alone else recipe.prompts.eval_batch
+        order, rows = select_for(model, recipe, table, order, together)
     return [
         Piece(
             model.broadcast,
@@ -198,11 +213,12 @@ def select_for_split(
         table: the images of the split.
     """
     everything = np.arange(len(table), dtype=np.int64)
-    return select_for(Model(state.broadcast()), recipe, table, everything)
+    together = recipe.prompts.eval_batch
+    return select_for(Model(state.broadcast()), recipe, table, everything, together)
 
 
 def select_for(
-    model: Model, recipe: LocalRecipe, table: FeatureTable, images: Rows
+    model: Model, recipe: LocalRecipe, table: FeatureTable, images: Rows, together: int
 ) -> tuple[Rows, Tensor]:
     """A model's prompts for some images.
 
@@ -211,6 +227,7 @@ def select_for(
         recipe: the rule.
         table: the split.
         images: (k,) rows of the split.
+        together: images of one domain that share a selection.
 
     Returns:
         The images domain by domain (k,), and for each in that order its rows of the prompts (k, n).
@@ -222,8 +239,8 @@ def select_for(
     chosen = []
     for group in np.unique(table.groups[images]):
         members = order[table.groups[order] == group]
-        for start in range(0, len(members), recipe.prompts.eval_batch):
-            batch = members[start : start + recipe.prompts.eval_batch]
+        for start in range(0, len(members), together):
+            batch = members[start : start + together]
             queries = torch.from_numpy(all_queries[batch])
             rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
             chosen.append(rows.expand(len(batch), -1))

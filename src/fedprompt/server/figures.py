@@ -65,6 +65,8 @@ class Evaluation:
     """Mean of the classes' accuracies."""
     class_accuracy: tuple[float, ...] = ()
     """Per class; NaN for a class without images in the split."""
+    alone_accuracy: float = math.nan
+    """Of the global model with prompts that each image selects by itself; NaN if not measured."""
     clients: ClientFigures | None = None
     """Every client's own model on its own share of the split, where that was requested."""
 

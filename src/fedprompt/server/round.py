@@ -101,6 +101,8 @@ class Unmeasured:
             validation_accuracy=validation.accuracy,
             balanced_accuracy=test.balanced_accuracy,
             class_accuracy=test.class_accuracy,
+            alone_accuracy=test.alone_accuracy,
+            alone_validation_accuracy=validation.alone_accuracy,
             personalised={
                 name: evaluation.clients.summary()
                 for name, evaluation in (("test", test), ("validation", validation))

@@ -28,12 +28,11 @@ from torch import nn
 
 from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, InputError
-from fedprompt.core.files import Json
+from fedprompt.core.files import Json, lock
 from fedprompt.data.prefix import tables
 from fedprompt.data.prefix.entries import (
     FORMAT,
     in_use,
-    lock,
     open_entry,
     remove_entry,
     write_entry,

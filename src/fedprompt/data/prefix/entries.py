@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -27,11 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.core.errors import InputError
-from fedprompt.core.files import Json
+from fedprompt.core.files import Json, lock
 from fedprompt.data.prefix.tables import ARRAYS, Chunk, FeatureTable
 
-# Without it, on Windows, nothing is locked: let one run at a time compute features there.
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 npy: Any = np.lib.format
 Rows = NDArray[Any]
 """Images' rows of an array; the type of its numbers is the array's own."""
@@ -59,29 +56,6 @@ class Entry:
 
 
 # ---------------------------------------------------------------- locks
-
-
-def lock(file: IO[bytes] | int, exclusive: bool, wait: bool) -> bool:
-    """Lock an open file until it is closed, or its process ends in whatever way.
-
-    Args:
-        file: open, or its descriptor.
-        exclusive: True to write or delete; False to read beside other readers.
-        wait: whether to wait for other holders.
-
-    Returns:
-        False if another holds it and `wait` is false.
-    """
-    if fcntl is None:
-        return True
-    flags = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
-    try:
-        fcntl.flock(file, flags)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def in_use(path: Path) -> bool:

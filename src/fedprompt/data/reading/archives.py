@@ -24,9 +24,14 @@ Member = tuple[str, str, int, Callable[[], IO[bytes]]]
 
 
 def unpack(
-    archive: Path, folder: str, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+    archive: Path,
+    folder: str,
+    max_bytes: int = MAX_BYTES,
+    max_members: int = MAX_MEMBERS,
+    target: Path | None = None,
+    keep: Callable[[str], bool] = lambda name: True,
 ) -> Path:
-    """Unpack one folder of a zip or (compressed) tar archive beside the archive.
+    """Unpack one folder of a zip or (compressed) tar archive, by default beside the archive.
 
     Everything is written to a temporary folder first, which is renamed at the end: the result is
     whole or absent, also when several processes start at once.
@@ -36,6 +41,8 @@ def unpack(
         folder: name of the folder in the archive that is kept.
         max_bytes: what all members together may hold.
         max_members: how many there may be.
+        target: what the folder becomes; None means a folder of its name beside the archive.
+        keep: which members to write, by name; the others are checked and passed over.
 
     Returns:
         The folder.
@@ -45,18 +52,18 @@ def unpack(
             device or a name twice.
         ConfigError: the archive's folder cannot be written to.
     """
-    target = archive.parent / folder
+    target = target or archive.parent / folder
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=archive.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     except OSError as error:
         raise ConfigError(
-            f"{archive} cannot be unpacked beside itself ({error.strerror}); "
+            f"{archive} cannot be unpacked in {target.parent} ({error.strerror}); "
             "unpack it elsewhere and set data.root"
         ) from error
     try:
         members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
         try:
-            _write(archive, members(archive), temporary, max_bytes, max_members)
+            _write(archive, members(archive), temporary, max_bytes, max_members, keep)
         except (
             *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
             RuntimeError,  # a zip method that is not known; a password
@@ -79,7 +86,12 @@ def unpack(
 
 
 def _write(
-    archive: Path, members: Iterator[Member], target: Path, max_bytes: int, max_members: int
+    archive: Path,
+    members: Iterator[Member],
+    target: Path,
+    max_bytes: int,
+    max_members: int,
+    keep: Callable[[str], bool],
 ) -> None:
     total = 0
     for count, (name, kind, size, open_member) in enumerate(members, start=1):
@@ -92,6 +104,8 @@ def _write(
         path = target / _inside(archive, name)
         if kind == "folder":
             path.mkdir(parents=True, exist_ok=True)
+        elif kind == "file" and not keep(name):
+            continue
         elif kind == "file":
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file, open_member() as content:

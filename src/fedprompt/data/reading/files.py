@@ -29,7 +29,7 @@ ENVIRONMENT = "FEDPROMPT_DATA"
 """Environment variable: the folder that holds one folder for each data set."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp"}
 )
 
 

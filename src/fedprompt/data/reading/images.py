@@ -3,8 +3,10 @@
 Each class is an `Images` of `data.task` and can be cut (`take`). Pixels are those of Pillow: RGB,
 the shorter side resized to `size` (bilinear, antialiased) and the middle cut out, which is
 torchvision's `Resize(size)` and `CenterCrop(size)`; an image that is a square of that size stays as
-it is. Grey, palette, CMYK and 16-bit grey images become RGB; transparency is dropped; an
-orientation in EXIF data is left alone, as torchvision does.
+it is. Grey, palette, CMYK and 16-bit grey images become RGB; transparency is dropped, or gets
+a colour behind it where a data set asks for one; an orientation in EXIF data is left alone, as
+torchvision does. Of an animation, the first frame is read. SVG drawings are rendered on white
+(`reading.svg`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedprompt.core.errors import InputError
+from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.core.machine import available_cpus
+from fedprompt.data.reading import svg
 from fedprompt.data.task import Images
 
 Pixels = NDArray[np.uint8]
@@ -39,15 +42,25 @@ class LazyImages(Images, Protocol):
         ...
 
 
-def decode(path: str | os.PathLike[str], size: int) -> Pixels:
+def decode(path: str | os.PathLike[str], size: int, background: str | None = None) -> Pixels:
     """One file as RGB: (size, size, 3) uint8.
+
+    Args:
+        path: the file.
+        size: side in pixels.
+        background: colour behind transparent pixels; None drops the transparency.
 
     Raises:
         InputError: the file is no image that can be decoded; it is named.
+        ConfigError: reading it needs a package that is not installed.
     """
     try:
+        if svg.is_svg(os.fspath(path)):
+            return np.asarray(square(svg.render(Path(path), size), size))
         with Image.open(path) as image:
-            return np.asarray(square(to_rgb(image), size))
+            return np.asarray(square(to_rgb(image, background), size))
+    except ConfigError:
+        raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them raise
         message = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
@@ -56,8 +69,8 @@ def decode(path: str | os.PathLike[str], size: int) -> Pixels:
         ) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; the upper eight bits of 16-bit grey."""
+def to_rgb(image: Image.Image, background: str | None = None) -> Image.Image:
+    """Any mode as RGB; the upper eight bits of 16-bit grey; transparent pixels on a colour."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
@@ -67,6 +80,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("floating-point pixels")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    if background is not None and "A" in image.getbands():
+        behind = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -90,11 +106,20 @@ class ImageFiles:
         root: folder that the names are relative to.
         names: one for each image.
         size: side of the squares that they become.
+        background: colour behind transparent pixels; None drops the transparency.
+
+    Raises:
+        ConfigError: reading them needs a package that is not installed.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], size: int) -> None:
+    def __init__(
+        self, root: Path, names: Sequence[str], size: int, background: str | None = None
+    ) -> None:
         self.root = root
         self.size = size
+        self.background = background
+        if any(map(svg.is_svg, names)):
+            svg.renderer()  # refuses before anything is started
         self.names: NDArray[np.object_] = np.array(names, dtype=object)
         self._status: NDArray[np.int64] | None = None
 
@@ -134,11 +159,11 @@ class ImageFiles:
         return result
 
     def _decode(self, name: str) -> Pixels:
-        return decode(self.root / name, self.size)
+        return decode(self.root / name, self.size, self.background)
 
     def take(self, index: Indices) -> ImageFiles:
         """The images at these positions, in this order."""
-        chosen = ImageFiles(self.root, [], self.size)
+        chosen = ImageFiles(self.root, [], self.size, self.background)
         chosen.names = self.names[index]
         chosen._status = None if self._status is None else self._status[index]
         return chosen
@@ -156,10 +181,21 @@ class ImageFiles:
         with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
             return np.flatnonzero(list(pool.map(fails, self.names))).astype(np.int64)
 
+    def animated(self) -> Indices:
+        """Positions of the WebP files that are animations; a few bytes of each file are read."""
+        return np.array(
+            [number for number, name in enumerate(self.names) if _is_animated(self.root / name)],
+            np.int64,
+        )
+
     def fingerprint(self) -> str:
         """SHA-256 over the size, the folder, and each file's name, length and time of change."""
         # With the folder: another one may hold other images of the same names, lengths and times.
         text = f"{VERSION}, files {self.size} in {self.root.resolve()}\n"
+        if self.background is not None:
+            text += f"on {self.background}\n"
+        if any(map(svg.is_svg, self.names)):
+            text += f"{svg.renderer()}\n"
         digest = hashlib.sha256(text.encode(errors="surrogateescape"))
         for name, (length, time) in zip(self.names, self.status.tolist(), strict=True):
             digest.update(f"{name}\0{length}\0{time}\n".encode(errors="surrogateescape"))
@@ -253,6 +289,15 @@ class JoinedImages:
         digest = hashlib.sha256("\n".join(part.fingerprint() for part in self.parts).encode())
         digest.update(np.ascontiguousarray(self.index).data)
         return digest.hexdigest()
+
+
+def _is_animated(path: Path) -> bool:
+    """Whether a file is an animated WebP: the second flag of the chunk VP8X, which comes first."""
+    if path.suffix.lower() != ".webp":
+        return False
+    with path.open("rb") as file:
+        header = file.read(21)
+    return header[8:16] == b"WEBPVP8X" and len(header) == 21 and bool(header[20] & 2)
 
 
 def _status(root: Path, names: Sequence[str]) -> NDArray[np.int64]:

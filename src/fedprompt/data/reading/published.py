@@ -24,6 +24,7 @@ from fedprompt.data.task import Split, Task
 
 BAD_IMAGE = ("refuse", "skip")
 LIMITS = ("max_train", "max_validation", "max_test")
+SPLITS = ("train", "validation", "test", "public")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Published:
     group_names: tuple[str, ...] | None = None
     """Names of the domains; None for one domain."""
     notes: tuple[str, ...] = ()
+    public: Labelled | None = None
+    """Images that no client holds; no limit holds for them."""
 
 
 def build_task(
@@ -172,6 +175,7 @@ def build_task(
         train=splits[0].split(),
         validation=splits[1].split(),
         test=splits[2].split(),
+        public=None if published.public is None else published.public.split(),
         notes=published.notes,
     )
 
@@ -223,7 +227,7 @@ def check_no_repeats(name: str, published: Published) -> None:
         InputError: names the first file and where it stands.
     """
     seen: dict[str, str] = {}
-    for which in ("train", "validation", "test"):
+    for which in SPLITS:
         split: Labelled | None = getattr(published, which)
         if split is None or not isinstance(split.images, ImageFiles):
             continue
@@ -366,7 +370,7 @@ def without_bad_images(name: str, published: Published, options: ImageOptions) -
         return published
     notes = list(published.notes)
     kept: dict[str, Labelled] = {}
-    for which in ("train", "validation", "test"):
+    for which in SPLITS:
         split: Labelled | None = getattr(published, which)
         if split is None or not isinstance(split.images, ImageFiles):
             continue

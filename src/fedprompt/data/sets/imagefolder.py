@@ -67,8 +67,24 @@ def imagefolder(options: ImageFolderOptions) -> Task:
         published = _from_csv(Path(options.csv), options)
     else:
         published = _from_folders(data_folder(options.root, "imagefolder"), options)
-    published = without_bad_images("imagefolder", published, options)
+    published = _with_animations_noted(without_bad_images("imagefolder", published, options))
     return build_task("imagefolder", published, options, options.validation)
+
+
+def _with_animations_noted(published: Published) -> Published:
+    """Say in the notes how many images are animations, of which the first frame is read."""
+    found: list[str] = []
+    for split in (published.train, published.validation, published.test):
+        if split is not None and isinstance(split.images, ImageFiles):
+            files = split.images
+            found += [str(files.root / files.names[number]) for number in files.animated()]
+    if not found:
+        return published
+    note = (
+        f"imagefolder: {len(found)} of the images are animated; the first frame is read. The "
+        f"first is {found[0]}"
+    )
+    return dataclasses.replace(published, notes=(*published.notes, note))
 
 
 def _from_folders(root: Path, options: ImageFolderOptions) -> Published:

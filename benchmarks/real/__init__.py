@@ -1,0 +1,1 @@
+"""Measurements on real images with a real Vision Transformer; `make real` fetches both."""
