@@ -1,7 +1,7 @@
 """What does it cost, and what does it give, to have prompts before an inner block?
 
     python -m benchmarks.depth [--only TEXT ...] [--list] [--output benchmarks/results/depth.json]
-                               [--emoji data=emoji] [--weights FILE]
+                               [--root FOLDER] [--weights FILE]
 
 Three kinds of cases; what is in the JSON already is not measured again.
 
@@ -16,8 +16,8 @@ Three kinds of cases; what is in the JSON already is not measured again.
   learning rate of `RATES`. That of `domains` is the one which the methods benchmark chose for both
   methods at the input, so that the comparison favours depth 0 if any.
 
-`domains` has the network `nano_promptable`, a frozen head and 10 rounds; `emoji` a DINOv2 ViT-S/14,
-whose weights and images have to be there (`--weights`, `--emoji`).
+`domains` has the network `nano_promptable`, `emoji` a DINOv2 ViT-S/14. Its head is fitted on one
+style that no client has; `make real` fetches images and weights.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ TASKS: dict[str, Json] = {
         "eval_every": 5,
     },
     "emoji": {
-        "model": {"name": "timm", "backbone": "vit_small_patch14_dinov2", "image_size": 98},
-        "head": {"name": "linear"},
+        "data": {"name": "emoji", "public": "noto"},
+        "model": "dinov2_s14_local",
+        "head": "frozen",
         "partition": {"name": "dirichlet", "alpha": 0.5},
-        "clients": {**_CLIENTS, "count": 20, "epochs": 1},
+        "clients": {"count": 10, "per_round": None, "epochs": 1, "batch_size": 16},
         "prompts": {"count": 5},
         "rounds": 5,
         "eval_every": 5,
@@ -216,18 +217,15 @@ def fresh_step(network: str, depth: int) -> Json:
 # A federation.
 
 
-def experiment_of(task: str, given: argparse.Namespace) -> Json:
+def experiment_of(task: str) -> Json:
     """A task as an experiment file would have it."""
-    tree = {"name": f"depth-{task}", "runtime": {"name": "serial", "pack": 10}, **TASKS[task]}
-    if task == "emoji":
-        tree["data"] = {"name": "emoji"}
-        tree["model"] = {**tree["model"], "pretrained": given.weights}
-    return tree
+    return {"name": f"depth-{task}", "runtime": {"name": "serial", "pack": 10}, **TASKS[task]}
 
 
 def changes_of(task: str, given: argparse.Namespace) -> list[str]:
-    """What the command line adds: where the images are."""
-    return list(given.emoji) if task == "emoji" else []
+    """What the command line adds: where images and weights are."""
+    found = {"data.root": given.root, "model.pretrained": given.weights}
+    return [f"{key}={value}" for key, value in found.items() if value and task == "emoji"]
 
 
 def measure_run(case: str, given: argparse.Namespace) -> Json:
@@ -243,7 +241,7 @@ def measure_run(case: str, given: argparse.Namespace) -> Json:
         *(f"method={method}", f"prompts.depth={depth}", f"seed={seed}"),
         f"prompts.lr={RATES[task]}",
     ]
-    once = run_once(experiment_of(task, given), changes)
+    once = run_once(experiment_of(task), changes)
     reports = once.result.reports
     return {
         "accuracy": round(reports[-1]["accuracy"], 4),
@@ -257,7 +255,7 @@ def measure_cache(task: str, depth: int, given: argparse.Namespace) -> Json:
     """Bytes of the cached training split, and the accuracy of a frozen head without prompts."""
     with tempfile.TemporaryDirectory() as folder:
         changes = [f"prompts.depth={depth}", f"cache.folder={folder}", *changes_of(task, given)]
-        federation = prepare(compose(experiment_of(task, given), changes))
+        federation = prepare(compose(experiment_of(task), changes))
         table = federation.data.table
         assert table.entry is not None
         entries = {entry.path.name: entry.size for entry in cache_entries(Path(folder))}
@@ -313,8 +311,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="cases whose name begins so")
     parser.add_argument("--list", action="store_true", help="name the cases, and measure nothing")
     parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--emoji", nargs="*", default=[], help="overrides that find the images")
-    parser.add_argument("--weights", default="weights/dinov2_s14.safetensors")
+    parser.add_argument("--root", help="data.root of emoji, where it is not the usual folder")
+    parser.add_argument("--weights", help="of DINOv2, where they are not in the usual folder")
     given = parser.parse_args()
     one_thread()
     chosen = [c for c in cases(TASKS) if not given.only or c.startswith(tuple(given.only))]
