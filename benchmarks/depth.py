@@ -8,8 +8,10 @@ Three kinds of cases; what is in the JSON already is not measured again.
 - `step/NETWORK/DEPTH`: one training step (batch of 16, 5 prompts, forward and backward) in a fresh
   process. `milliseconds`: CPU time of one thread, the least of some steps. `peak_mb`: growth of the
   resident memory over the process that has the network and the batch, and has done a step with one
-  image. `kept_mb`: what autograd saves for the backward pass, without the weights, counted tensor
-  by tensor; before anything is timed, it must be `kept_bytes` here, which is arithmetic.
+  image, where freed memory goes back at once; `glibc_mb`: the same with glibc as it is, which does
+  not find room again for all that was freed. `kept_mb`: what autograd saves for the backward pass,
+  without the weights, counted tensor by tensor; before anything is timed, it must be `kept_bytes`
+  here, which is arithmetic.
 - `cache/TASK/DEPTH`: bytes of an image in the prefix cache, and what a frozen head does without
   prompts.
 - `run/TASK/METHOD/DEPTH/SEED`: a federation, and its accuracy after the last round. All have the
@@ -142,18 +144,19 @@ def resident(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def measure_step(network: str, depth: int) -> Json:
+def measure_step(network: str, depth: int, repeats: int) -> Json:
     """One case, in a process that does nothing else.
 
     Args:
         network: of `NETWORKS`.
         depth: the block before which prompts enter.
+        repeats: steps.
 
     Raises:
         RuntimeError: autograd keeps something else than the arithmetic says.
     """
     one_thread()
-    name, size, _, repeats = NETWORKS[network]
+    name, size, _, _ = NETWORKS[network]
     backbone = network_of(name, size, depth)
     length = backbone.embed(torch.zeros(1, 3, size, size)).shape[1]
     tokens = torch.randn(BATCH, length, backbone.embed_dim)
@@ -199,14 +202,28 @@ def network_of(name: str, size: int, depth: int) -> Backbone:
 
 
 def fresh_step(network: str, depth: int) -> Json:
-    """`measure_step` in a process of its own."""
-    code = "import sys, json; from benchmarks import depth; "
-    code += "print(json.dumps(depth.measure_step(sys.argv[1], int(sys.argv[2]))))"
+    """Time and memory of a case, each in a process of its own."""
+    timed = in_process(network, depth, NETWORKS[network][3])
+    exact = in_process(network, depth, 1, MALLOC_MMAP_THRESHOLD_=str(2**16))
+    return {**timed, "peak_mb": exact["peak_mb"], "glibc_mb": timed["peak_mb"]}
+
+
+def in_process(network: str, depth: int, repeats: int, **environment: str) -> Json:
+    """`measure_step` in a new process.
+
+    Args:
+        network: of `NETWORKS`.
+        depth: the block before which prompts enter.
+        repeats: steps.
+        environment: variables of the process.
+    """
+    code = "import sys, json; from benchmarks import depth; name, *numbers = sys.argv[1:]; "
+    code += "print(json.dumps(depth.measure_step(name, *map(int, numbers))))"
     done = subprocess.run(
-        [sys.executable, "-c", code, network, str(depth)],
+        [sys.executable, "-c", code, network, str(depth), str(repeats)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
     if done.returncode:
         raise SystemExit(done.stderr)

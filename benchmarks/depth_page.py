@@ -63,12 +63,13 @@ def steps(cases: Json) -> Iterator[str]:
                     f"{100 * case['gflop'] / whole['gflop']:.0f} %",
                     f"{case['arithmetic_mb']:,.1f}",
                     f"{case['peak_mb']:,.0f}",
+                    f"{case['glibc_mb']:,.0f}",
                 ]
             )
     yield from table(
         [
             *("network", "depth", "ms", "of depth 0", "by arithmetic"),
-            *("kept for backward (MB)", "peak (MB)"),
+            *("kept for backward (MB)", "peak (MB)", "with glibc (MB)"),
         ],
         rows,
     )
@@ -128,7 +129,7 @@ def draw(cases: Json, path: Path) -> None:
     found = [cases[f"step/vit_b16/{depth}"] for depth in depths]
     memory.plot(depths, [each["peak_mb"] for each in found], "o-", color=COLOURS[0], label="peak")
     kept = [each["arithmetic_mb"] for each in found]
-    memory.plot(depths, kept, "s--", color=COLOURS[1], label="kept, by arithmetic")
+    memory.plot(depths, kept, "s--", color=COLOURS[1], label="kept for backward, by arithmetic")
     for number, (network, (_, _, all_depths, _)) in enumerate(NETWORKS.items()):
         blocks = {"nano": 5}.get(network, 12)
         own = [cases[f"step/{network}/{depth}"]["milliseconds"] for depth in all_depths]
