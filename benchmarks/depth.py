@@ -30,7 +30,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -270,18 +269,17 @@ def measure_run(case: str, given: argparse.Namespace) -> Json:
 
 def measure_cache(task: str, depth: int, given: argparse.Namespace) -> Json:
     """Bytes of the cached training split, and the accuracy of a frozen head without prompts."""
-    with tempfile.TemporaryDirectory() as folder:
-        changes = [f"prompts.depth={depth}", f"cache.folder={folder}", *changes_of(task, given)]
-        federation = prepare(compose(experiment_of(task), changes))
-        table = federation.data.table
-        assert table.entry is not None
-        entries = {entry.path.name: entry.size for entry in cache_entries(Path(folder))}
-        size = entries[Path(table.entry.reopen()[1][0]).name]  # type: ignore[arg-type]
-        return {
-            "images": len(table),
-            "bytes_of_an_image": round(size / len(table)),
-            "accuracy_without_prompts": bare_accuracy(federation),
-        }
+    changes = [f"prompts.depth={depth}", *changes_of(task, given)]
+    federation = prepare(compose(experiment_of(task), changes))
+    table = federation.data.table
+    assert table.entry is not None
+    path = Path(table.entry.reopen()[1][0])  # type: ignore[arg-type]
+    size = next(entry.size for entry in cache_entries(path.parent) if entry.path == path)
+    return {
+        "images": len(table),
+        "bytes_of_an_image": round(size / len(table)),
+        "accuracy_without_prompts": bare_accuracy(federation),
+    }
 
 
 def bare_accuracy(federation: Federation) -> float | None:
