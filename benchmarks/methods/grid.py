@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from benchmarks.harness import Json
+from benchmarks.methods import real
 
 ROUNDS = 20
 EVAL_EVERY = 5
@@ -70,6 +71,7 @@ TASKS: dict[str, Json] = {
     "domains_plain": {**_DOMAINS, "head": "released", "model": "nano"},
 }
 SETTINGS = tuple(f"{task}/{partition}" for task in TASKS for partition in PARTITIONS)
+"""Of the drawn tasks; those of the real ones are `real.SETTINGS`."""
 
 MAIN = (
     *("pfpt", "fedavg_pt", "fedprox_pt", "scaffold_pt", "fedopt_pt", "gmm_pt", "pfedpg"),
@@ -155,7 +157,9 @@ best for them."""
 CHANGES = {**ABLATIONS, **DIAGNOSTICS, **PROBES, **ADJUSTED, **ALONE, **ONE_DOMAIN}
 NEUTRAL: dict[str, object] = {
     "prompts.whiten": False,
+    "prompts.choice": "hard",
     "eval_alone": "last",
+    "head.start": "drawn",
     "prompts.depth": 0,
     "data.train": None,
     "clients.callbacks": [],
@@ -254,7 +258,7 @@ def is_defined(setting: str, method: str) -> bool:
     """
     if method in POOLED:
         return setting.endswith(POOLED_IN)
-    return not (method == "head_only" and setting.startswith("domains_frozen"))
+    return not (method == "head_only" and "_frozen/" in setting)
 
 
 def groups() -> list[list[Cell]]:
@@ -281,6 +285,30 @@ def groups() -> list[list[Cell]]:
     ]
 
 
+def real_groups() -> list[list[Cell]]:
+    """The runs on real images, in groups, the most wanted first."""
+    return [
+        _cells([f"{task}/{partition}"], real.METHODS, 5)
+        for task in real.TASKS
+        for partition in real.PARTITIONS
+    ]
+
+
+def task_of(setting: str) -> Json:
+    """The task of a setting, as part of an experiment."""
+    return {**TASKS, **real.TASKS}[setting.split("/")[0]]
+
+
+def partition_of(setting: str) -> dict[str, object]:
+    """The partition of a setting."""
+    return {**PARTITIONS, **real.PARTITIONS}[setting.split("/")[1]]
+
+
+def rounds_of(setting: str, rounds: int) -> int:
+    """Rounds of a setting's runs, where those of the drawn tasks have `rounds`."""
+    return real.ROUNDS if setting in real.SETTINGS else rounds
+
+
 def _cells(settings: Iterable[str], methods: Iterable[str], seeds: int) -> list[Cell]:
     """All that is defined, seed by seed."""
     return [
@@ -299,8 +327,10 @@ def final_cells() -> list[Cell]:
 
 def rate_setting(setting: str) -> str:
     """Where a setting's learning rates are chosen: there itself, but `digits` with Dirichlet 0.1
-    takes those of 0.5.
+    takes those of 0.5, and all of a real task those of `real.RATE_PARTITION`.
     """
+    if setting in real.SETTINGS:
+        return f"{setting.split('/')[0]}/{real.RATE_PARTITION}"
     return {"digits/dirichlet_0.1": "digits/dirichlet_0.5"}.get(setting, setting)
 
 

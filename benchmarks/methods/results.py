@@ -42,6 +42,9 @@ class Run:
     validation_accuracy: float | None
     balanced_accuracy: float | None
     """Mean over classes."""
+    alone_accuracy: float | None
+    """As `accuracy`, with prompts that each image selects by itself; None in the first runs."""
+    alone_validation_accuracy: float | None
     own: float | None
     """Of the clients' test accuracies on their own test images: the mean, and the next three."""
     own_deviation: float | None

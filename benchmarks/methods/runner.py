@@ -1,6 +1,6 @@
 """Run the methods benchmark: only what is missing, two runs at a time.
 
-    python -m benchmarks.methods.runner [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
+    python -m benchmarks.methods.runner [--real] [--only TEXT ...] [--list] [--jobs 2] [--rounds 20]
                                         [--output benchmarks/results/methods]
 
 Group by group (`groups` in grid.py): first the runs that choose each method's learning rates on the
@@ -63,7 +63,7 @@ def overrides_of(cell: Cell, rounds: int, scale: float, store: Store) -> list[st
         MissingRunError: one of those is missing.
     """
     changes = [f"seed={cell.seed}", f"method={cell.preset}", *grid.CHANGES.get(cell.method, ())]
-    clients = grid.TASKS[cell.setting.split("/")[0]]["clients"]
+    clients, rounds = grid.task_of(cell.setting)["clients"], grid.rounds_of(cell.setting, rounds)
     if cell.preset in grid.POOLED:
         changes.append(f"rounds={rounds * clients['per_round'] // clients['count']}")
     elif cell.preset not in grid.CLOSED_FORM:
@@ -97,13 +97,12 @@ def _rates_of(cell: Cell, config: ExperimentConfig, scale: float, store: Store) 
 
 def experiment_of(setting: str) -> dict[str, object]:
     """A setting as an experiment."""
-    task, partition = setting.split("/")
     return {
         "name": setting.replace("/", "-"),
         "runtime": {"name": "serial", "pack": grid.PACK},
         "eval_every": grid.EVAL_EVERY,
-        "partition": grid.PARTITIONS[partition],
-        **grid.TASKS[task],
+        "partition": grid.partition_of(setting),
+        **grid.task_of(setting),
     }
 
 
@@ -190,6 +189,8 @@ def run_of(cell: Cell, changes: Sequence[str], scale: float, once: Once) -> Run:
         best_accuracy=summary["best_accuracy"],
         validation_accuracy=validation_of(reports[-1]),
         balanced_accuracy=summary["balanced_accuracy"],
+        alone_accuracy=summary["alone_accuracy"],
+        alone_validation_accuracy=reports[-1]["alone_validation_accuracy"],
         own=own.get("mean"),
         own_deviation=own.get("deviation"),
         own_worst_tenth=own.get("worst_tenth"),
@@ -411,6 +412,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", default=[], help="cells whose name contains each TEXT")
     parser.add_argument("--list", action="store_true", help="say what is there and what is missing")
+    parser.add_argument("--real", action="store_true", help="the runs on real images (real.py)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=grid.ROUNDS)
     parser.add_argument("--output", type=Path, default=FOLDER)
@@ -418,7 +420,7 @@ def main() -> None:
     for name, value in ENVIRONMENT.items():  # inherited by the processes
         os.environ.setdefault(name, value)
     store, failed = Store(arguments.output), 0
-    for group in grid.groups():
+    for group in grid.real_groups() if arguments.real else grid.groups():
         cells = [each for each in group if all(text in each.name for text in arguments.only)]
         if not cells:
             continue

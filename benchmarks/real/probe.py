@@ -3,19 +3,19 @@
     python -m benchmarks.real.probe [--weights weights/dinov2_s14.safetensors] [--size 98]
 
 For `emoji`, a logistic regression on the training concepts of some styles, tested on the test
-concepts of one: fitted on all five (one head), on the style's own, and on the other four. For
-`mixed`, one regression for each domain among its own classes. Its strength is chosen on the
-validation split of the styles that it is fitted on; the test split is looked at once.
+concepts of one: fitted on all five (one head), on the style's own, and on the other four; over
+several draws of the concepts. For `mixed`, one regression for each domain among its own classes.
+Its strength is chosen on the validation split of the styles that it is fitted on; the test split is
+looked at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -28,21 +28,14 @@ from fedprompt.models.nano.probe import features_of
 from fedprompt.models.options import ModelOptions
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-Rows = NDArray[np.bool_]
 
 
 class Features:
-    """CLS features of a task's splits, standardised by nothing yet."""
+    """CLS features of a task's splits."""
 
-    def __init__(self, backbone: Backbone, task: Task) -> None:
-        self.splits: dict[str, Split] = {
-            "train": task.train,
-            "validation": task.validation,
-            "test": task.test,
-        }
-        self.values = {
-            name: features_of(backbone, split.images) for name, split in self.splits.items()
-        }
+    def __init__(self, task: Task, values: Mapping[str, NDArray[np.float64]]) -> None:
+        self.splits = splits_of(task)
+        self.values = values
 
     def fitted(self, groups: set[int]) -> Pipeline:
         """A regression on the training images of some domains."""
@@ -65,28 +58,58 @@ class Features:
         return round(float(model.score(*self.of("test", groups))), 4)
 
 
-def probe_emoji(features: Features, styles: tuple[str, ...]) -> Json:
-    """Accuracy on each style of a head that is fitted on all, on its own, on the others."""
-    everything = set(range(len(styles)))
-    one = features.fitted(everything)
+def splits_of(task: Task) -> dict[str, Split]:
+    """The three that clients and server see."""
+    return {"train": task.train, "validation": task.validation, "test": task.test}
+
+
+def computed(backbone: Backbone, task: Task) -> dict[str, NDArray[np.float64]]:
+    """Features (N, d) of each split."""
+    return {name: features_of(backbone, split.images) for name, split in splits_of(task).items()}
+
+
+def probe_style(features: Features, number: int, one: Pipeline, styles: int) -> dict[str, float]:
+    """Accuracy on a style of a head that is fitted on all, on its own, on the others."""
+    others = set(range(styles)) - {number}
     return {
-        "one head, all styles": features.accuracy(one, everything),
-        "styles": {
-            style: {
-                "one head": features.accuracy(one, {number}),
-                "own": features.accuracy(features.fitted({number}), {number}),
-                "other four": features.accuracy(features.fitted(everything - {number}), {number}),
-            }
-            for number, style in enumerate(styles)
-        },
+        "one head": features.accuracy(one, {number}),
+        "own": features.accuracy(features.fitted({number}), {number}),
+        "other four": features.accuracy(features.fitted(others), {number}),
     }
 
 
-def probe_domains(features: Features, names: tuple[str, ...]) -> Json:
+def probe_emoji(backbone: Backbone, size: int, seeds: range) -> Json:
+    """For each draw of the concepts, whose images are the same and computed once."""
+    known: dict[str, NDArray[np.float64]] = {}
+    found: list[dict[str, float]] = []
+    for seed in seeds:
+        task = datasets.create("emoji", size=size, seed=seed)
+        names = {name: split.images.names for name, split in splits_of(task).items()}  # type: ignore[union-attr]
+        if not known:
+            for name, rows in computed(backbone, task).items():
+                known |= dict(zip(names[name], rows, strict=True))
+        values = {name: np.stack([known[each] for each in own]) for name, own in names.items()}
+        features, styles = Features(task, values), task.group_names
+        one = features.fitted(set(range(len(styles))))
+        row = {"all styles, one head": features.accuracy(one, set(range(len(styles))))}
+        for number, style in enumerate(styles):
+            for head, value in probe_style(features, number, one, len(styles)).items():
+                row[f"{style}, {head}"] = value
+        found.append(row)
+    mean = {key: round(float(np.mean([row[key] for row in found])), 3) for key in found[0]}
+    return {"images": len(known), "seeds": list(seeds), "mean": mean, "each": found}
+
+
+def probe_mixed(backbone: Backbone, size: int) -> Json:
     """Accuracy of a head of each domain, among the classes of the domain."""
+    task = datasets.create("mixed", size=size)
+    features = Features(task, computed(backbone, task))
     return {
-        name: features.accuracy(features.fitted({number}), {number})
-        for number, name in enumerate(names)
+        "images": sum(map(len, features.splits.values())),
+        "accuracy": {
+            name: features.accuracy(features.fitted({number}), {number})
+            for number, name in enumerate(task.group_names)
+        },
     }
 
 
@@ -95,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--weights", type=Path, default=Path("weights/dinov2_s14.safetensors"))
     parser.add_argument("--size", type=int, default=98)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "real" / "probe.json")
     chosen = parser.parse_args(arguments)
     one_thread()
@@ -104,19 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     )
     document = header("real.probe", size=chosen.size, backbone_sha256=backbone.checksum())
-    for name in ("emoji", "mixed"):
-        task = datasets.create(name, size=chosen.size)
-        start = time.perf_counter()
-        with torch.no_grad():
-            features = Features(backbone, task)
-        count = sum(map(len, features.splits.values()))
-        document[name] = {
-            "images": count,
-            "images_per_second": round(count / (time.perf_counter() - start), 1),
-            "accuracy": (probe_emoji if name == "emoji" else probe_domains)(
-                features, task.group_names
-            ),
-        }
+    document["emoji"] = probe_emoji(backbone, chosen.size, range(chosen.seeds))
+    document["mixed"] = probe_mixed(backbone, chosen.size)
     write_json(chosen.output, document)
 
 

@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--rival", action="store_true", help="one process for each client, too")
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     arguments = parser.parse_args()
+    if on_gpu(arguments) and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device was found; try it out with --device cpu --dry")
     before = load()
     result: Json = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -166,7 +166,7 @@ def case_round(repeats: int) -> Json:
         aggregator = aggregation.create("pfpt", variant=variant)
 
         def merge(aggregator: Aggregator = aggregator) -> None:
-            aggregate_prompts(updates, weights, laid.state, laid.settings, aggregator, 1)
+            aggregate_prompts(updates, weights, laid.state, laid.settings, aggregator)
             merge_shared(updates, weights)
 
         merged[variant] = summary(in_turn({variant: merge}, repeats)[variant])

@@ -34,13 +34,14 @@ def test_every_argument_reaches_merge_under_its_name() -> None:
         "state": {"memory": torch.ones(1)},
         "generator": torch.Generator(),
         "previous_keys": torch.ones(2, 3),
+        "metric": torch.eye(3),
     }
     listener = Listener()
     listener.aggregate(**arguments)
     for name, value in arguments.items():
         assert getattr(listener.given, name) is value
     listener.aggregate(*arguments.values())  # the order of arguments is public
-    assert listener.given.previous_keys is arguments["previous_keys"]
+    assert listener.given.metric is arguments["metric"]
     assert [field.name for field in dataclasses.fields(AggregationInput)] == list(arguments)
     assert list(inspect.signature(Aggregator.aggregate).parameters)[1:] == list(arguments)
 

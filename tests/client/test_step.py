@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from fedprompt.models.backbone import load_backbone
 from fedprompt.runs.driver import settings_of
 from fedprompt.runs.federation import initial_state, prepare
 from fedprompt.server.round import make_jobs
+from simulated_gpu import simulated_gpu
 
 Overrides = Callable[..., list[str]]
 
@@ -118,3 +120,15 @@ def test_bench_measures_a_share_of_the_ceiling(monkeypatch: pytest.MonkeyPatch) 
     assert all(0 < share < 1.2 for share in shares)
     text = bench.render(peak, rows, 1)
     assert text.row_count == len(rows)
+
+
+def test_a_step_s_seconds_are_over_when_the_gpu_is_done(tiny: Overrides) -> None:
+    config = compose("quickstart", tiny())
+    federation = prepare(config)
+    settings = settings_of(config, federation)
+    with simulated_gpu() as gpu:
+        worker = dataclasses.replace(federation.setup, device="cuda").build()
+        with bench.timed_steps() as seconds:
+            worker.train(settings.recipe, make_jobs(initial_state(config, federation), settings))
+    waits = [stall for stall in gpu.stalls if stall.place == "cli/bench.py:_wait"]
+    assert len(waits) == len(seconds) > 0

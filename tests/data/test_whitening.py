@@ -181,7 +181,7 @@ def test_whole_runs_select_by_whitened_queries_where_there_are_keys(
 def test_without_public_images_one_line_says_what_to_do(tiny: Callable[..., list[str]]) -> None:
     config = compose("quickstart", tiny("method=fedavg_pt_plus", "prompts.whiten=true"))
     expected = (
-        r"prompts\.whiten=true: .* got data=digits, which has none; set prompts\.whiten=false"
+        r"prompts\.whiten=public: .* got data=digits, which has none; set prompts\.whiten=clients"
     )
     with pytest.raises(ConfigError, match=expected):
         prepare(config)
@@ -192,6 +192,8 @@ def test_selection_without_keys_ignores_it(tiny: Callable[..., list[str]]) -> No
     assert not federation.data.table.derived
 
 
-def test_it_is_true_or_false() -> None:
-    with pytest.raises(ConfigError, match=r"prompts\.whiten: expected true or false"):
-        PromptOptions(whiten=1)  # type: ignore[arg-type]
+@pytest.mark.parametrize("value", [1, "client", None])
+def test_it_is_a_flag_or_a_name(value: object) -> None:
+    expected = r"prompts\.whiten: expected true or false, or one of public, clients"
+    with pytest.raises(ConfigError, match=expected):
+        PromptOptions(whiten=value)  # type: ignore[arg-type]

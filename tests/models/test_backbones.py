@@ -565,6 +565,7 @@ def weights() -> dict[str, Tensor]:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     refused_file(tmp_path / "absent.pth", "expected a file of weights, got no file at")
     refused_file(tmp_path, "expected a file of weights, got no file at")  # a folder
+    refused_file(tmp_path / "dinov2_s14.safetensors", "fedprompt fetch dinov2_s14' writes it")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -30,6 +30,7 @@ from fedprompt.models.nano.recipe import (
     TOKENS_PER_TASK,
     PretrainConfig,
 )
+from simulated_gpu import simulated_gpu
 
 TINY = {
     "images": 48,
@@ -62,6 +63,17 @@ def test_same_seed_same_bits_and_the_global_generator_has_no_part(
     assert plain.read_bytes() != other.read_bytes()
     # Progress reaches the end of every stage.
     assert seen == {"draw": (48, 48), "train": (6, 6), "query": (32, 32)}
+
+
+def test_a_gpu_trains_the_same_weights(plain: Path, tmp_path: Path) -> None:
+    """A simulated one: no tensor is on the wrong device."""
+    with simulated_gpu() as gpu:
+        there = pretrain(dataclasses.replace(PLAIN, device="cuda", **TINY), tmp_path / "plain")
+        asked = pretrain(dataclasses.replace(PROMPTABLE, device="cuda", **TINY), tmp_path / "asked")
+    assert gpu.operations > 1000
+    ours, theirs = load_file(there), load_file(plain)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert load_file(asked)["task_tokens"].isfinite().all()
 
 
 def test_the_file_holds_half_precision_weights_and_query_statistics(plain: Path) -> None:

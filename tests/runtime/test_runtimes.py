@@ -95,6 +95,25 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
     assert len(set(hashes["serial"])) == 5
 
 
+def test_ray_gives_the_bits_of_serial_where_clients_tell_their_spread(
+    local_ray: None, tmp_path: Path
+) -> None:
+    """The sums are added in the order of clients, whichever actor is done first."""
+    hashes = {}
+    for name in ("serial", "ray"):
+        overrides = [
+            *("rounds=2", "clients.count=6", "clients.per_round=3", "clients.epochs=1"),
+            *("clients.batch_size=64", "prompts.count=2", "compare=[]", "runtime.pack=1"),
+            *("prompts.whiten=clients", "prompts.query=both", "prompts.choice=soft"),
+            *("data.train=80", "data.validation=40", "data.test=40", "data.public=80"),
+            *(f"runtime={name}", "runtime.actors=2", f"run_dir={tmp_path / name}"),
+            f"cache.folder={tmp_path / 'cache'}",
+        ]
+        result = fedprompt.run("domains", overrides)
+        hashes[name] = (result.summary["state_sha256"], result.reports[-1]["loss"])
+    assert hashes["ray"] == hashes["serial"]
+
+
 class Watched(SerialRuntime):
     """Notes what is begun and what is waited for."""
 

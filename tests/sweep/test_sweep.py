@@ -351,3 +351,13 @@ def test_what_killed_programs_left_is_removed_an_hour_later(
             os.utime(tmp_path / name, (hour_ago, hour_ago))
     local.remove_stale_folders()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("experiment", ["domains", "mixed"])
+@pytest.mark.parametrize(
+    ("name", "trials"), [("skew_alpha", 54), ("skew_share", 36), ("skew_prompts", 30)]
+)
+def test_the_sweeps_over_skew_can_run(name: str, trials: int, experiment: str) -> None:
+    sweep = load_sweep(name, [f"sweep.experiment={experiment}"])
+    assert len(sweep.trials()) == trials
+    assert {trial.config.data.name for trial in sweep.trials()} == {experiment}

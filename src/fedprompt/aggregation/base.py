@@ -62,6 +62,7 @@ class Aggregator(abc.ABC):
         state: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         previous_keys: Tensor | None = None,
+        metric: Tensor | None = None,
     ) -> Aggregation:
         """Check the arguments and merge.
 
@@ -74,6 +75,7 @@ class Aggregator(abc.ABC):
             state: the `Aggregation.state` of the previous round.
             generator: source of every random draw.
             previous_keys: (n, q) keys that were broadcast with `previous`.
+            metric: (q, q) in which keys are compared; None for the Euclidean distance.
 
         Raises:
             InputError: an argument is malformed; the message names the client.
@@ -88,6 +90,7 @@ class Aggregator(abc.ABC):
                 state=state or {},
                 generator=generator,
                 previous_keys=previous_keys,
+                metric=metric,
             )
         )
 

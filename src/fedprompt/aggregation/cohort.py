@@ -43,6 +43,8 @@ class Cohort:
     """(n, d)"""
     previous_keys: Array | None
     """(n, q)"""
+    metric: Array | None
+    """(q, q)"""
     dtype: torch.dtype
     key_dtype: torch.dtype
     places: Places
@@ -77,6 +79,7 @@ class Cohort:
             weights=weights[client_order],
             previous=None if given.previous is None else _array(given.previous),
             previous_keys=None if given.previous_keys is None else _array(given.previous_keys),
+            metric=None if given.metric is None else _array(given.metric),
             dtype=given.prompt_sets[0].dtype,
             key_dtype=_key_dtype(given),
             places=places,

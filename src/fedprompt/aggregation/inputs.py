@@ -46,6 +46,9 @@ class AggregationInput:
     """Source of every random draw; one of a fixed seed if None."""
     previous_keys: Tensor | None = None
     """(n, q) keys that were broadcast with `previous`."""
+    metric: Tensor | None = None
+    """(q, q) M, if known: keys differ by |(k - k') M|, in which one image's spread is 1 in every
+    direction (`data.prefix.spread`). None for the Euclidean distance."""
 
     def __post_init__(self) -> None:
         count = len(self.prompt_sets)
@@ -61,6 +64,7 @@ class AggregationInput:
             _check_length("keys", len(self.keys), count)
             q = _check_family("keys", self.keys, self.prompt_sets)
         _check_one("previous_keys", self.previous_keys, q)
+        _check_metric(self.metric, q)
         if self.previous is not None:  # an aggregator may know the prompts from its state
             self.check_pair()
         if self.origins is not None:
@@ -173,6 +177,16 @@ def _check_one(what: str, value: Tensor | None, width: int | None) -> None:
         raise InputError(
             f"{what}: expected dimension {width} as in client 0, got {tensor.shape[1]}; "
             "pass what was broadcast to these clients"
+        )
+
+
+def _check_metric(metric: Tensor | None, width: int | None) -> None:
+    """A square matrix of the keys' width."""
+    _check_one("metric", metric, width)
+    if metric is not None and metric.shape[0] != metric.shape[1]:
+        raise InputError(
+            f"metric: expected a square matrix, got shape {tuple(metric.shape)}; pass the factor "
+            "by which keys are multiplied"
         )
 
 

@@ -148,9 +148,10 @@ def timed_steps(clock: Clock = time.perf_counter) -> Iterator[list[float]]:
     real: Any = loop.fit_batch
     seconds: list[float] = []
 
-    def watched(*arguments: object) -> None:
+    def watched(hooks: loop.Hooks, *arguments: object) -> None:
         started = clock()
-        real(*arguments)
+        real(hooks, *arguments)
+        _wait(next(hooks.module.parameters()).device)
         seconds.append(clock() - started)
 
     loop.fit_batch = watched  # type: ignore[assignment]
@@ -254,6 +255,11 @@ def _seconds(work: Callable[[], Tensor | None], device: torch.device, clock: Clo
     """How long a piece of work takes, on the device as well."""
     started = clock()
     work()
+    _wait(device)
+    return clock() - started
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return clock() - started

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
+
+from fedprompt.cli.console import fail
 
 
 @click.command()
@@ -29,4 +32,7 @@ def fetch(names: tuple[str, ...], data: Path | None, weights: Path) -> None:
     from fedprompt.data.reading.files import data_home
     from fedprompt.fetch.real import fetch as fetch_all
 
-    fetch_all(names, data or data_home(), weights, click.echo)
+    try:
+        fetch_all(names, data or data_home(), weights, click.echo)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on", 128 + signal.SIGINT)

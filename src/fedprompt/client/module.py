@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.core.devices import send
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import ClientJob, Parts, fresh
 from fedprompt.models.backbone import Backbone
@@ -135,8 +136,9 @@ class ClientModule(pl.LightningModule):
         if similarity is not None:
             loss = loss + self.recipe.prompts.similarity_weight * similarity
         current = self.trainable()
-        penalty = self.objective.penalty(current, self._started_from())
-        loss = loss if penalty is None else loss + penalty
+        if self.objective.penalises:
+            penalty = self.objective.penalty(current, self._started_from())
+            loss = loss if penalty is None else loss + penalty
         constants = self._correction()
         if constants:
             tensors = current.tensors()
@@ -177,7 +179,7 @@ class ClientModule(pl.LightningModule):
     def _started_from(self) -> Parts:
         """The trainable tensors as training began; brought to the device once."""
         if self._start_here is None:
-            self._start_here = self.start.mapped(lambda value: value.to(self.device))
+            self._start_here = self.start.mapped(lambda value: send(value, self.device))
         return self._start_here
 
     def _correction(self) -> Mapping[str, Tensor]:
@@ -185,5 +187,5 @@ class ClientModule(pl.LightningModule):
         if self._constants is None:
             received, own = self.job.broadcast.shared.objective, self.job.state.kept.objective
             constants = self.objective.correction(received, own)
-            self._constants = {path: value.to(self.device) for path, value in constants.items()}
+            self._constants = {path: send(value, self.device) for path, value in constants.items()}
         return self._constants

@@ -23,9 +23,11 @@ from fedprompt.client.loop import fit, make_fabric
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.client.recipe import LocalRecipe
+from fedprompt.core.devices import send
 from fedprompt.core.errors import ClientError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientJob, ClientState, ClientUpdate, Parts, Tensors
+from fedprompt.data.prefix.spread import triangular_factor
 from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.options import ModelOptions
@@ -107,13 +109,17 @@ class ClientBatches(IterableDataset[Batch]):
         # Fancy indexing copies a client's few rows into fresh, writable, aligned memory.
         index = data.rows(client_id, pooled)
         inputs = table.tokens_at(index) if tokens else torch.from_numpy(table.features[index])
-        queries = torch.from_numpy(table.queries(prompts.query_kind)[index])
+        queries = torch.from_numpy(table.queries(prompts.query_kind, index))
+        self.own_queries = queries
+        """(k, q) of each image, on the CPU."""
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             queries = queries.mean(dim=0).expand(len(index), -1)
-        self.inputs = inputs.to(device)
-        self.queries = queries.to(device)
-        self.labels = torch.from_numpy(table.labels[index]).to(device)
-        self.groups = torch.from_numpy(table.groups[index]).to(device)
+        labels, groups = (torch.from_numpy(each[index]) for each in (table.labels, table.groups))
+        self.on_host: Batch = (inputs, queries, labels, groups)
+        """All the client's data in the memory of the CPU, whatever the device."""
+        self.inputs, self.queries, self.labels, self.groups = (
+            each.to(device) for each in self.on_host
+        )
         self.batch_size = batch_size
         self.generator = generator
 
@@ -122,8 +128,8 @@ class ClientBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         # Drawn on the CPU, so that the order is the same on every device.
-        order = torch.randperm(len(self.labels), generator=self.generator).to(self.labels.device)
-        for rows in torch.split(order, self.batch_size):
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        for rows in torch.split(send(order, self.labels.device), self.batch_size):
             yield self.inputs[rows], self.queries[rows], self.labels[rows], self.groups[rows]
 
 
@@ -195,6 +201,8 @@ class ClientWorker:
                     fit(clients[0], batches[0], epochs, self.fabric)
                 else:
                     fit(PackedClients(clients), PackedBatches(batches), epochs, self.fabric)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # nothing in the fit has waited for the GPU
             stage = "collect"
             seconds = (time.perf_counter() - started) / len(jobs)
             return [
@@ -248,6 +256,7 @@ def collect(
         pack: clients that were fitted with it, itself among them.
     """
     recipe, objective = module.recipe, module.objective
+    inputs, queries, labels, _ = batches.on_host
     counts = module.use_counts.cpu()
     tuned = module.trainable().mapped(_copy)
     steps = len(batches) * recipe.training.epochs if objective.trains else 0
@@ -259,8 +268,8 @@ def collect(
             own=job.state.kept.objective,
             steps=steps,
             rates={path: recipe.rate(part) for part, path, _ in tuned.labelled()},
-            features=batches.inputs.cpu(),
-            labels=batches.labels.cpu(),
+            features=inputs,
+            labels=labels,
             num_classes=recipe.num_classes,
         )
     )
@@ -270,11 +279,11 @@ def collect(
     if "prompts" in recipe.personal:
         rows = rows[:0]
     prompts = _copy(module.prompts) if returned.prompts is None else returned.prompts
-    key = _copy(batches.queries.mean(dim=0))[: module.keys.shape[1]]
+    key = queries.mean(dim=0)[: module.keys.shape[1]]
     return ClientUpdate(
         client_id=job.client_id,
         round_index=job.round_index,
-        num_examples=len(batches.labels),
+        num_examples=len(labels),
         prompts=prompts[rows].clone(),
         keys=key.expand(len(rows), -1).clone(),
         origins=rows.clone(),
@@ -289,6 +298,7 @@ def collect(
             "seconds": seconds,
             "pack": float(pack),
         },
+        spread=triangular_factor(batches.own_queries) if job.tells_spread else None,
     )
 
 

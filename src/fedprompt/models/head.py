@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprompt.core.checks import check_choice, check_integer, check_number
+from fedprompt.core.devices import send
 from fedprompt.core.errors import ConfigError, suggest
 
 HEADS = ("linear", "released")
 MODES = ("shared", "personal", "frozen")
 FITS = ("logistic", "class_means")
+STARTS = ("drawn", "ncm", "cof", "ridge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +43,21 @@ class HeadOptions:
     federated."""
     fit: str = "logistic"
     """How a frozen head is fitted: logistic regression, or `class_means` in closed form."""
+    start: str = "drawn"
+    """What a head that is trained begins with: `drawn` weights, or what a rule of
+    `objective=closed_form` makes of the class sums that all clients send before the first round."""
 
     def __post_init__(self) -> None:
         check_choice("head.mode", self.mode, MODES)
         check_choice("head.fit", self.fit, FITS)
+        check_choice("head.start", self.start, STARTS)
+        solved = self.start != "drawn"
+        if solved and (self.name, self.bias, self.mode == "frozen") != ("linear", False, False):
+            raise ConfigError(
+                f"head.start={self.start}: gives a linear head without biases that is trained on; "
+                "expected head.name=linear, head.bias=false and head.mode=shared or personal, got "
+                f"'{self.name}', {str(self.bias).lower()} and '{self.mode}'"
+            )
         if self.mode == "frozen" and not self.bias:
             raise ConfigError(
                 "head.mode=frozen is fitted with biases; expected head.bias=true, got false"
@@ -77,9 +90,7 @@ class SeededDropout(nn.Module):
         if not self.training or self.rate == 0:
             return x
         # Drawn on the CPU, so that the masks are the same on every device.
-        keep = torch.rand(x.shape, generator=self.generator) >= self.rate
-        if x.is_cuda:  # from pinned memory, so that the host need not wait for the device
-            keep = keep.pin_memory().to(x.device, non_blocking=True)
+        keep = send(torch.rand(x.shape, generator=self.generator) >= self.rate, x.device)
         return x * keep.to(x.dtype) / (1 - self.rate)
 
 

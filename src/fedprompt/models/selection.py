@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.core.checks import check_choice, check_flag, check_integer, check_number
+from fedprompt.core.checks import check_choice, check_integer, check_number, is_flag
 from fedprompt.core.errors import ConfigError
 from fedprompt.models.voting import majority_vote
 
 SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
+"""The queries that a backbone computes."""
+QUERY_CHOICES = (*QUERIES, "both")
+WHITENINGS = ("public", "clients")
+RULES = ("hard", "soft")
 PLACEMENTS = ("input", "pool", "shallow", "deep", "none")
 MODES = ("shared", "personal")
 CHOICES = ("client", "batch")
@@ -47,11 +51,13 @@ class PromptOptions:
     of the cosines between the prompts themselves and the images' CLS features; `all`. What `auto`
     of a config means is decided by `config.automatic_selection`."""
     query: str = "style"
-    """What keyed selection compares: `style` (statistics of the tokens) or `cls` (CLS feature)."""
-    whiten: bool = False
-    """Whether keyed selection compares queries that are whitened by the spread within domains of
-    the data set's public images (`data.prefix.whitening`), so that a single image says its domain.
-    Other rules of selection ignore it; a data set without public images is refused."""
+    """What keyed selection compares: `style` (statistics of the tokens), `cls` (CLS feature) or
+    `both`, one after the other."""
+    whiten: bool | str = False
+    """Whether keyed selection compares queries in units of how far images of one domain differ, so
+    that a single image says its domain. `public` (or true): by the spread within domains of the
+    data set's public images; a data set without them is refused. `clients`: by the spread within
+    clients, which each of them tells once. Other rules of selection ignore it."""
     choose_by: str = "client"
     """Keyed selection in training: once, by the mean query of the client's data, or anew for every
     `batch`, which suits clients whose data mix domains."""
@@ -59,6 +65,9 @@ class PromptOptions:
     """Lambda of the `l2p` similarity term of the loss (released: +0.01; L2P's sign is negative)."""
     eval_batch: int = 16
     """Test images of one domain that share a selection in evaluation; 1 selects for each alone."""
+    choice: str = "hard"
+    """Keyed selection in evaluation. `hard`: the nearest prompts; `soft`: the predictions by every
+    key's own prompts, mixed by how probable each key is. `soft` needs `whiten=clients`."""
     init_std: float = 0.02
     """Standard deviation of the initial prompts."""
     lr: float = 1e-2
@@ -67,7 +76,8 @@ class PromptOptions:
     def __post_init__(self) -> None:
         for field, names in (
             ("selection", SELECTIONS),
-            ("query", QUERIES),
+            ("query", QUERY_CHOICES),
+            ("choice", RULES),
             ("placement", PLACEMENTS),
             ("mode", MODES),
             ("choose_by", CHOICES),
@@ -92,13 +102,26 @@ class PromptOptions:
                 f"prompts.mode=personal: a client uses all prompts that it keeps, so expected "
                 f"prompts.selection=all, got '{self.selection}'"
             )
-        check_flag("prompts.whiten", self.whiten)
+        self._check_whitening()
         check_integer("prompts.eval_batch", self.eval_batch, 1)
         for field in ("init_std", "lr"):
             check_number(f"prompts.{field}", getattr(self, field), 0)
         if not math.isfinite(self.similarity_weight):
             raise ConfigError(
                 f"prompts.similarity_weight: expected a finite number, got {self.similarity_weight}"
+            )
+
+    def _check_whitening(self) -> None:
+        """Refuse a whitening that does not exist, and a soft choice without one."""
+        if not is_flag(self.whiten) and self.whiten not in WHITENINGS:
+            raise ConfigError(
+                f"prompts.whiten: expected true or false, or one of {', '.join(WHITENINGS)}, "
+                f"got {self.whiten!r}"
+            )
+        if self.choice == "soft" and self.sends_keys and not self.tells_spread:
+            raise ConfigError(
+                f"prompts.choice=soft: expected prompts.whiten=clients, by which keys have "
+                f"probabilities, got {str(self.whiten).lower()}; set it, or prompts.choice=hard"
             )
 
     def _check_placement(self) -> None:
@@ -126,7 +149,12 @@ class PromptOptions:
     @property
     def selects_by_whitened(self) -> bool:
         """Whether the queries of `query_kind` are whitened ones."""
-        return self.whiten and self.sends_keys
+        return self.whiten in (True, "public") and self.sends_keys
+
+    @property
+    def tells_spread(self) -> bool:
+        """Whether clients tell how their queries spread, and receive discriminants for keys."""
+        return self.whiten == "clients" and self.sends_keys
 
     @property
     def sends_keys(self) -> bool:
@@ -167,6 +195,39 @@ def nearest_keys(query: Tensor, keys: Tensor, count: int) -> Tensor:
     return torch.sort(distances, stable=True).indices[:count].sort().values
 
 
+def likeliest_rows(query: Tensor, discriminants: Tensor, count: int) -> Tensor:
+    """Rows of the `count` largest linear discriminants, ascending; of equals the lower row.
+
+    Args:
+        query: (q,) mean query of a batch.
+        discriminants: (n, q + 1) of the prompts' keys, see `data.prefix.spread.discriminants`.
+        count: rows to take; all rows if there are fewer.
+
+    >>> likeliest_rows(torch.tensor([2.0]), torch.tensor([[1.0, 0.0], [3.0, -5.0], [0.0, 3.0]]), 2)
+    tensor([0, 2])
+    """
+    scores = scores_of(query, discriminants)
+    return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+
+
+def scores_of(query: Tensor, discriminants: Tensor) -> Tensor:
+    """(n,) log probability of each key for one image with this query (q,), up to a common term."""
+    # Row by row, so that equal discriminants have equal scores.
+    return (discriminants[:, :-1] * query).sum(dim=1) + discriminants[:, -1]
+
+
+def rows_of_query(options: PromptOptions, query: Tensor, keys: Tensor) -> Tensor:
+    """The prompts (k,) of keyed selection.
+
+    Args:
+        options: the rule.
+        query: (q,) mean query of a batch, or of a client's data.
+        keys: (n, q) addresses, or (n, q + 1) discriminants, as they were broadcast.
+    """
+    choose = likeliest_rows if options.tells_spread else nearest_keys
+    return choose(query, keys, options.count)
+
+
 def select_rows(
     options: PromptOptions,
     queries: Tensor,
@@ -180,7 +241,7 @@ def select_rows(
         options: the rule and its count.
         queries: (B, q) of the batch.
         prompts: (n, d) the pool; of deep prompts, the part of the first block is compared.
-        keys: (n, q) its addresses.
+        keys: (n, q) its addresses, or their discriminants.
         projection: (d, q) trainable query projection of `l2p`; None for the other rules.
 
     Returns:
@@ -191,7 +252,7 @@ def select_rows(
     if options.selection == "all" or options.count == 0:
         return torch.arange(prompts.shape[0] if options.count else 0, device=prompts.device), None
     if options.selection == "keyed":
-        return nearest_keys(queries.mean(dim=0), keys, options.count), None
+        return rows_of_query(options, queries.mean(dim=0), keys), None
     if projection is None:
         raise ConfigError("prompts.selection=l2p needs a query projection, got none")
     addresses = prompts[:, : projection.shape[0]]

@@ -31,6 +31,9 @@ from fedprompt.models.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit")
 """timm's modules with models that this package can cut in two."""
 
+FETCHED = "dinov2_s14.safetensors"
+"""A file that a command of this program makes."""
+
 _LAYER = "fc_norm.pre_logits."
 _HEADS = ("head.", "head_dist.", _LAYER, "pre_logits.")
 
@@ -98,7 +101,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: no such file, or no weights in it.
     """
     if not path.is_file():
-        raise ConfigError(f"model.pretrained: expected a file of weights, got no file at {path}")
+        hint = "; 'make real' or 'fedprompt fetch dinov2_s14' writes it to weights/"
+        raise ConfigError(
+            f"model.pretrained: expected a file of weights, got no file at {path}"
+            f"{hint if path.name == FETCHED else ''}"
+        )
     try:
         content: Any
         if path.suffix == ".safetensors":

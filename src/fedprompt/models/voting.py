@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedprompt.core.devices import send
+
 
 def majority_vote(similarity: Tensor, count: int) -> Tensor:
     """Rows with the most votes when every image votes for its `count` most similar prompts, in
@@ -24,10 +26,10 @@ def majority_vote(similarity: Tensor, count: int) -> Tensor:
     """
     size = similarity.shape[1]
     count = min(count, size)
-    # On the CPU, so that ties fall the same way on every device.
+    # On the CPU, so that ties fall the same way on every device; a GPU is waited for.
     votes = similarity.topk(count, dim=1).indices.cpu().flatten()
     voted, tally = torch.unique(votes, return_counts=True)
     others = torch.arange(size)[~torch.isin(torch.arange(size), voted)]
     order = torch.cat([voted, others])
     winners = F.pad(tally, (0, len(others))).topk(count).indices
-    return order[winners].sort().values.to(similarity.device)
+    return send(order[winners].sort().values, similarity.device)

@@ -67,6 +67,11 @@ class Objective:
 
     # The client's half.
 
+    @property
+    def penalises(self) -> bool:
+        """Whether `penalty` is its own; the tensors to compare with are on the device only then."""
+        return type(self).penalty is not Objective.penalty
+
     def penalty(self, current: Parts, start: Parts) -> Tensor | None:
         """A term that is added to the loss of every local step, or None for none.
 

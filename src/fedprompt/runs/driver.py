@@ -22,12 +22,15 @@ from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerSta
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.partition.mirror import mirror_partition
+from fedprompt.data.task import Task
+from fedprompt.models.frozen_head import FrozenHead
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
+from fedprompt.runs.starting_head import starting_head
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
@@ -104,7 +107,10 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
     """What stays the same in all rounds of a method."""
     recipe = config.recipe(federation.task.num_classes)
     generator = config.build_generator()
-    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator)
+    sent = 0
+    if config.head.start != "drawn":
+        sent = starting_head(config.head.start, federation.data, recipe.num_classes).bytes_up
+    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator, sent)
 
 
 def latest_state(
@@ -221,9 +227,9 @@ def evaluator(
         broadcast = state.broadcast()
         alone = has_global and measures_alone(state.round_index)
         if has_global:
-            subjects += global_subjects(broadcast, splits)
+            subjects += global_subjects(broadcast, splits, state.keys)
         if alone and recipe.prompts.selects_together:
-            subjects += global_subjects(broadcast, splits, alone=True)
+            subjects += global_subjects(broadcast, splits, state.keys, alone=True)
         if measures_clients(state.round_index):
             subjects += client_subjects(state, broadcast, federation, settings)
         waiting = evaluate(runtime, recipe, splits, subjects)
@@ -267,7 +273,7 @@ def client_subjects(
                 continue
             job = make_job(state, settings, client, broadcast)
             own = torch.from_numpy(queries[data.parts[client]]).mean(dim=0) if by_client else None
-            model = Model(job.broadcast, job.state.kept.trained())
+            model = Model(job.broadcast, job.state.kept.trained(), state.keys)
             subjects.append(Subject(model, split, share, client, own))
     return subjects
 
@@ -286,8 +292,7 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
     directory.write_config(f"# fedprompt run config.yaml\n{config.to_yaml(map(copy_of, used))}")
     about = {**manifest(), **records(used), "backbone_sha256": federation.backbone.checksum()}
     if federation.frozen_head is not None:
-        conditions = federation.frozen_head.conditions
-        about["frozen_head"] = dict(zip(task.group_names, conditions, strict=True))
+        about["frozen_head"] = frozen_head_conditions(federation.frozen_head, task)
     directory.write_manifest(about)
     options = dataclasses.asdict(config.partition.options)
     directory.write_partition(
@@ -296,6 +301,15 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
         task.class_names,
         make_recipe(config.partition.name, options, config.seed, parts, task.train.labels),
     )
+
+
+def frozen_head_conditions(head: FrozenHead, task: Task) -> dict[str, str]:
+    """How the rows of each domain's classes were fitted; those of one public domain that stands for
+    all are called `public`.
+    """
+    several = len(head.conditions) == len(task.group_names)
+    names = task.group_names if several else ("public",)
+    return dict(zip(names, head.conditions, strict=True))
 
 
 def check_unchanged(directory: RunDirectory, federation: Federation) -> None:

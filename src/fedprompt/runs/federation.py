@@ -24,6 +24,8 @@ from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
+from fedprompt.runs.starting_head import starting_head
+from fedprompt.server.spread import begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,11 @@ def prepare(config: ExperimentConfig) -> Federation:
     )
     task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
     device = torch.device(config.runtime.torch_device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
+            "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
+        )
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
     backbone = load_backbone(config.model, config.cut).to(device)
@@ -109,8 +116,8 @@ def with_whitened_queries(
         return tables
     if task.public is None:
         raise ConfigError(
-            f"prompts.whiten=true: expected a data set with public images to whiten queries by, "
-            f"got data={task.name}, which has none; set prompts.whiten=false"
+            f"prompts.whiten=public: expected a data set with public images to whiten queries by, "
+            f"got data={task.name}, which has none; set prompts.whiten=clients or false"
         )
     kinds = {each.query_kind: each.query for each in options}
     return add_whitened(tables, cache.table(task.public), kinds)
@@ -169,7 +176,10 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
         draws = torch_generator(config.seed, "initial generator")
         memory = maker.begin(values, config.clients.count, draws)
         values = maker.consensus(memory)
-    return ServerState(0, values, keys, shared, generator=memory, fixed=ClientState(fixed, starts))
+    spread = begin(keys) if config.prompts.tells_spread else {}
+    return ServerState(
+        0, values, keys, shared, generator=memory, spread=spread, fixed=ClientState(fixed, starts)
+    )
 
 
 def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
@@ -182,6 +192,10 @@ def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
     generator = torch_generator(config.seed, "initial head")
     head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
     tensors = {name: fresh(value) for name, value in head.named_parameters()}
+    if recipe.head.start != "drawn":
+        tensors = dict(
+            starting_head(recipe.head.start, federation.data, recipe.num_classes).tensors
+        )
     if federation.frozen_head is not None and recipe.head.mode == "frozen":
         tensors = federation.frozen_head.tensors
     projection = None

@@ -82,7 +82,7 @@ class RuntimeOptions:
                 f"runtime.gpus_per_actor: expected 0, a fraction of one GPU or whole GPUs, got "
                 f"{share:g}"
             )
-        on_cluster = "RAY_ADDRESS" in os.environ
+        on_cluster = "RAY_ADDRESS" in os.environ and self.name != "serial"
         if self.device == "cuda" and not torch.cuda.is_available() and not on_cluster:
             raise ConfigError(
                 "runtime.device=cuda: no CUDA device was found; use runtime.device=auto or cpu"
@@ -138,7 +138,8 @@ class RuntimeOptions:
             return 1
         if isinstance(self.pack, int):
             return self.pack
-        return 1 if self.torch_device == "cpu" else -(-jobs // self.num_actors)
+        workers = 1 if self.name == "serial" else self.num_actors
+        return 1 if self.torch_device == "cpu" else -(-jobs // workers)
 
 
 def pack_jobs(jobs: Sequence[ClientJob], size: int) -> list[list[ClientJob]]:

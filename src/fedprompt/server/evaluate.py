@@ -24,8 +24,9 @@ from fedprompt.core.types import Broadcast, Parts, ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.prompted import PromptedModel
-from fedprompt.models.selection import nearest_keys, select_rows
+from fedprompt.models.selection import PromptOptions, rows_of_query, select_rows
 from fedprompt.server.figures import Evaluation, Measured, over_clients, over_images
+from fedprompt.server.mixing import chunks, firsts, mix, mixed
 
 Rows = NDArray[np.int64]
 """Rows of a table."""
@@ -38,6 +39,13 @@ class Model:
     broadcast: Broadcast
     own: Parts = dataclasses.field(default_factory=Parts)
     """What the client keeps; empty for the global model."""
+    keys: Tensor | None = None
+    """(n, q) the keys themselves, where discriminants are broadcast; a soft choice needs them."""
+
+    @property
+    def addresses(self) -> Tensor:
+        """(n, q) the keys themselves."""
+        return self.broadcast.keys if self.keys is None else self.keys
 
     @property
     def parts(self) -> Parts:
@@ -78,6 +86,14 @@ class Piece(Travelling):
     """(B,) rows of the split."""
     rows: Tensor
     """(B, k) rows of the prompts for each image."""
+    shares: Tensor | None = None
+    """(B,) with a soft choice, in which an image may stand in several places, one after the other:
+    how much each of them counts. The shares of an image add up to 1."""
+
+    @property
+    def images(self) -> Rows:
+        """Each image once."""
+        return self.index[firsts(self.index)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,21 +168,26 @@ def summarise(
 
 
 def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Measured:
-    return Measured(tables[piece.split].labels[piece.index], tally.predicted, tally.loss)
+    return Measured(tables[piece.split].labels[piece.images], tally.predicted, tally.loss)
 
 
 def global_subjects(
-    broadcast: Broadcast, tables: Sequence[FeatureTable], alone: bool = False
+    broadcast: Broadcast,
+    tables: Sequence[FeatureTable],
+    keys: Tensor | None = None,
+    alone: bool = False,
 ) -> list[Subject]:
     """The global model on all images of each split.
 
     Args:
         broadcast: the server's tensors.
         tables: the splits.
+        keys: (n, q) of the prompts, if discriminants are broadcast instead.
         alone: whether each image selects its prompts by itself.
     """
+    model = Model(broadcast, keys=keys)
     return [
-        Subject(Model(broadcast), split, np.arange(len(table), dtype=np.int64), alone=alone)
+        Subject(model, split, np.arange(len(table), dtype=np.int64), alone=alone)
         for split, table in enumerate(tables)
     ]
 
@@ -184,21 +205,27 @@ def cut(subject: Subject, recipe: LocalRecipe, table: FeatureTable) -> list[Piec
         table: the split.
     """
     model, order = subject.model, subject.images
+    shares: Tensor | None = None
+    together = 1 if subject.alone else recipe.prompts.eval_batch
     if subject.query is not None:
-        chosen = nearest_keys(subject.query, model.broadcast.keys, recipe.prompts.count)
+        chosen = rows_of_query(recipe.prompts, subject.query, model.broadcast.keys)
         rows = chosen.expand(len(order), -1)
+    elif recipe.prompts.choice == "soft" and recipe.prompts.tells_spread:
+        batches = batches_of(recipe.prompts, table, order, together)
+        keys, count = model.addresses, recipe.prompts.count
+        order, rows, shares = mix(batches, keys, model.broadcast.keys, count)
     else:
-        together = 1 if subject.alone else recipe.prompts.eval_batch
         order, rows = select_for(model, recipe, table, order, together)
     return [
         Piece(
             model.broadcast,
             model.own,
             subject.split,
-            order[start : start + CHUNK],
-            rows[start : start + CHUNK].clone(),
+            order[part],
+            rows[part].clone(),
+            None if shares is None else shares[part].clone(),
         )
-        for start in range(0, len(order), CHUNK)
+        for part in chunks(order)
     ]
 
 
@@ -214,7 +241,8 @@ def select_for_split(
     """
     everything = np.arange(len(table), dtype=np.int64)
     together = recipe.prompts.eval_batch
-    return select_for(Model(state.broadcast()), recipe, table, everything, together)
+    model = Model(state.broadcast(), keys=state.keys)
+    return select_for(model, recipe, table, everything, together)
 
 
 def select_for(
@@ -234,17 +262,34 @@ def select_for(
     """
     parts, keys = model.parts, model.broadcast.keys
     prompts = model.broadcast.prompts if parts.prompts is None else parts.prompts
-    all_queries = table.queries(recipe.prompts.query_kind)
-    order = images[np.argsort(table.groups[images], kind="stable")]
-    chosen = []
+    order, chosen = [], []
+    for batch, queries in batches_of(recipe.prompts, table, images, together):
+        rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
+        order.append(batch)
+        chosen.append(rows.expand(len(batch), -1))
+    return np.concatenate(order), torch.cat(chosen)
+
+
+def batches_of(
+    options: PromptOptions, table: FeatureTable, images: Rows, together: int
+) -> Iterator[tuple[Rows, Tensor]]:
+    """The images that select together: some of one domain in the order of the split.
+
+    Args:
+        options: says by which queries.
+        table: the split.
+        images: (k,) rows of the split.
+        together: how many.
+
+    Yields:
+        Rows of the split (B,), and their queries (B, q).
+    """
+    all_queries = table.queries(options.query_kind)
     for group in np.unique(table.groups[images]):
-        members = order[table.groups[order] == group]
+        members = images[table.groups[images] == group]
         for start in range(0, len(members), together):
             batch = members[start : start + together]
-            queries = torch.from_numpy(all_queries[batch])
-            rows, _ = select_rows(recipe.prompts, queries, prompts, keys, parts.query_projection)
-            chosen.append(rows.expand(len(batch), -1))
-    return order, torch.cat(chosen)
+            yield batch, torch.from_numpy(all_queries[batch])
 
 
 def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Tally:
@@ -266,6 +311,9 @@ def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Ta
         worker.device,
     )
     ((logits, labels),) = predictions  # a piece is no larger than a chunk
+    if piece.shares is not None:
+        places = torch.from_numpy(firsts(piece.index)).to(logits.device)
+        logits, labels = mixed(logits, piece.shares.to(logits.device), places), labels[places]
     return Tally(float(F.cross_entropy(logits, labels)), logits.argmax(dim=1).cpu())
 
 

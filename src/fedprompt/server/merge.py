@@ -119,8 +119,8 @@ def next_state(
         merged: the new prompts; None when no prompts travel.
         shared: the new shared tensors.
         updates: the round's good ones; a client without one keeps its old state.
-        memories: of the aggregator beside what `merged` has, the generator and the objective, by
-            field of the state.
+        memories: of the aggregator beside what `merged` has, the generator, the objective and the
+            spread of queries, by field of the state.
     """
     keys = state.keys
     if merged is not None:
@@ -136,6 +136,7 @@ def next_state(
         aggregator=_clone(aggregator),
         generator=_clone(memories["generator"]),
         objective=_clone(memories["objective"]),
+        spread=_clone(memories["spread"]),
         clients={client: kept.cloned() for client, kept in {**state.clients, **own}.items()},
         fixed=state.fixed.cloned(),
     )

@@ -24,6 +24,7 @@ from fedprompt.core.types import (
     Parts,
     ServerState,
 )
+from fedprompt.data.prefix.spread import factor_size
 from fedprompt.objectives import Objective
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class Expected:
     """By path in `ClientUpdate.tensors`: these and no others."""
     metrics: tuple[str, ...]
     """Names of the metrics, all of them finite; there may be more, finite ones."""
+    spread: int = 0
+    """q, if the client is to tell how its queries spread; else 0."""
+    longest: float = 1.0
+    """Most that the squared length of a query can be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,7 @@ def expected_of(
         recipe: says what is personal.
         state: the server's, from which the job was made.
     """
-    prompts, keys = job.broadcast.prompts, job.broadcast.keys
+    prompts, keys = job.broadcast.prompts, state.keys
     personal = state.fixed.kept.pick(recipe.personal)
     kept = dataclasses.replace(personal, objective=objective.keeps(state.shared))
     alike = {
@@ -103,7 +108,15 @@ def expected_of(
         **{path: Like.of(tensor) for path, tensor in alike.items()},
     }
     metrics = (*MEASURED, *(OF_TRAINING if objective.trains else ()))
-    return Expected(job.client_id, job.round_index, len(prompts), tensors, metrics)
+    return Expected(
+        job.client_id,
+        job.round_index,
+        len(prompts),
+        tensors,
+        metrics,
+        spread=keys.shape[1] if job.tells_spread else 0,
+        longest=2.0 if recipe.prompts.query == "both" else 1.0,  # each kind has unit norm
+    )
 
 
 def quarantine(
@@ -144,8 +157,13 @@ def fault(update: ClientUpdate, expected: Expected) -> str | None:
         return f"expected an update of round {expected.round_index}, got {update.round_index}"
     if not is_integer(update.num_examples) or update.num_examples < 1:
         return f"expected num_examples >= 1, got {update.num_examples}"
+    tensors = expected.tensors
+    if expected.spread:
+        size = factor_size(update.num_examples, expected.spread)
+        tensors = {**tensors, "spread": Like((size,), torch.float32)}
     return (
-        _fault_of_tensors(update.tensors(), expected.tensors, len(update.prompts))
+        _fault_of_tensors(update.tensors(), tensors, len(update.prompts))
+        or _fault_of_spread(update, expected.longest)
         or _fault_of_rows(update, expected.rows)
         or _fault_of_metrics(update.metrics, expected.metrics)
     )
@@ -157,6 +175,9 @@ def fault_of_types(update: ClientUpdate) -> str | None:
         value = getattr(update, field)
         if not isinstance(value, kind):
             return f"{field}: expected a {kind.__name__}, got {type(value).__name__}"
+    spread: object = update.spread
+    if not isinstance(spread, Tensor | None):
+        return f"spread: expected a Tensor or None, got {type(spread).__name__}"
     return None
 
 
@@ -176,6 +197,17 @@ def _fault_of_tensors(
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             return f"{path}: {bad} of {tensor.numel()} values are not finite"
+    return None
+
+
+def _fault_of_spread(update: ClientUpdate, longest: float) -> str | None:
+    """No more scatter than queries of that length can have."""
+    if update.spread is None:
+        return None
+    scatter = float(update.spread.double().square().sum())
+    most = 1.001 * longest * update.num_examples  # rounding in float32
+    if scatter > most:
+        return f"spread: expected a scatter of at most {most:.4g}, got {scatter:.4g}"
     return None
 
 

@@ -8,7 +8,7 @@
  6. shared tensors: weighted mean             `merge_shared`
     the objective's server half               `objective.combine`
     the aggregator's rule, if it has one      `step_shared`
- 7. aggregate the prompt sets                 `aggregate_prompts`
+ 7. aggregate the prompt sets                 `aggregate_prompts`, in the metric of `server.spread`
     or let a generator learn from them        `teach_generator`
  8. next state, in fresh memory               `next_state`, `check_finite`, `note_starts`
  9. evaluate                                  goes on while the clients of the next round train
@@ -25,6 +25,7 @@ from time import perf_counter
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedprompt.aggregation import Aggregation, AggregationInput, Aggregator
 from fedprompt.client.recipe import LocalRecipe
@@ -50,6 +51,7 @@ from fedprompt.server.merge import (
 )
 from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
 from fedprompt.server.sampling import sample_cohort
+from fedprompt.server.spread import added, current_metric, is_unknown, with_discriminants
 from fedprompt.server.traffic import count_bytes
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ class RoundSettings:
     recipe: LocalRecipe
     generator: PromptGenerator | None = None
     """Makes every client's prompts; without one, all get the server's."""
+    bytes_before: int = 0
+    """What all clients sent before the first round, in whose traffic it is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +206,15 @@ def run_round(
     shared, memory = objective.combine(state.shared, mean, good, population, state.objective)
     shared, moments = step_shared(aggregator, objective, shared, state)
     made: Tensors = {}
+    spread = added(state.spread, good)
+    metric = current_metric(spread)
     if settings.generator is None:  # 7
-        merged = aggregate_prompts(good, weights, state, settings, aggregator, round_index)
+        merged = aggregate_prompts(good, weights, state, settings, aggregator, metric)
     else:
         merged, made = teach_generator(settings.generator, good, weights, jobs, state)
-    memories = {"aggregator": moments, "generator": made, "objective": memory}
+    memories = {"aggregator": moments, "generator": made, "objective": memory, "spread": spread}
     state = next_state(state, merged, shared, good, memories)  # 8
+    state = with_discriminants(state, metric)
     check_finite(state)
     state = note_starts(state, objective, good)
     aggregated = perf_counter()
@@ -215,7 +222,8 @@ def run_round(
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
     evaluation = evaluate(state) if due else None  # 9
     sound = [update for update in updates if fault_of_types(update) is None]
-    traffic = count_bytes(settings.recipe, jobs, sound)
+    up, down = count_bytes(settings.recipe, jobs, sound)
+    traffic = (up + settings.bytes_before * (round_index == 1), down)
     seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
     known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
     return Unmeasured(state, known, evaluation, aggregated)
@@ -248,7 +256,7 @@ def check_finite(state: ServerState) -> None:
     Raises:
         RoundError: a broadcast tensor is not finite, though all that was merged into it is.
     """
-    sent = {"keys": state.keys, **state.received().tensors()}
+    sent = {"keys": state.broadcast().keys, **state.received().tensors()}
     for path, tensor in sent.items():
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
@@ -296,6 +304,7 @@ def make_job(
         seed=derive_seed(settings.seed, "client", round_index, client_id),
         broadcast=broadcast,
         state=state.clients.get(client_id, ClientState()),
+        tells_spread=is_unknown(state.spread, client_id),
     )
 
 
@@ -305,7 +314,7 @@ def aggregate_prompts(
     state: ServerState,
     settings: RoundSettings,
     aggregator: Aggregator,
-    round_index: int,
+    metric: Tensor | None = None,
 ) -> Aggregation | None:
     """Merge the prompt sets; None when no prompts travel.
 
@@ -315,7 +324,7 @@ def aggregate_prompts(
         state: before the round.
         settings: seed and recipe.
         aggregator: merges the sets.
-        round_index: 1 for the first round.
+        metric: (q, q) in which keys are compared; None for the Euclidean one.
     """
     options = settings.recipe.prompts
     if options.count == 0 or options.mode == "personal":
@@ -328,8 +337,9 @@ def aggregate_prompts(
             previous=state.prompts,
             keys=[update.keys for update in updates] if options.sends_keys else None,
             state=state.aggregator,
-            generator=torch_generator(settings.seed, "aggregate", round_index),
+            generator=torch_generator(settings.seed, "aggregate", state.round_index + 1),
             previous_keys=state.keys if options.sends_keys else None,
+            metric=metric,
         )
     )
 

@@ -34,6 +34,8 @@ def upload_bytes(update: ClientUpdate, selects: bool = True) -> int:
             order, and need not say which they are and how often it used each.
     """
     sets = [update.prompts, update.keys]
+    if update.spread is not None:
+        sets.append(update.spread)
     if selects:
         sets += [update.origins, update.use_counts]
     return _bytes(sets + list(update.shared.tensors().values()))

@@ -103,9 +103,18 @@ class FeatureTable:
                 "with the same backbone"
             )
 
-    def queries(self, kind: str) -> NDArray[np.float32]:
-        """(N, q): by which prompts are selected; `style`, `cls` or a kind that was added."""
-        return {"style": self.style, "cls": self.cls, **self.derived}[kind]
+    def queries(
+        self, kind: str, index: NDArray[np.int64] | slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """(N, q), or of some rows: by which prompts are selected.
+
+        Args:
+            kind: `style`, `cls`, `both` (one after the other), or a kind that was added.
+            index: (k,) rows; all by default.
+        """
+        if kind == "both":
+            return np.concatenate([self.style[index], self.cls[index]], axis=1)
+        return {"style": self.style, "cls": self.cls, **self.derived}[kind][index]
 
     def with_queries(self, derived: Mapping[str, NDArray[np.float32]]) -> FeatureTable:
         """The same table, of the same cache entry, with further kinds of queries."""

@@ -15,7 +15,7 @@ from fedprompt.aggregation.pfpt.map.key_noise import (
     KeyNoise,
     infer_key_noise,
 )
-from fedprompt.aggregation.pfpt.map.partitions import _evened, effective_dimension
+from fedprompt.aggregation.pfpt.map.partitions import effective_dimension, evened
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -92,18 +92,18 @@ def test_evened_coordinates_measure_distance_by_the_shrunk_covariance() -> None:
     share /= (freedom + 1 - 2 / q) * (square - trace**2 / q)
     assert 0.1 < share < 0.9
     inverse = np.linalg.inv((1 - share) * raw + share * trace / q * np.eye(q))
-    apart, evened = keys - keys[0], _evened(keys, label)
+    apart, even = keys - keys[0], evened(keys, label)
     expected = np.einsum("ni,ij,nj->n", apart, inverse, apart)[1:]
-    ratio = ((evened - evened[0]) ** 2).sum(axis=1)[1:] / expected
+    ratio = ((even - even[0]) ** 2).sum(axis=1)[1:] / expected
     np.testing.assert_allclose(ratio, ratio[0])
 
 
 def test_nothing_is_evened_where_no_spread_is_seen() -> None:
     keys = np.repeat(np.eye(3), 4, axis=0)
     for label in (np.repeat(np.arange(3), 4), np.arange(12)):  # equal keys; a group for each key
-        np.testing.assert_array_equal(_evened(keys, label), keys)
+        np.testing.assert_array_equal(evened(keys, label), keys)
     line = np.array([[0.0], [1.0], [5.0], [6.0]])  # one direction is even in itself
-    np.testing.assert_array_equal(_evened(line, np.array([0, 0, 1, 1])), line)
+    np.testing.assert_array_equal(evened(line, np.array([0, 0, 1, 1])), line)
 
 
 def test_the_variance_between_groups_is_that_of_their_means_without_noise() -> None:

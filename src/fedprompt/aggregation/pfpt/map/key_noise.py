@@ -18,8 +18,10 @@ import dataclasses
 import numpy as np
 
 from fedprompt.aggregation.arrays import Array, Indices
+from fedprompt.aggregation.pfpt.map.metric_groups import Placement, likeliest_groups, place
 from fedprompt.aggregation.pfpt.map.partitions import (
     best_partition,
+    effective_dimension,
     group_means,
 )
 
@@ -47,14 +49,22 @@ class KeyNoise:
     labels: Indices
     """(N,) group of each row, numbered from 0 in an order that depends on the keys alone."""
     centres: Array
-    """(K, q) mean key of each group, those of the memory included."""
+    """(K, q) mean key of each group, those of the memory included; placed ones with a metric."""
     memory: Array
     """(M, q) distinct keys to be passed to the next call, latest first, M <= `MEMORY_SIZE`."""
     memory_labels: Indices
     """(M,) group of each."""
+    placement: Placement | None = None
+    """With a metric, the directions in which keys are compared; the variances are in its units."""
+
+    def placed(self, keys: Array) -> Array:
+        """(n, q) keys as they are compared: themselves, or (n, D) with a metric."""
+        return keys if self.placement is None else self.placement(keys)
 
 
-def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) -> KeyNoise:
+def infer_key_noise(
+    keys: Array, owner: Indices, memory: Array | None = None, metric: Array | None = None
+) -> KeyNoise:
     """Find groups among keys and the variance within them.
 
     Shifting all keys and the memory, or multiplying them by a positive number, only shifts and
@@ -65,6 +75,7 @@ def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) ->
         keys: (N, q) finite keys of all clients' prompts, N >= 1.
         owner: (N,) client of each row; equal keys of one client are one observation.
         memory: (M, q) `KeyNoise.memory` of the previous round; None or empty in the first.
+        metric: (q, q) of the clients' queries, if known: groups are then those of `metric_groups`.
 
     Returns:
         Variances, effective dimension, groups, and the next memory.
@@ -76,7 +87,7 @@ def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) ->
     """
     fresh, clients, row_of = _observations(keys, owner)
     stored = np.empty((0, keys.shape[1])) if memory is None else memory
-    stored = _without_repeats(stored, fresh, clients)
+    stored = _without_repeats(stored, fresh, clients, metric)
     points = np.concatenate([fresh, stored])
     points = points - points[0]  # first, so that equal keys become exactly 0
     kept = _thinned(len(fresh), MEMORY_SIZE)
@@ -88,6 +99,8 @@ def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) ->
         labels = np.zeros(len(keys), dtype=np.int64)
         nothing = np.zeros(len(kept), dtype=np.int64)
         return KeyNoise(0.0, 0.0, 1.0, 1, labels, keys[:1].copy(), next_memory, nothing)
+    if metric is not None:
+        return _by_metric(np.concatenate([fresh, stored]), metric, row_of, kept)
     found = best_partition(centred / unit)
     return KeyNoise(
         variance=found.variance * unit * unit,
@@ -101,6 +114,32 @@ def infer_key_noise(keys: Array, owner: Indices, memory: Array | None = None) ->
     )
 
 
+def _by_metric(points: Array, metric: Array, row_of: Indices, kept: Indices) -> KeyNoise:
+    """Groups of keys in a metric.
+
+    Args:
+        points: (n, q) distinct keys of this round and of the memory, not all equal.
+        metric: (q, q)
+        row_of: (N,) which of them each row is.
+        kept: (M,) those to be remembered.
+    """
+    placement = place(points, metric)
+    placed = placement(points)
+    found = likeliest_groups(placed, placement.noise)
+    centres = group_means(placed, found.labels)
+    return KeyNoise(
+        variance=found.variance,
+        between=found.between,
+        effective_dimension=effective_dimension(placed - centres[found.labels]),
+        groups=len(centres),
+        labels=found.labels[row_of],
+        centres=centres,
+        memory=points[kept],
+        memory_labels=found.labels[kept],
+        placement=placement,
+    )
+
+
 def settled_keys(found: KeyNoise, keys: Array) -> Array:
     """Replace each key by the centre of the group that it belongs to, or leave it as it is.
 
@@ -110,7 +149,7 @@ def settled_keys(found: KeyNoise, keys: Array) -> Array:
 
     Args:
         found: what was inferred.
-        keys: (n, q)
+        keys: (n, q) as they are compared, see `KeyNoise.placed`.
 
     Returns:
         (n, q)
@@ -138,23 +177,38 @@ def _observations(keys: Array, owner: Indices) -> tuple[Array, Indices, Indices]
     return rows[new], clients[new], row_of
 
 
-def _without_repeats(stored: Array, fresh: Array, clients: Indices) -> Array:
+def _without_repeats(
+    stored: Array, fresh: Array, clients: Indices, metric: Array | None = None
+) -> Array:
     """Stored keys less those that a client of this round seems to have sent again.
 
     A client that takes part twice sends the same key, or nearly so (noise for privacy, new data).
     Counted twice it would look like a group of its own with hardly any spread. Clients of one round
     are certainly different ones; so a stored key that is nearer to a new one than any two clients
     of this round are to each other is taken for the same client's.
+
+    In a metric all clients of a group are about equally far from each other, so that many other
+    clients would be taken for one that is there. One that is half as far is another matter.
+
+    Args:
+        stored: (M, q) of earlier rounds.
+        fresh: (n, q) of this round.
+        clients: (n,) whose they are.
+        metric: (q, q), if known.
     """
     if len(stored) == 0:
         return stored
     points = np.concatenate([fresh, stored])
     points = points - points[0]
+    if metric is not None:
+        points = points @ metric
     points -= points.mean(axis=0)
     points /= float(np.abs(points).max()) or 1.0
     ours, theirs = points[: len(fresh)], points[len(fresh) :]
     among = _square_distances(ours, ours)[clients[:, None] != clients]
     nearest = float(among.min()) if among.size else 0.0
+    if metric is not None:
+        nearest /= 4
     equal = SAME_KEY**2 * float((points**2).sum(axis=1).mean())
     repeated = (_square_distances(theirs, ours) <= max(nearest, equal)).any(axis=1)
     result: Array = stored[~repeated]

@@ -19,7 +19,7 @@ The model is that of `key_noise`; W is the scatter within groups.
    removed, and e is at least that of the whole scatter: few residuals span few directions.
 4. Keys of one group differ in few directions, keys of two groups in any. So that members far out
    in those few directions are no group of their own, 1 to 3 are repeated in coordinates in which
-   the spread within the groups found is even (`_evened`), until the groups no longer change.
+   the spread within the groups found is even (`evened`), until the groups no longer change.
 5. tau^2 = W / (q (n - K)), the unbiased pooled variance within the groups of the best partition,
    and sigma^2 the variance of its m_k less tau^2 mean(1 / n_k), in the coordinates of the keys.
 """
@@ -72,13 +72,13 @@ def best_partition(points: Array) -> Partition:
         return Partition(np.zeros(1, dtype=np.int64), 0.0, 0.0, 1.0)
     labels = _best_labels(points)
     for _ in range(MOST_ALTERNATIONS):
-        before, labels = labels, _best_labels(_evened(points, labels))
+        before, labels = labels, _best_labels(evened(points, labels))
         if np.array_equal(before, labels):
             break
     groups = int(labels.max()) + 1
     residuals = _residuals(points, labels)
     variance = float(np.einsum("nq,nq->", residuals, residuals)) / (q * max(number - groups, 1))
-    between = _between(points - residuals, labels, variance)
+    between = between_groups(points - residuals, labels, variance)
     return Partition(labels, variance, between, effective_dimension(residuals))
 
 
@@ -92,14 +92,14 @@ def _best_labels(points: Array) -> Indices:
     visited: set[int] = set()
     while len(visited) < MOST_ALTERNATIONS and best.groups not in visited:
         visited.add(best.groups)
-        residuals = _residuals(points, _labels(merges, best.groups))
+        residuals = _residuals(points, cut_tree(merges, best.groups))
         dimension = max(unbiased_dimension(residuals, number - best.groups), total)
         evidence = [_evidence(candidate, dimension) for candidate in candidates]
         best = candidates[len(evidence) - 1 - int(np.argmax(evidence[::-1]))]  # of equals, fewest
-    return _labels(merges, best.groups)
+    return cut_tree(merges, best.groups)
 
 
-def _evened(points: Array, labels: Indices) -> Array:
+def evened(points: Array, labels: Indices) -> Array:
     """Points in coordinates in which the estimated covariance within groups is the same all round.
 
     v residuals show at most v directions. Their covariance S is shrunk towards its mean eigenvalue
@@ -122,8 +122,14 @@ def _evened(points: Array, labels: Indices) -> Array:
     return result / float(np.abs(result).max())
 
 
-def _between(means: Array, labels: Indices, variance: float) -> float:
-    """Variance of the groups' means less the part of it that is noise; (n, q) each point's mean."""
+def between_groups(means: Array, labels: Indices, variance: float) -> float:
+    """Variance of the groups' means less the part of it that is noise, but at least that.
+
+    Args:
+        means: (n, q) of each point's group.
+        labels: (n,) groups.
+        variance: of a coordinate within groups.
+    """
     _, first, counts = np.unique(labels, return_index=True, return_counts=True)
     if len(first) == 1:
         return variance
@@ -221,7 +227,7 @@ def _evidence(candidate: _Candidate, dimension: float) -> float:
     return float(logsumexp(exponents)) - float(np.log(len(exponents))) + candidate.prior
 
 
-def _labels(merges: Array, groups: int) -> Indices:
+def cut_tree(merges: Array, groups: int) -> Indices:
     """(n,) group of each leaf when so many groups are left, numbered by first appearance."""
     number = len(merges) + 1
     parent = np.arange(2 * number - 1)

@@ -121,7 +121,11 @@ class KeyScales:
     """Groups among the keys, and the keys as they take part in the matching."""
 
     noise: float
-    """tau, standard deviation of a coordinate within groups, in the units of the data."""
+    """tau, standard deviation of a coordinate within groups, in the units of `keys`."""
+    keys: Array
+    """(N, q) of each local prompt as keys are compared: as given, or placed by a metric."""
+    previous: Array | None
+    """(n, q) of each broadcast prompt, likewise."""
     weight: float
     """Factor on the log density, times that of prompts."""
     observed: Array
@@ -154,15 +158,21 @@ def key_scales(cohort: Cohort, weight: float, memory: Array) -> KeyScales | None
     if cohort.keys is None or weight == 0 or not cohort.keys.any():
         return None
     unit = float(np.abs(cohort.keys).max())
-    keys = cohort.keys / unit
-    found = infer_key_noise(keys, cohort.owner, memory / unit)
+    known = None if cohort.metric is None else cohort.metric * unit
+    found = infer_key_noise(cohort.keys / unit, cohort.owner, memory / unit, known)
+    keys = found.placed(cohort.keys / unit)
     least = KEY_NOISE_FLOOR * (found.between or float((keys**2).mean()))
     noise = math.sqrt(max(found.variance, least))
-    d, q = cohort.prompts.shape[1], cohort.keys.shape[1]
-    previous = np.empty((0, q)) if cohort.previous_keys is None else cohort.previous_keys / unit
+    d, q = cohort.prompts.shape[1], keys.shape[1]
+    previous: Array = np.empty((0, q))
+    if cohort.previous_keys is not None:
+        previous = found.placed(cohort.previous_keys / unit)
     centre = found.centres.mean(axis=0)
+    as_given = found.placement is None
     return KeyScales(
-        noise=noise * unit,
+        noise=noise * unit if as_given else noise,
+        keys=cohort.keys if as_given else keys,
+        previous=cohort.previous_keys if as_given or cohort.previous_keys is None else previous,
         weight=weight * d / q,
         observed=((found.centres - centre) / noise)[found.labels],
         remembered=(settled_keys(found, previous) - centre) / noise,

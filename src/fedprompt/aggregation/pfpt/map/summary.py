@@ -146,9 +146,9 @@ def _with_rates(
         return dataclasses.replace(memory, rate=rate)
     key_rate = seen_rate(
         memory.key_rate,
-        cohort.keys,
+        scales.keys.keys,
         scales.keys.noise,
-        cohort.previous_keys,
+        scales.keys.previous,
         labels,
         memory.key_strength,
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
-from layouts import png
 from PIL import Image
 
 from fedprompt.data.reading.packages import Package
@@ -57,8 +56,9 @@ def emoji(root: Path, counts: Mapping[str, int] | None = None) -> None:
             }
         )
         noise = generator.integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-        png(google / "img/google/64" / f"{unified.lower()}.png", noise[0])
-        png(twitter / "img/twitter/64" / f"{unified.lower()}.png", noise[1])
+        for index, folder in enumerate((google / "img/google/64", twitter / "img/twitter/64")):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise[index]).save(folder / f"{unified.lower()}.png")
         for index, colour in enumerate(("color", "black")):
             path = openmoji / colour / "svg" / f"{plain}.svg"
             path.parent.mkdir(parents=True, exist_ok=True)

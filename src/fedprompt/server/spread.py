@@ -1,0 +1,100 @@
+"""What the server knows of the spread of clients' queries, with `prompts.whiten=clients`.
+
+| when                        | what                                                            |
+|-----------------------------|-----------------------------------------------------------------|
+| first contact with a client | its job asks for the triangular factor of its centred queries   |
+| before aggregation          | factors of usable updates are added to sums, client by client   |
+| aggregation                 | compares keys in the metric of the sums so far                  |
+| after it                    | discriminants of the new keys are made, to be broadcast         |
+
+Nothing is forgotten and nothing is asked twice. An update that is refused leaves its client
+unknown, so that it is asked again. Before anything is known the metric is Euclidean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprompt.core.types import ClientUpdate, ServerState, Tensors
+from fedprompt.data.prefix.spread import Array, discriminants, metric_of, scatter_of
+
+
+def begin(keys: Tensor) -> Tensors:
+    """The sums before the first round.
+
+    Args:
+        keys: (n, q) of the drawn prompts.
+
+    Returns:
+        `scatter`, the upper triangle (q (q + 1) / 2,) float64, row by row; `freedom`, images less
+        clients; `seen`, the clients in ascending order; `discriminants` (n, q + 1).
+    """
+    width = keys.shape[1]
+    return {
+        "scatter": torch.zeros(width * (width + 1) // 2, dtype=torch.float64),
+        "freedom": torch.zeros((), dtype=torch.int64),
+        "seen": torch.empty(0, dtype=torch.int64),
+        "discriminants": discriminants(keys, None),
+    }
+
+
+def is_unknown(spread: Tensors, client_id: int) -> bool:
+    """Whether a client is still to be asked."""
+    return bool(spread) and client_id not in spread["seen"].tolist()
+
+
+def added(spread: Tensors, updates: Sequence[ClientUpdate]) -> Tensors:
+    """With what this round's usable updates tell.
+
+    Args:
+        spread: before the round; empty where clients tell nothing.
+        updates: in ascending order of clients, so that the sums have the same bits always.
+    """
+    told = [update for update in updates if update.spread is not None]
+    if not spread or not told:
+        return spread
+    scatter = _full(spread["scatter"])
+    for update in told:
+        assert update.spread is not None
+        scatter += scatter_of(update.spread, update.num_examples, len(scatter))
+    seen = sorted({*spread["seen"].tolist(), *(update.client_id for update in told)})
+    return {
+        **spread,
+        "scatter": torch.from_numpy(scatter[np.triu_indices(len(scatter))]),
+        "freedom": spread["freedom"] + sum(update.num_examples - 1 for update in told),
+        "seen": torch.tensor(seen, dtype=torch.int64),
+    }
+
+
+def current_metric(spread: Tensors) -> Tensor | None:
+    """M (q, q) float64 of the sums, see `data.prefix.spread`; None if they say nothing."""
+    if not spread:
+        return None
+    metric = metric_of(_full(spread["scatter"]), int(spread["freedom"]))
+    return None if metric is None else torch.from_numpy(metric)
+
+
+def with_discriminants(state: ServerState, metric: Tensor | None) -> ServerState:
+    """The state after a round with what is broadcast in place of its keys.
+
+    Args:
+        state: with the round's keys and sums.
+        metric: of these sums.
+    """
+    if not state.spread:
+        return state
+    made = discriminants(state.keys, None if metric is None else metric.numpy())
+    return dataclasses.replace(state, spread={**state.spread, "discriminants": made})
+
+
+def _full(triangle: Tensor) -> Array:
+    """A symmetric matrix of its packed upper triangle, in fresh memory."""
+    width = (int(np.sqrt(8 * len(triangle) + 1)) - 1) // 2
+    upper = np.zeros((width, width))
+    upper[np.triu_indices(width)] = triangle.numpy()
+    return np.asarray(upper + np.triu(upper, 1).T)
