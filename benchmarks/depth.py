@@ -1,21 +1,25 @@
 """What does it cost, and what does it give, to have prompts before an inner block?
 
     python -m benchmarks.depth [--only TEXT ...] [--list] [--output benchmarks/results/depth.json]
-                               [--emoji data=emoji] [--weights FILE]
+                               [--root FOLDER] [--weights FILE]
 
-Two kinds of cases; what is in the JSON already is not measured again.
+Three kinds of cases; what is in the JSON already is not measured again.
 
 - `step/NETWORK/DEPTH`: one training step (batch of 16, 5 prompts, forward and backward) in a fresh
   process. `milliseconds`: CPU time of one thread, the least of some steps. `peak_mb`: growth of the
   resident memory over the process that has the network and the batch, and has done a step with one
-  image. `kept_mb`: what autograd saves for the backward pass, without the weights, counted tensor
-  by tensor; before anything is timed, it must be `kept_bytes` here, which is arithmetic.
-- `run/TASK/METHOD/DEPTH/SEED`: a federation, and its accuracy after the last round. The learning
-  rate of each method and depth is the best of `RATES` on the validation split with seed
-  `RATE_SEED`, which is not reported.
+  image, where freed memory goes back at once; `glibc_mb`: the same with glibc as it is, which does
+  not find room again for all that was freed. `kept_mb`: what autograd saves for the backward pass,
+  without the weights, counted tensor by tensor; before anything is timed, it must be `kept_bytes`
+  here, which is arithmetic.
+- `cache/TASK/DEPTH`: bytes of an image in the prefix cache, and what a frozen head does without
+  prompts.
+- `run/TASK/METHOD/DEPTH/SEED`: a federation, and its accuracy after the last round. All have the
+  learning rate of `RATES`. That of `domains` is the one which the methods benchmark chose for both
+  methods at the input, so that the comparison favours depth 0 if any.
 
-`domains` has the network `nano_promptable`, a frozen head and 10 rounds; `emoji` a DINOv2 ViT-S/14,
-whose weights and images have to be there (`--weights`, `--emoji`).
+`domains` has the network `nano_promptable`, `emoji` a DINOv2 ViT-S/14. Its head is fitted on one
+style that no client has; `make real` fetches images and weights.
 """
 
 from __future__ import annotations
@@ -26,9 +30,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +54,8 @@ NETWORKS: dict[str, tuple[str, int, tuple[int, ...], int]] = {
     "dinov2_s14": ("vit_small_patch14_dinov2", 98, (0, 3, 6, 8, 9, 10, 11), 5),
     "vit_b16": ("vit_base_patch16_224", 224, (0, 3, 6, 9, 11), 3),
 }
-RATES = (0.01, 0.1)
+RATES = {"domains": 0.1, "emoji": 0.01}
 """Of the prompts; a frozen head has none."""
-RATE_SEED = 100
 METHODS = ("pfpt", "fedavg_pt")
 _CLIENTS = {"count": 40, "per_round": 10, "epochs": 2, "batch_size": 16}
 TASKS: dict[str, Json] = {
@@ -68,16 +70,17 @@ TASKS: dict[str, Json] = {
         "eval_every": 5,
     },
     "emoji": {
-        "model": {"name": "timm", "backbone": "vit_small_patch14_dinov2", "image_size": 98},
-        "head": {"name": "linear"},
+        "data": {"name": "emoji", "public": "noto"},
+        "model": "dinov2_s14_local",
+        "head": "frozen",
         "partition": {"name": "dirichlet", "alpha": 0.5},
-        "clients": {**_CLIENTS, "count": 20, "epochs": 1},
+        "clients": {"count": 10, "per_round": None, "epochs": 1, "batch_size": 16},
         "prompts": {"count": 5},
-        "rounds": 6,
-        "eval_every": 6,
+        "rounds": 5,
+        "eval_every": 5,
     },
 }
-DEPTHS = {"domains": (0, 1, 2, 3, 4), "emoji": (6, 8, 10, 11)}
+DEPTHS = {"domains": (0, 1, 2, 3, 4), "emoji": (6, 9, 11)}
 SEEDS = {"domains": (0, 1, 2), "emoji": (0, 1, 2)}
 
 
@@ -140,18 +143,19 @@ def resident(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def measure_step(network: str, depth: int) -> Json:
+def measure_step(network: str, depth: int, repeats: int) -> Json:
     """One case, in a process that does nothing else.
 
     Args:
         network: of `NETWORKS`.
         depth: the block before which prompts enter.
+        repeats: steps.
 
     Raises:
         RuntimeError: autograd keeps something else than the arithmetic says.
     """
     one_thread()
-    name, size, _, repeats = NETWORKS[network]
+    name, size, _, _ = NETWORKS[network]
     backbone = network_of(name, size, depth)
     length = backbone.embed(torch.zeros(1, 3, size, size)).shape[1]
     tokens = torch.randn(BATCH, length, backbone.embed_dim)
@@ -197,14 +201,28 @@ def network_of(name: str, size: int, depth: int) -> Backbone:
 
 
 def fresh_step(network: str, depth: int) -> Json:
-    """`measure_step` in a process of its own."""
-    code = "import sys, json; from benchmarks import depth; "
-    code += "print(json.dumps(depth.measure_step(sys.argv[1], int(sys.argv[2]))))"
+    """Time and memory of a case, each in a process of its own."""
+    timed = in_process(network, depth, NETWORKS[network][3])
+    exact = in_process(network, depth, 1, MALLOC_MMAP_THRESHOLD_=str(2**16))
+    return {**timed, "peak_mb": exact["peak_mb"], "glibc_mb": timed["peak_mb"]}
+
+
+def in_process(network: str, depth: int, repeats: int, **environment: str) -> Json:
+    """`measure_step` in a new process.
+
+    Args:
+        network: of `NETWORKS`.
+        depth: the block before which prompts enter.
+        repeats: steps.
+        environment: variables of the process.
+    """
+    code = "import sys, json; from benchmarks import depth; name, *numbers = sys.argv[1:]; "
+    code += "print(json.dumps(depth.measure_step(name, *map(int, numbers))))"
     done = subprocess.run(
-        [sys.executable, "-c", code, network, str(depth)],
+        [sys.executable, "-c", code, network, str(depth), str(repeats)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -215,59 +233,53 @@ def fresh_step(network: str, depth: int) -> Json:
 # A federation.
 
 
-def experiment_of(task: str, given: argparse.Namespace) -> Json:
+def experiment_of(task: str) -> Json:
     """A task as an experiment file would have it."""
-    tree = {"name": f"depth-{task}", "runtime": {"name": "serial", "pack": 10}, **TASKS[task]}
-    if task == "emoji":
-        tree["data"] = {"name": "emoji"}
-        tree["model"] = {**tree["model"], "pretrained": given.weights}
-    return tree
+    return {"name": f"depth-{task}", "runtime": {"name": "serial", "pack": 10}, **TASKS[task]}
 
 
 def changes_of(task: str, given: argparse.Namespace) -> list[str]:
-    """What the command line adds: where the images are."""
-    return list(given.emoji) if task == "emoji" else []
+    """What the command line adds: where images and weights are."""
+    found = {"data.root": given.root, "model.pretrained": given.weights}
+    return [f"{key}={value}" for key, value in found.items() if value and task == "emoji"]
 
 
-def measure_run(case: str, rate: float, given: argparse.Namespace) -> Json:
+def measure_run(case: str, given: argparse.Namespace) -> Json:
     """One federation.
 
     Args:
         case: `run/TASK/METHOD/DEPTH/SEED`.
-        rate: of the prompts.
         given: where weights and images are.
     """
     _, task, method, depth, seed = case.split("/")
     changes = [
         *changes_of(task, given),
-        *(f"method={method}", f"prompts.depth={depth}", f"seed={seed}", f"prompts.lr={rate}"),
+        *(f"method={method}", f"prompts.depth={depth}", f"seed={seed}"),
+        f"prompts.lr={RATES[task]}",
     ]
-    once = run_once(experiment_of(task, given), changes)
-    summary = once.result.summary
+    once = run_once(experiment_of(task), changes)
+    reports = once.result.reports
     return {
-        "rate": rate,
-        "accuracy": round(summary["accuracy"], 4),
-        "validation": round(summary["validation_accuracy"], 4),
-        "prompts": summary["prompts"],
-        "train_seconds": round(sum(each["seconds"]["train"] for each in once.result.reports), 2),
+        "accuracy": round(reports[-1]["accuracy"], 4),
+        "validation": round(reports[-1]["validation_accuracy"], 4),
+        "train_seconds": round(sum(each["seconds"]["train"] for each in reports), 2),
         "cpu_seconds": round(once.cpu_seconds, 1),
     }
 
 
 def measure_cache(task: str, depth: int, given: argparse.Namespace) -> Json:
     """Bytes of the cached training split, and the accuracy of a frozen head without prompts."""
-    with tempfile.TemporaryDirectory() as folder:
-        changes = [f"prompts.depth={depth}", f"cache.folder={folder}", *changes_of(task, given)]
-        federation = prepare(compose(experiment_of(task, given), changes))
-        table = federation.data.table
-        assert table.entry is not None
-        entries = {entry.path.name: entry.size for entry in cache_entries(Path(folder))}
-        size = entries[Path(table.entry.reopen()[1][0]).name]  # type: ignore[arg-type]
-        return {
-            "images": len(table),
-            "bytes_of_an_image": round(size / len(table)),
-            "accuracy_without_prompts": bare_accuracy(federation),
-        }
+    changes = [f"prompts.depth={depth}", *changes_of(task, given)]
+    federation = prepare(compose(experiment_of(task), changes))
+    table = federation.data.table
+    assert table.entry is not None
+    path = Path(table.entry.reopen()[1][0])  # type: ignore[arg-type]
+    size = next(entry.size for entry in cache_entries(path.parent) if entry.path == path)
+    return {
+        "images": len(table),
+        "bytes_of_an_image": round(size / len(table)),
+        "accuracy_without_prompts": bare_accuracy(federation),
+    }
 
 
 def bare_accuracy(federation: Federation) -> float | None:
@@ -276,7 +288,7 @@ def bare_accuracy(federation: Federation) -> float | None:
         return None
     test, mask = federation.setup.splits[0], torch.from_numpy(federation.data.class_mask)
     weight, bias = (federation.frozen_head.tensors[f"0.{name}"] for name in ("weight", "bias"))
-    logits = torch.from_numpy(test.features) @ weight.T + bias
+    logits = torch.from_numpy(test.features.copy()) @ weight.T + bias
     logits = logits.masked_fill(~mask[torch.from_numpy(test.groups)], -torch.inf)
     return round(float((logits.argmax(dim=1).numpy() == test.labels).mean()), 4)
 
@@ -290,46 +302,22 @@ def cases(tasks: Iterable[str]) -> Iterator[str]:
         yield from (f"step/{network}/{depth}" for depth in depths)
     for task in tasks:
         yield from (f"cache/{task}/{depth}" for depth in DEPTHS[task])
-        for seed in (RATE_SEED, *SEEDS[task]):
+        for seed in SEEDS[task]:
             for depth in sorted(DEPTHS[task], reverse=True):
                 yield from (f"run/{task}/{method}/{depth}/{seed}" for method in METHODS)
 
 
-def rates_of(case: str, found: Json) -> Sequence[float]:
-    """The rates with which a run is done: all with `RATE_SEED`, else the best of those.
-
-    Raises:
-        SystemExit: those that choose it have not been done.
-    """
-    start, _, seed = case.rpartition("/")
-    if int(seed) == RATE_SEED:
-        return RATES
-    tried = [found.get(f"{start}/{RATE_SEED}/{rate:g}") for rate in RATES]
-    if None in tried:
-        raise SystemExit(f"{case}: {start}/{RATE_SEED} has to be run before")
-    return [max(tried, key=lambda each: each["validation"])["rate"]]  # type: ignore[index]
-
-
-def measure(case: str, found: Json, given: argparse.Namespace) -> Iterator[tuple[str, Json]]:
-    """What a case adds to the document, by name.
+def measure(case: str, given: argparse.Namespace) -> Json:
+    """The result of a case.
 
     Args:
         case: see `cases`.
-        found: what is there already.
         given: where weights and images are.
     """
     kind, name, *rest = case.split("/")
     if kind == "step":
-        if case not in found:
-            yield case, fresh_step(name, int(rest[0]))
-    elif kind == "cache":
-        if case not in found:
-            yield case, measure_cache(name, int(rest[0]), given)
-    else:
-        for rate in rates_of(case, found):
-            key = f"{case}/{rate:g}" if int(rest[-1]) == RATE_SEED else case
-            if key not in found:
-                yield key, measure_run(case, rate, given)
+        return fresh_step(name, int(rest[0]))
+    return measure_cache(name, int(rest[0]), given) if kind == "cache" else measure_run(case, given)
 
 
 def main() -> None:
@@ -338,8 +326,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="cases whose name begins so")
     parser.add_argument("--list", action="store_true", help="name the cases, and measure nothing")
     parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--emoji", nargs="*", default=[], help="overrides that find the images")
-    parser.add_argument("--weights", default="weights/dinov2_s14.safetensors")
+    parser.add_argument("--root", help="data.root of emoji, where it is not the usual folder")
+    parser.add_argument("--weights", help="of DINOv2, where they are not in the usual folder")
     given = parser.parse_args()
     one_thread()
     chosen = [c for c in cases(TASKS) if not given.only or c.startswith(tuple(given.only))]
@@ -349,11 +337,12 @@ def main() -> None:
             continue
         document = read_json(given.output)
         found = document.get("cases", {})
-        for key, result in measure(case, found, given):
-            found[key] = result
-            print(key, json.dumps(result), flush=True)
-            about = header("depth", batch=BATCH, prompts=PROMPTS, tasks=TASKS, rates=RATES)
-            write_json(given.output, {**about, "cases": found})
+        if case in found:
+            continue
+        found[case] = measure(case, given)
+        print(case, json.dumps(found[case]), flush=True)
+        about = header("depth", batch=BATCH, prompts=PROMPTS, tasks=TASKS, rates=RATES)
+        write_json(given.output, {**about, "cases": found})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.depth import DEPTHS, METHODS, NETWORKS, RESULT, SEEDS
-from benchmarks.harness import DOCS, IMAGES, Json, half_up, mean_and_half, put_between, read_json
-from benchmarks.methods.text import table
+from benchmarks.harness import (
+    DOCS,
+    IMAGES,
+    Json,
+    half_up,
+    mean_and_half,
+    paired,
+    put_between,
+    read_json,
+)
+from benchmarks.methods.text import difference, percent, table
 from fedprompt.report.style import COLOURS, INK, MUTED, style_axes
 
 TITLES = {
@@ -54,57 +63,52 @@ def steps(cases: Json) -> Iterator[str]:
                     f"{100 * case['gflop'] / whole['gflop']:.0f} %",
                     f"{case['arithmetic_mb']:,.1f}",
                     f"{case['peak_mb']:,.0f}",
+                    f"{case['glibc_mb']:,.0f}",
                 ]
             )
     yield from table(
         [
             *("network", "depth", "ms", "of depth 0", "by arithmetic"),
-            *("kept for backward (MB)", "peak (MB)"),
+            *("kept for backward (MB)", "peak (MB)", "with glibc (MB)"),
         ],
         rows,
     )
 
 
-def runs(cases: Json, task: str, method: str, depth: int) -> list[float]:
-    """The test accuracies of all seeds; none where they are not done yet."""
-    names = [f"run/{task}/{method}/{depth}/{seed}" for seed in SEEDS[task]]
-    return [cases[name]["accuracy"] for name in names if name in cases]
+def runs(cases: Json, task: str, method: str, depth: int) -> dict[int, float]:
+    """The test accuracies by seed, as far as they are there."""
+    names = {seed: f"run/{task}/{method}/{depth}/{seed}" for seed in SEEDS[task]}
+    return {seed: cases[name]["accuracy"] for seed, name in names.items() if name in cases}
 
 
 def accuracies(cases: Json) -> Iterator[str]:
-    """Accuracy of a federation, and what an image takes in the cache."""
+    """Accuracy of a federation, paired differences, and what an image takes in the cache."""
     rows = []
-    for task, depths in DEPTHS.items():
-        for depth in depths:
-            if not all(len(runs(cases, task, method, depth)) > 1 for method in METHODS):
+    for task, (first, *_) in DEPTHS.items():
+        for depth in DEPTHS[task]:
+            found = [runs(cases, task, method, depth) for method in METHODS]
+            if not all(found):  # not done yet
                 continue
             cells = []
-            for method in METHODS:
-                mean, half = mean_and_half(runs(cases, task, method, depth))
-                cells += [
-                    f"{100 * mean:.1f} ± {100 * half:.1f}",
-                    f"{rate(cases, task, method, depth):g}",
-                ]
+            for method, own in zip(METHODS, found, strict=True):
+                gain = paired(own, runs(cases, task, method, first))
+                cells.append(percent(*mean_and_half(list(own.values()))))
+                cells.append("" if depth == first else without_p(difference(gain)))
             size = cases[f"cache/{task}/{depth}"]["bytes_of_an_image"] / 1000
-            rows.append([TASKS[task], str(depth), *cells, half_up(size, ".1")])
-    yield from table(
-        [
-            "task",
-            "depth",
-            "PFPT",
-            "its rate",
-            "FedAvg-PT",
-            "its rate",
-            "kB of an image in the cache",
-        ],
-        rows,
-    )
+            name = TASKS[task] if depth == first else ""
+            rows.append([name, str(depth), *cells, half_up(size, ".1")])
+    against = "against the first row"
+    methods = [cell for method in METHODS for cell in (NAMES[method], against)]
+    yield from table(["task", "depth", *methods, "kB of an image in the cache"], rows)
 
 
-def rate(cases: Json, task: str, method: str, depth: int) -> float:
-    """The learning rate that validation chose."""
-    found: float = cases[f"run/{task}/{method}/{depth}/{SEEDS[task][0]}"]["rate"]
-    return found
+def without_p(text: str) -> str:
+    """A difference as `benchmarks.methods.text` writes it, without its p-value.
+
+    >>> without_p("+1.2 ± 0.3 (p 0.002)")
+    '+1.2 ± 0.3'
+    """
+    return text.partition(" (p")[0]
 
 
 def draw(cases: Json, path: Path) -> None:
@@ -125,7 +129,7 @@ def draw(cases: Json, path: Path) -> None:
     found = [cases[f"step/vit_b16/{depth}"] for depth in depths]
     memory.plot(depths, [each["peak_mb"] for each in found], "o-", color=COLOURS[0], label="peak")
     kept = [each["arithmetic_mb"] for each in found]
-    memory.plot(depths, kept, "s--", color=COLOURS[1], label="kept, by arithmetic")
+    memory.plot(depths, kept, "s--", color=COLOURS[1], label="kept for backward, by arithmetic")
     for number, (network, (_, _, all_depths, _)) in enumerate(NETWORKS.items()):
         blocks = {"nano": 5}.get(network, 12)
         own = [cases[f"step/{network}/{depth}"]["milliseconds"] for depth in all_depths]
@@ -134,7 +138,8 @@ def draw(cases: Json, path: Path) -> None:
         time.plot(places, [each / own[0] for each in own], "o-", color=COLOURS[number], label=name)
     time.set_xlabel("depth of the prompts, share of the blocks", color=INK)
     for number, method in enumerate(METHODS):
-        lines = [mean_and_half(runs(cases, "domains", method, d)) for d in DEPTHS["domains"]]
+        found = [runs(cases, "domains", method, depth) for depth in DEPTHS["domains"]]
+        lines = [mean_and_half(list(each.values())) for each in found]
         means = [100 * mean for mean, _ in lines]
         halves = [0.0 if math.isnan(half) else 100 * half for _, half in lines]
         accuracy.errorbar(
