@@ -82,8 +82,8 @@ class Model(nn.Module):
         self.mean, self.std = train.features.mean(dim=0), train.features.std(dim=0)
         self.mask = torch.from_numpy(federation.task.class_mask)
         if federation.frozen_head is not None:
-            weight, bias = federation.frozen_head.tensors.values()
-            self.head.weight.data, self.head.bias.data = weight, bias
+            fitted = federation.frozen_head.tensors
+            self.head.load_state_dict({"weight": fitted["0.weight"], "bias": fitted["0.bias"]})
             self.head.requires_grad_(False)
             self.mean, self.std = torch.zeros(width), torch.ones(width)
 
