@@ -94,6 +94,20 @@ BOMB = (
 COPIES = "".join(
     f'<g id="g{level}">' + f'<use href="#g{level + 1}"/>' * 10 + "</g>" for level in range(8)
 )
+CHAINS = "".join(
+    f'<mask id="g{level}">' + f'<rect mask="url(#g{level + 1})"/>' * 10 + "</mask>"
+    for level in range(6)
+)
+IMAGE = embedded("png", picture(4000, 4000))
+
+
+def towers(count: int) -> str:
+    """Groups of 30 levels, each with the next one in it."""
+    return "".join(
+        f'<g id="t{i}">{"<g>" * 29}<use href="#t{i + 1}"/>{"</g>" * 29}</g>' for i in range(count)
+    )
+
+
 UNSAFE = {
     "script": (drawing("<script>alert(1)</script>"), "a script"),
     "script of another name space": (drawing('<x:SCRIPT xmlns:x="x"/>'), "a script"),
@@ -127,23 +141,59 @@ UNSAFE = {
         drawing('<g id="a"><use href="#b"/></g><g id="b"><use href="#a"/></g>'),
         "refers to itself",
     ),
-    "copies of copies": (drawing(COPIES + '<g id="g8"/>'), "more than 50000 elements"),
-    "patterns of patterns": (
-        drawing(COPIES.replace('use href="#', 'rect fill="url(#').replace('"/>', ')"/>')),
-        "more than 50000 elements|refers",
+    "copies of copies": (drawing(COPIES + '<g id="g8"/>'), "more than 20000 elements"),
+    "copies by xlink:id": (
+        drawing(COPIES.replace(" id=", " xlink:id=") + '<g xlink:id="g8"/>'),
+        "more than 20000 elements",
     ),
+    "copies by xml:id": (drawing(COPIES.replace(" id=", " xml:id=")), "more than 20000 elements"),
+    "copies under a name that is taken": (
+        drawing("".join(f'<g id="g{level}"/>' for level in range(8)) + COPIES),
+        "more than 20000 elements",
+    ),
+    "masks of masks": (drawing(CHAINS), "more than 20000 elements"),
+    "patterns": (drawing('<pattern width="9999" height="9999"/>'), "a pattern"),
+    "copies of an image": (
+        drawing(f'<g id="i">{IMAGE}</g>' + '<use href="#i"/>' * 9),
+        "more than 20000 elements",
+    ),
+    "copies of a long line": (
+        drawing(f'<path id="p" d="M0 0{"h1" * 50000}"/>' + '<use href="#p"/>' * 900),
+        "more than 20000 elements",
+    ),
+    "many elements": (drawing("<g/>" * 20000), "more than 20000 elements"),
+    "filters": (drawing("<filter>" + "<feFlood/>" * 200 + "</filter>"), "more than 20000 elements"),
+    "filters by name": (drawing('<g filter="blur(9px)"/>' * 200), "more than 20000 elements"),
+    "filters of a style": (drawing('<g style="filter:blur(9px)"/>' * 200), "20000 elements"),
+    "filters of a sheet": (drawing("<style>a{filter:blur(9px)}</style>"), "with filters"),
+    "a filter of many octaves": (drawing('<feTurbulence numOctaves="9999999"/>'), "feTurbulence"),
+    "a filter of many products": (drawing('<feConvolveMatrix order="999"/>'), "feConvolveMatrix"),
+    "many rules": (
+        drawing("<style>" + "g,a{x:y}" * 500 + "</style>" + "<g/>" * 19000),
+        "too long a style sheet",
+    ),
+    "markers of a group": (
+        drawing('<marker id="m"/><g marker-mid="url(#m)"><path d="M0 0h1h1"/></g>'),
+        "a marker for all lines of a g",
+    ),
+    "an image's name of a file": (drawing('<image href="#a.png"/>'), "outside of it"),
+    "embedded with escapes": (
+        drawing(embedded("png", picture(4, 4)).replace("Jggg", "%4aggg").replace("iVBO", "%69VBO")),
+        "not plain base64",
+    ),
+    "deep by copies": (drawing(towers(3)), "more than 64 levels, references"),
     "markers": (
         drawing(
             f'<marker id="m">{"<rect/>" * 100}</marker>'
             f'<path d="M0 0{"h1" * 2000}" marker-mid="url(#m)"/>'
         ),
-        "more than 50000 elements",
+        "more than 20000 elements",
     ),
     "sheet to a pattern": (
-        drawing('<style>a{fill:url(#p)}</style><pattern id="p"/>'),
-        "refers to a pattern",
+        drawing('<style>a{mask:url(#p)}</style><mask id="p"/>'),
+        "refers to a mask",
     ),
-    "deep": (drawing("<g>" * 300 + "</g>" * 300), "more than 200 levels"),
+    "deep": (drawing("<g>" * 300 + "</g>" * 300), "more than 64 levels"),
     "long": (drawing("<desc>" + "x" * (5 << 20) + "</desc>"), "more than 4 MB"),
 }
 WRONG = {
@@ -173,6 +223,28 @@ def test_one_line_and_nothing_rendered(
         InputError, match=rf"^[^\n]*a\.svg: the image does not decode \([^\n]*({message})[^\n]*\Z"
     ):
         decode(path, 16)
+
+
+def test_a_width_that_takes_long_to_read() -> None:
+    """The square of its length, if all of it were looked at."""
+    assert svg.check(drawing("", f'{OPEN} width="{"1" * 100_000}x" viewBox="0 0 3 1">')) == (3, 1)
+
+
+def test_sides_that_the_renderer_understands_otherwise(tmp_path: Path) -> None:
+    """A million pixels high for it, which does not know what a document type adds."""
+    kind = '<!DOCTYPE svg [<!ATTLIST svg width CDATA "1" height CDATA "1">]>'
+    path = saved(tmp_path, kind + drawing("", f'{OPEN} viewBox="0 0 1 1000000">'))
+    with pytest.raises(InputError, match="contradict each other"):
+        decode(path, 16)
+
+
+@pytest.mark.parametrize("attribute", ['opacity=".5"', 'mask="url(#m)"'])
+def test_as_deep_as_it_may_be(tmp_path: Path, attribute: str) -> None:
+    """In a thread, whose stack is smaller."""
+    inside = f"<g {attribute}>" * 60 + '<rect width="8" height="8"/>' + "</g>" * 60
+    mask = '<mask id="m"><rect width="8" height="8" fill="white"/></mask>'
+    saved(tmp_path, drawing(mask + inside))
+    assert ImageFiles(tmp_path, ["a.svg"], 16)[:].shape == (1, 16, 16, 3)
 
 
 def test_other_encodings_are_refused(tmp_path: Path) -> None:

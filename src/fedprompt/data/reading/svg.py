@@ -10,7 +10,7 @@ Needs the packages `resvg_py` (renders) and `defusedxml` (reads XML): the extra 
 from __future__ import annotations
 
 import base64
-import binascii
+import collections
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -27,9 +27,15 @@ from fedprompt.core.errors import ConfigError
 SUFFIX = ".svg"
 PACKAGES = ("resvg_py", "defusedxml")
 MAX_BYTES = 4 << 20
-MAX_DEPTH = 200
-MAX_ELEMENTS = 50_000
-"""Of a drawing whose references are written out."""
+MAX_DEPTH = 64
+MAX_ELEMENTS = 20_000
+"""Of a drawing. Both hold for one whose references are written out: the renderer recurses."""
+BYTES_EACH, PIXELS_EACH, FILTER_COST = 200, 1000, 100
+"""So many bytes of attributes or embedded pixels count as an element, and a filter as so many
+elements: that is about what they cost.
+"""
+MAX_MATCHES = 10_000_000
+"""Rules of style sheets times elements."""
 MAX_RATIO = 16.0
 """Between the sides."""
 MAX_EMBEDDED_PIXELS = 1 << 24
@@ -40,12 +46,18 @@ FORBIDDEN = {
     "iframe": "foreign content (iframe)",
     "handler": "a script",
     "text": "text, which would need fonts; turn it into paths",
+    "pattern": "a pattern, whose tile may be of any size",
+    "feturbulence": "a filter that may take any time (feTurbulence)",
+    "feconvolvematrix": "a filter that may take any time (feConvolveMatrix)",
+    "femorphology": "a filter that may take any time (feMorphology)",
 }
 """Elements that are refused, in lower case, and what is said of them."""
 GRADIENTS = ("lineargradient", "radialgradient")
+WITH_POINTS = ("path", "line", "polyline", "polygon")
 
 _URL = re.compile(r"url\(\s*['\"]?\s*([^'\")]*)", re.IGNORECASE)
 _SIDE = re.compile(r"\s*\+?(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*(px|pt|pc|mm|cm|in|em|ex)?\s*$")
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=\s]")
 _EMBEDDED = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,", re.IGNORECASE)
 
 
@@ -90,7 +102,9 @@ def render(path: Path, size: int) -> Image.Image:
     sides = check(text)
     import resvg_py
 
-    width, height = (size, None) if sides[0] <= sides[1] else (None, size)
+    # The longer side only gets a limit, for the case that the renderer understands other sides.
+    limit = int(2 * MAX_RATIO * size)
+    width, height = (size, limit) if sides[0] <= sides[1] else (limit, size)
     try:
         pixels = resvg_py.svg_to_bytes(
             svg_string=text,
@@ -105,6 +119,8 @@ def render(path: Path, size: int) -> Image.Image:
         raise ValueError(f"the renderer refuses it: {str(error)[:100]}") from error
     with Image.open(io.BytesIO(bytes(pixels))) as image:
         drawn: Image.Image = image.convert("RGB")
+    if min(drawn.size) != size:
+        raise ValueError("its width, height and viewBox contradict each other")
     return drawn
 
 
@@ -137,11 +153,15 @@ def check(text: str) -> tuple[float, float]:
 
 @dataclasses.dataclass
 class _Part:
-    """An element with a name (`id`), or the whole drawing."""
+    """An element with a name (`id`) without those in it that have one, or the whole drawing."""
 
-    elements: int = 0
     kind: str = ""
-    references: list[str] = dataclasses.field(default_factory=list)
+    depth: int = 0
+    """Levels of elements above it."""
+    elements: int = 0
+    levels: int = 0
+    references: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    inner: list[_Part] = dataclasses.field(default_factory=list)
 
 
 class _Scan:
@@ -149,9 +169,11 @@ class _Scan:
 
     def __init__(self) -> None:
         self.whole = _Part()
-        self.parts: dict[str, _Part] = {}
-        self.open: list[tuple[str, _Part | None]] = []
+        self.parts: dict[str, list[_Part]] = {}
+        """By name; which of several the renderer takes is its own affair."""
+        self.open: list[tuple[str, _Part]] = []
         self.css: list[str] = []
+        self.elements = 0
         self.sides: tuple[float, float] | None = None
 
     def pi(self, target: str, data: str | None = None) -> None:
@@ -169,15 +191,23 @@ class _Scan:
             raise UnsafeDrawing(FORBIDDEN[kind])
         if len(self.open) >= MAX_DEPTH:
             raise UnsafeDrawing(f"more than {MAX_DEPTH} levels of elements")
-        name = attributes.get("id")
-        own = _Part(kind=kind) if name and name not in self.parts else None
-        if name and own:
-            self.parts[name] = own
-        self.open.append((kind, own))
-        references = _references(kind, attributes)
-        for part in (self.whole, *(part for _, part in self.open if part)):
-            part.elements += 1
-            part.references += references
+        part = self.open[-1][1] if self.open else self.whole
+        # The renderer takes xml:id and xlink:id for names, too.
+        names = {value for name, value in attributes.items() if _local(name) == "id"}
+        if names:
+            own = _Part(kind, depth=len(self.open))
+            part.inner.append(own)
+            part = own
+            for name in names:
+                self.parts.setdefault(name, []).append(own)
+        self.open.append((kind, part))
+        references, cost = _references(kind, attributes)
+        part.elements += cost
+        part.levels = max(part.levels, len(self.open) - part.depth)
+        part.references += references
+        self.elements += cost + len(references)
+        if self.elements > MAX_ELEMENTS:
+            raise UnsafeDrawing(f"more than {MAX_ELEMENTS} elements, or what costs as much")
 
     def data(self, text: str) -> None:
         """Text inside an element."""
@@ -193,29 +223,45 @@ class _Scan:
 
     def finish(self) -> tuple[float, float]:
         """What only the whole drawing can tell: style sheets, and its size written out."""
-        for target in _in_css("".join(self.css)):
-            part = self.parts.get(target)
-            if part and part.kind not in GRADIENTS:
-                raise UnsafeDrawing(f"a style sheet that refers to a {part.kind}")
-        if self._written_out(self.whole, {}, ()) > MAX_ELEMENTS:
+        css = "".join(self.css)
+        if "filter" in css:
+            raise UnsafeDrawing("a style sheet with filters")
+        for target in _in_css(css):
+            for part in self.parts.get(target, ()):
+                if part.kind not in GRADIENTS:
+                    raise UnsafeDrawing(f"a style sheet that refers to a {part.kind}")
+        if (css.count("{") + css.count(",")) * self.elements > MAX_MATCHES:
+            raise UnsafeDrawing("too long a style sheet for so many elements")
+        elements, levels = self._written_out(self.whole, {}, ())
+        if elements > MAX_ELEMENTS:
             raise UnsafeDrawing(f"more than {MAX_ELEMENTS} elements, references written out")
+        if levels > MAX_DEPTH:
+            raise UnsafeDrawing(f"more than {MAX_DEPTH} levels, references written out")
         if self.sides is None:
             raise ValueError("no SVG: nothing in it")
         return self.sides
 
-    def _written_out(self, part: _Part, known: dict[int, int], above: tuple[int, ...]) -> int:
-        """Elements of a part with all that it refers to."""
+    def _written_out(
+        self, part: _Part, known: dict[int, tuple[int, int]], above: tuple[int, ...]
+    ) -> tuple[int, int]:
+        """Elements and levels of a part with all that it refers to."""
         if id(part) in above:
             raise UnsafeDrawing("an element that refers to itself")
         if len(above) > MAX_DEPTH:
             raise UnsafeDrawing(f"more than {MAX_DEPTH} levels of references")
         if id(part) not in known:
             within = (*above, id(part))
-            known[id(part)] = part.elements + sum(
-                self._written_out(self.parts[name], known, within)
-                for name in part.references
-                if name in self.parts
-            )
+            elements, levels = part.elements, part.levels
+            for inner in part.inner:
+                more, deep = self._written_out(inner, known, within)
+                elements += more
+                levels = max(levels, inner.depth - part.depth + deep)
+            for name, count in part.references.items():
+                for target in self.parts.get(name, ()):
+                    more, deep = self._written_out(target, known, within)
+                    elements += count * more
+                    levels = max(levels, part.levels + deep)
+            known[id(part)] = elements, levels
         return known[id(part)]
 
 
@@ -224,26 +270,39 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2].rpartition(":")[2].lower()
 
 
-def _references(kind: str, attributes: dict[str, str]) -> list[str]:
-    """Names of the elements of the same drawing that an element refers to; each as often as it may
-    be drawn.
+def _references(kind: str, attributes: dict[str, str]) -> tuple[collections.Counter[str], int]:
+    """What an element refers to in the same drawing, and what it costs itself.
+
+    Returns:
+        Names, each as often as it may be drawn; and as how many elements it counts.
 
     Raises:
         UnsafeDrawing: it refers to something else, or has an event's code.
     """
-    found: list[str] = []
+    found: collections.Counter[str] = collections.Counter()
+    cost = 1 + sum(map(len, attributes.values())) // BYTES_EACH
+    if kind.startswith("fe"):
+        cost += FILTER_COST
     for name, value in attributes.items():
         attribute = _local(name)
         if attribute.startswith("on"):
             raise UnsafeDrawing(f"code for an event ({attribute})")
+        if attribute == "filter" or (attribute == "style" and "filter" in value):
+            cost += FILTER_COST
         if attribute in ("href", "src"):
-            found += _target(value.strip(), kind)
+            names, pixels = _target(value.strip(), kind)
+            found.update(names)
+            cost += pixels // PIXELS_EACH
         elif "url(" in value.lower() or attribute == "style":
             # A marker stands at every point of a line.
             markers = "marker" in attribute or "marker" in value
             points = len(attributes.get("d", "") + attributes.get("points", "")) // 2
-            found += _in_css(value) * (1 + points if markers else 1)
-    return found
+            names = _in_css(value)
+            if names and markers and kind not in WITH_POINTS:
+                raise UnsafeDrawing(f"a marker for all lines of a {kind}")
+            for each in names:
+                found[each] += 1 + points if markers else 1
+    return found, cost
 
 
 def _in_css(text: str) -> list[str]:
@@ -254,32 +313,36 @@ def _in_css(text: str) -> list[str]:
     """
     if "@import" in text.lower() or "\\" in text:
         raise UnsafeDrawing("a style that imports another or has escapes")
-    return [name for each in _URL.findall(text) for name in _target(each.strip(), "")]
+    return [name for each in _URL.findall(text) for name in _target(each.strip(), "")[0]]
 
 
-def _target(reference: str, kind: str) -> list[str]:
-    """The name of an element of the same drawing; none for embedded pixels.
+def _target(reference: str, kind: str) -> tuple[list[str], int]:
+    """The name of an element of the same drawing, or how many pixels are embedded.
 
     Raises:
         UnsafeDrawing: the reference leads elsewhere.
     """
-    if reference.startswith("#"):
-        return [reference[1:]]
+    # An image's `#a` is the name of a file.
+    if reference.startswith("#") and kind != "image":
+        return [reference[1:]], 0
     embedded = _EMBEDDED.match(reference)
     if embedded and kind == "image":
-        _check_embedded(reference[embedded.end() :])
-        return []
+        return [], _embedded_pixels(reference[embedded.end() :])
     raise UnsafeDrawing(f"a reference to something outside of it ('{reference[:40]}')")
 
 
-def _check_embedded(content: str) -> None:
+def _embedded_pixels(content: str) -> int:
+    # The renderer also reads %41 for A, so that it would see another image.
+    if _NOT_BASE64.search(content):
+        raise UnsafeDrawing("an embedded image that is not plain base64")
     try:
         with Image.open(io.BytesIO(base64.b64decode(content))) as image:
             pixels = image.width * image.height
-    except (OSError, binascii.Error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnsafeDrawing("an embedded image that does not decode") from error
     if pixels > MAX_EMBEDDED_PIXELS:
         raise UnsafeDrawing(f"an embedded image of {pixels} pixels")
+    return pixels
 
 
 def _sides(attributes: dict[str, str]) -> tuple[float, float]:
@@ -288,7 +351,8 @@ def _sides(attributes: dict[str, str]) -> tuple[float, float]:
     Raises:
         ValueError: they are not there, not positive or too unequal.
     """
-    given = [_SIDE.match(attributes.get(name, "")) for name in ("width", "height")]
+    # At most as long as a number is: the expression takes the square of the length.
+    given = [_SIDE.match(attributes.get(name, "")[:99]) for name in ("width", "height")]
     view = re.split(r"[\s,]+", attributes.get("viewBox", "").strip())
     if given[0] and given[1] and given[0][2] == given[1][2]:
         sides = float(given[0][1]), float(given[1][1])
