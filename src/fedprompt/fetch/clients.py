@@ -28,6 +28,7 @@ def work_folder(target: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with (target / f"{WORK}.lock").open("wb") as file:
             lock(file, exclusive=True, wait=True)
+            folder.mkdir(exist_ok=True)  # whoever was waited for has removed it
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:

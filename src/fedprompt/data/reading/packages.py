@@ -111,10 +111,15 @@ def is_unpacked(root: Path, package: Package) -> bool:
     """Whether a folder holds the package, unpacked.
 
     Raises:
-        InputError: the folder has its name, but holds another package or version.
+        InputError: the folder has its name, but holds another package or version, or none.
     """
     description = root / package.folder / "package.json"
     if not description.is_file():
+        if description.parent.exists():  # another program's: a package appears as a whole
+            raise InputError(
+                f"{description.parent}: expected {package.request}, got something without a "
+                f"package.json; remove it and get the package again ({command([package])})"
+            )
         return False
     try:
         content = json.loads(description.read_text(encoding="utf-8"))

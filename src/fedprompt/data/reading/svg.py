@@ -337,7 +337,7 @@ def _embedded_pixels(content: str) -> int:
         raise UnsafeDrawing("an embedded image that is not plain base64")
     try:
         with Image.open(io.BytesIO(base64.b64decode(content))) as image:
-            pixels = image.width * image.height
+            pixels = int(image.width) * int(image.height)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnsafeDrawing("an embedded image that does not decode") from error
     if pixels > MAX_EMBEDDED_PIXELS:
