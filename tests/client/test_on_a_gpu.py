@@ -93,6 +93,13 @@ class Laid:
     def worker(self, device: str) -> ClientWorker:
         return dataclasses.replace(self.setup, device=device).build()
 
+    def shared_worker(self, device: str) -> ClientWorker:
+        """One for all tests of a federation: as in a run, it serves every recipe."""
+        key = (id(self.setup), device)
+        if key not in WORKERS:
+            WORKERS[key] = self.worker(device)
+        return WORKERS[key]
+
 
 @pytest.fixture(autouse=True)
 def fused() -> Iterator[None]:
@@ -101,6 +108,8 @@ def fused() -> Iterator[None]:
 
 
 FEDERATIONS: dict[tuple[object, ...], Federation] = {}
+WORKERS: dict[tuple[int, str], ClientWorker] = {}
+LAID: dict[tuple[str, ...], Laid] = {}
 
 
 def composed(tiny: Overrides, *changes: str) -> ExperimentConfig:
@@ -110,6 +119,8 @@ def composed(tiny: Overrides, *changes: str) -> ExperimentConfig:
 @pytest.fixture
 def lay(tiny: Overrides) -> Callable[..., Laid]:
     def make(*changes: str) -> Laid:
+        if changes in LAID:
+            return LAID[changes]
         config = composed(tiny, *changes)
         prompts = config.prompts
         frozen = config.head.mode == "frozen"
@@ -118,7 +129,8 @@ def lay(tiny: Overrides) -> Callable[..., Laid]:
             FEDERATIONS[key] = prepare(config)
         federation = FEDERATIONS[key]
         settings = settings_of(config, federation)
-        return Laid(settings, initial_state(config, federation), federation.setup)
+        LAID[changes] = Laid(settings, initial_state(config, federation), federation.setup)
+        return LAID[changes]
 
     return make
 
@@ -162,7 +174,7 @@ def test_a_gpu_gives_the_bits_of_the_cpu(
 ) -> None:
     """No tensor is on the wrong device, and no fit waits for one."""
     laid = lay(*CASES[case])
-    expected, figures = everything(laid, laid.worker("cpu"))
+    expected, figures = everything(laid, laid.shared_worker("cpu"))
     gpu: SimulatedGpu = request.getfixturevalue("gpu")
     updates, tallies = everything(laid, laid.worker("cuda"), gpu.no_stalls)
     assert gpu.operations > 50
@@ -340,7 +352,7 @@ def test_a_mistake_in_a_step_is_caught(
         return loss
 
     monkeypatch.setattr(ClientModule, "step_loss", mistaken)
-    worker, jobs = laid.worker("cuda"), make_jobs(laid.state, laid.settings)
+    worker, jobs = laid.shared_worker("cuda"), make_jobs(laid.state, laid.settings)
     for pack in (jobs[:1], jobs[:2]):
         with pytest.raises(ClientError, match=f"fit.*{message}"):
             worker.train(laid.settings.recipe, pack)

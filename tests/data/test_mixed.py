@@ -160,7 +160,8 @@ def test_missing_packages_give_the_command(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_run(tiny: Callable[..., list[str]], home: Path) -> None:
-    overrides = tiny("data=mixed", f"data.root={home}", "data.size=32", "partition=iid")
+    few = [f"data.max_{split}=20" for split in ("train", "validation", "test")]
+    overrides = tiny("data=mixed", f"data.root={home}", "data.size=32", "partition=iid", *few)
     assert len(fedprompt.run("quickstart", overrides).reports) == 2
 
 
