@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.harness import DOCS, mean_and_half, paired, put_between
+from benchmarks.harness import DOCS, RESULTS, Json, mean_and_half, paired, put_between, read_json
 from benchmarks.methods import real
 from benchmarks.methods.results import FOLDER, Run, Store
 from benchmarks.methods.text import difference, percent, table
@@ -81,6 +81,27 @@ def task_table(store: Store, task: str) -> str:
     return "\n".join(table(HEADS, lines)) if lines else "Nothing has been run yet."
 
 
+def bounds_table(cases: Json) -> str:
+    """What central training reaches, task by task.
+
+    Args:
+        cases: of real_bounds.json.
+    """
+    lines = []
+    for name, case in cases.items():
+        task, way = name.split("/")
+        values = [each["by_domain"] for each in case["seeds"]]
+        domains = [sum(each) / len(each) for each in zip(*values, strict=True)]
+        shown = ", ".join(
+            f"{domain} {percent(mean)}"
+            for domain, mean in zip(case["domains"], domains, strict=True)
+        )
+        accuracy = percent(case["test"]["mean"], case["test"]["ci95"])
+        lines.append([f"`{task}`", way, accuracy, shown])
+    heads = ("task", "prompts", "test accuracy (%)", "by domain")
+    return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,6 +112,8 @@ def main() -> None:
     store = Store(arguments.results)
     for task in real.TASKS:
         put_between(arguments.page, task, task_table(store, task))
+    cases = read_json(RESULTS / "real_bounds.json").get("cases", {})
+    put_between(arguments.page, "bounds", bounds_table(cases))
 
 
 if __name__ == "__main__":
