@@ -21,7 +21,8 @@ PARTITIONS: dict[str, dict[str, object]] = {
 _COMMON: dict[str, object] = {
     "model": "dinov2_s14_local",
     "clients": {"count": 40, "per_round": 10, "epochs": 2, "batch_size": 16},
-    "prompts": {"count": 5, "depth": 10},
+    # Queries that name a single image's style, for all methods that select by key (docs/pfpt.md).
+    "prompts": {"count": 5, "depth": 10, "whiten": "clients", "query": "both"},
     "eval_every": EVAL_EVERY,
 }
 TASKS: dict[str, dict[str, object]] = {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import package_trees
 import pytest
 
 import fedprompt
+import package_trees
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.partition.base import create as partitioner

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import package_trees
 import pytest
 from PIL import Image
 
 import fedprompt
+import package_trees
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.reading.fonts import GlyphImages, draw_letter
 from fedprompt.data.reading.images import JoinedImages

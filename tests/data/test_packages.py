@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import package_trees
 import pytest
 
+import package_trees
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.reading.packages import (
     Package,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import package_trees
 import pytest
 import torch
 from layouts import (
@@ -36,6 +35,7 @@ from layouts import (
 )
 from PIL import Image
 
+import package_trees
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.data.reading import files
 from fedprompt.data.reading.archives import unpack

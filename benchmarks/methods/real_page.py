@@ -1,0 +1,120 @@
+"""The tables of docs/real.md, from the runs on real images.
+
+    python -m benchmarks.methods.real_page [--results benchmarks/results/methods]
+                                           [--page docs/real.md]
+
+For each task a line for each method and partition: test accuracy with prompts that 16 images of a
+style select together, and with those that each image selects by itself; mean and 95 % interval over
+seeds, and the paired difference to FedAvg-PT. Whatever has been run is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.harness import DOCS, RESULTS, Json, mean_and_half, paired, put_between, read_json
+from benchmarks.methods import real
+from benchmarks.methods.results import FOLDER, Run, Store
+from benchmarks.methods.text import difference, percent, table
+
+NAMES = {
+    "pfpt": "PFPT",
+    "fedavg_pt": "FedAvg-PT",
+    "fedavg_pt_plus": "FedAvg-PT+",
+    "head_only": "head only",
+    "fedcof": "FedCOF",
+}
+HEADS = (
+    *("setting", "method", "seeds", "batches of 16", "each image alone"),
+    *("PFPT over it", "alone", "prompts kept", "MB up", "CPU s"),
+)
+
+
+def runs_of(store: Store, setting: str, method: str) -> dict[int, Run]:
+    """By seed."""
+    return {
+        seed: run
+        for (place, name, seed), run in store.runs.items()
+        if (place, name) == (setting, method)
+    }
+
+
+def accuracies(runs: Mapping[int, Run], alone: bool = False) -> dict[int, float]:
+    """Test accuracy by seed.
+
+    Args:
+        runs: of one method in one setting.
+        alone: whether each image selects by itself.
+    """
+    found = {s: run.alone_accuracy if alone else run.accuracy for s, run in runs.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def line(store: Store, setting: str, method: str) -> list[str] | None:
+    """A row under `HEADS`; None if nothing has been run."""
+    runs = runs_of(store, setting, method)
+    if not runs:
+        return None
+    cells = [setting.split("/")[1], NAMES[method], str(len(runs))]
+    cells += [percent(*mean_and_half([*accuracies(runs, a).values()])) for a in (False, True)]
+    lead = runs_of(store, setting, "pfpt")
+    for alone in (False, True):
+        found = paired(accuracies(lead, alone), accuracies(runs, alone))
+        cells.append("" if method == "pfpt" else difference(found))
+    count = len(runs)
+    cells.append(f"{sum(run.prompts or 0 for run in runs.values()) / count:.0f}")
+    cells.append(f"{sum(run.bytes_up or 0 for run in runs.values()) / count / 1e6:.2f}")
+    cells.append(f"{sum(run.cpu_seconds or 0 for run in runs.values()) / count:.0f}")
+    return cells
+
+
+def task_table(store: Store, task: str) -> str:
+    """All methods in all partitions of a task."""
+    lines = [
+        found
+        for partition in real.PARTITIONS
+        for method in real.METHODS
+        if (found := line(store, f"{task}/{partition}", method)) is not None
+    ]
+    return "\n".join(table(HEADS, lines)) if lines else "Nothing has been run yet."
+
+
+def bounds_table(cases: Json) -> str:
+    """What central training reaches, task by task.
+
+    Args:
+        cases: of real_bounds.json.
+    """
+    lines = []
+    for name, case in cases.items():
+        task, way = name.split("/")
+        values = [each["by_domain"] for each in case["seeds"]]
+        domains = [sum(each) / len(each) for each in zip(*values, strict=True)]
+        shown = ", ".join(
+            f"{domain} {percent(mean)}"
+            for domain, mean in zip(case["domains"], domains, strict=True)
+        )
+        accuracy = percent(case["test"]["mean"], case["test"]["ci95"])
+        lines.append([f"`{task}`", way, accuracy, shown])
+    heads = ("task", "prompts", "test accuracy (%)", "by domain")
+    return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=FOLDER)
+    parser.add_argument("--page", type=Path, default=DOCS / "real.md")
+    arguments = parser.parse_args()
+    store = Store(arguments.results)
+    for task in real.TASKS:
+        put_between(arguments.page, task, task_table(store, task))
+    cases = read_json(RESULTS / "real_bounds.json").get("cases", {})
+    put_between(arguments.page, "bounds", bounds_table(cases))
+
+
+if __name__ == "__main__":
+    main()
