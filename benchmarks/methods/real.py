@@ -3,7 +3,7 @@
     make real && python -m benchmarks.methods.runner --real
 
 The protocol is that of the drawn tasks but for what stands here. Prompts enter before block 10 of
-12, where a step costs a fifth of one at the input (docs/depth.md). With `emoji_frozen` the head is
+12, where a step costs a tenth of one at the input (docs/depth.md). With `emoji_frozen` the head is
 fitted once on the images of one vendor, whom no client has; the clients have the other four.
 """
 
