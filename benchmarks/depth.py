@@ -286,10 +286,10 @@ def bare_accuracy(federation: Federation) -> float | None:
     """Test accuracy of the frozen head on features without prompts; None without such a head."""
     if federation.frozen_head is None:
         return None
-    test, mask = federation.setup.splits[0], torch.from_numpy(federation.data.class_mask)
+    test, mask = federation.setup.splits[0], torch.from_numpy(federation.data.class_mask.copy())
     weight, bias = (federation.frozen_head.tensors[f"0.{name}"] for name in ("weight", "bias"))
     logits = torch.from_numpy(test.features.copy()) @ weight.T + bias
-    logits = logits.masked_fill(~mask[torch.from_numpy(test.groups)], -torch.inf)
+    logits = logits.masked_fill(~mask[torch.from_numpy(test.groups.copy())], -torch.inf)
     return round(float((logits.argmax(dim=1).numpy() == test.labels).mean()), 4)
 
 

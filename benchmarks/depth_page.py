@@ -84,22 +84,23 @@ def runs(cases: Json, task: str, method: str, depth: int) -> dict[int, float]:
 def accuracies(cases: Json) -> Iterator[str]:
     """Accuracy of a federation, paired differences, and what an image takes in the cache."""
     rows = []
-    for task, (first, *_) in DEPTHS.items():
-        for depth in DEPTHS[task]:
-            found = [runs(cases, task, method, depth) for method in METHODS]
-            if not all(found):  # not done yet
-                continue
-            cells = []
-            for method, own in zip(METHODS, found, strict=True):
-                gain = paired(own, runs(cases, task, method, first))
+    for task in DEPTHS:
+        done = [d for d in DEPTHS[task] if all(runs(cases, task, method, d) for method in METHODS)]
+        for depth in done:
+            cells = [str(depth), str(len(runs(cases, task, METHODS[0], depth)))]
+            for method in METHODS:
+                own = runs(cases, task, method, depth)
+                gain = paired(own, runs(cases, task, method, done[0]))
                 cells.append(percent(*mean_and_half(list(own.values()))))
-                cells.append("" if depth == first else without_p(difference(gain)))
-            size = cases[f"cache/{task}/{depth}"]["bytes_of_an_image"] / 1000
-            name = TASKS[task] if depth == first else ""
-            rows.append([name, str(depth), *cells, half_up(size, ".1")])
+                cells.append("" if depth == done[0] else without_p(difference(gain)))
+            about = cases[f"cache/{task}/{depth}"]
+            bare = percent(about["accuracy_without_prompts"])
+            size = half_up(about["bytes_of_an_image"] / 1000, ".1")
+            rows.append([TASKS[task] if depth == done[0] else "", *cells, bare, size])
     against = "against the first row"
     methods = [cell for method in METHODS for cell in (NAMES[method], against)]
-    yield from table(["task", "depth", *methods, "kB of an image in the cache"], rows)
+    ends = ("without prompts", "kB of an image in the cache")
+    yield from table(["task", "depth", "seeds", *methods, *ends], rows)
 
 
 def without_p(text: str) -> str:

@@ -1,7 +1,7 @@
 """The tables of docs/real.md, from the runs on real images.
 
     python -m benchmarks.methods.real_page [--results benchmarks/results/methods]
-                                           [--page docs/real.md]
+                                           [--page docs/real.md] [--readme README.md]
 
 For each task a line for each method and partition: test accuracy with prompts that 16 images of a
 style select together, and with those that each image selects by itself; mean and 95 % interval over
@@ -14,7 +14,16 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.harness import DOCS, mean_and_half, paired, put_between
+from benchmarks.harness import (
+    DOCS,
+    RESULTS,
+    ROOT,
+    Json,
+    mean_and_half,
+    paired,
+    put_between,
+    read_json,
+)
 from benchmarks.methods import real
 from benchmarks.methods.results import FOLDER, Run, Store
 from benchmarks.methods.text import difference, percent, table
@@ -81,16 +90,60 @@ def task_table(store: Store, task: str) -> str:
     return "\n".join(table(HEADS, lines)) if lines else "Nothing has been run yet."
 
 
+def headline(store: Store) -> str:
+    """README's table: `emoji` with a head fitted on one vendor, as far as it has been run."""
+    task = "emoji_frozen"
+    shown = [each for each in real.PARTITIONS if len(runs_of(store, f"{task}/{each}", "pfpt")) > 1]
+    heads = [f"{each}, {how}" for each in shown for how in ("16 together", "alone")]
+    lines = []
+    for method in real.METHODS:
+        runs = [runs_of(store, f"{task}/{partition}", method) for partition in shown]
+        if not all(runs):
+            continue
+        cells = [
+            percent(*mean_and_half([*accuracies(own, alone).values()]))
+            for own in runs
+            for alone in (False, True)
+        ]
+        lines.append([NAMES[method], *cells])
+    return "\n".join(table(["test accuracy (%)", *heads], lines))
+
+
+def bounds_table(cases: Json) -> str:
+    """What central training reaches, task by task.
+
+    Args:
+        cases: of real_bounds.json.
+    """
+    lines = []
+    for name, case in cases.items():
+        task, way = name.split("/")
+        values = [each["by_domain"] for each in case["seeds"]]
+        domains = [sum(each) / len(each) for each in zip(*values, strict=True)]
+        shown = ", ".join(
+            f"{domain} {percent(mean)}"
+            for domain, mean in zip(case["domains"], domains, strict=True)
+        )
+        accuracy = percent(case["test"]["mean"], case["test"]["ci95"])
+        lines.append([f"`{task}`", way, accuracy, shown])
+    heads = ("task", "prompts", "test accuracy (%)", "by domain")
+    return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=FOLDER)
     parser.add_argument("--page", type=Path, default=DOCS / "real.md")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     arguments = parser.parse_args()
     store = Store(arguments.results)
     for task in real.TASKS:
         put_between(arguments.page, task, task_table(store, task))
+    cases = read_json(RESULTS / "real_bounds.json").get("cases", {})
+    put_between(arguments.page, "bounds", bounds_table(cases))
+    put_between(arguments.readme, "real images", headline(store))
 
 
 if __name__ == "__main__":
