@@ -55,6 +55,20 @@ def test_a_factor_holds_the_scatter_in_as_few_numbers_as_there_are(images: int) 
     )
 
 
+@pytest.mark.parametrize("images", [2, 3, WIDTH, WIDTH + 1, 50])
+def test_a_factor_holds_the_scatter_where_leading_numbers_say_nothing(images: int) -> None:
+    """Numbers that are the same for all images, or for all but a factor, and images that are."""
+    queries = np.random.default_rng(images).normal(size=(images, WIDTH))
+    queries[:, :2] = 0.1
+    queries[:, 3] = -2 * queries[:, 2]
+    queries[-1] = queries[0]
+    factor = triangular_factor(torch.from_numpy(queries))
+    centred = queries - queries.mean(axis=0)
+    np.testing.assert_allclose(
+        scatter_of(factor, images, WIDTH), centred.T @ centred, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_shrinkage_is_that_of_scikit_learn_on_independent_samples() -> None:
     """n images of a client hold n - 1 independent contrasts (Helmert's) with the same scatter."""
     clients = clients_of(0, count=3, images=5)

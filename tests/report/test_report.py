@@ -331,6 +331,23 @@ def test_summary_table_fits_a_terminal_and_keeps_brackets(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("coarse")
+def test_summary_table_breaks_no_name_of_twelve_letters(tmp_path: Path) -> None:
+    """With the widest figures that runs have."""
+    run = write_run(RunDirectory(tmp_path / "run"), "pfpt", [1.0] * 120, wall=12.3)
+    run.append_round(
+        RoundReport(
+            *(120, 1.0, 1.0, 1.1, 1.0, 20, 700_000_000, 700_000_000, {}),
+            alone_accuracy=1.0,
+        )
+    )
+    run.write_summary({"method": "twelve_chars", "state_sha256": DIGEST})
+    output = io.StringIO()
+    Console(file=output, width=80).print(render_summary(run.path))
+    row = next(line for line in output.getvalue().splitlines() if "twelve_chars" in line)
+    assert row.split()[:5] == ["twelve_chars", "100.0", "100.0", "100.0", "(120)"]
+
+
+@pytest.mark.usefixtures("coarse")
 def test_several_runs_in_one_page(tmp_path: Path) -> None:
     paths = [write_experiment(tmp_path / name / "run") for name in ("a", "b")]
     names = [run.name for run in read_runs(paths)]

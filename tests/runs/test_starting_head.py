@@ -43,6 +43,12 @@ def test_it_is_the_head_of_a_closed_form_run(tiny: Overrides, tmp_path: Path, ru
     assert more == [ended.reports[0]["bytes_up"], 0]
     assert started.summary["state_sha256"] != drawn.summary["state_sha256"]
 
+    solved = fedprompt.run(
+        "quickstart", tiny(*closed, f"head.start={rule}", f"run_dir={tmp_path / 'solved'}")
+    )
+    assert solved.summary["state_sha256"] == ended.summary["state_sha256"]
+    assert solved.reports[0]["bytes_up"] == ended.reports[0]["bytes_up"], "sums were sent twice"
+
 
 def test_a_head_that_no_rule_gives_is_refused(tiny: Overrides) -> None:
     with pytest.raises(ConfigError, match=r"head.name=linear, head.bias=false .* got 'released'"):

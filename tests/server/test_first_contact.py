@@ -17,6 +17,7 @@ from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.types import ClientJob, ClientUpdate, ServerState
+from fedprompt.data.prefix.spread import discriminants
 from fedprompt.models.selection import PromptOptions
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.driver import evaluator, settings_of
@@ -24,6 +25,7 @@ from fedprompt.runs.events import Event, RoundFinished
 from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server.evaluate import evaluate, global_subjects
+from fedprompt.server.mixing import responsibilities
 from fedprompt.server.quarantine import expected_of, fault
 from fedprompt.server.round import RoundSettings, make_jobs, run_rounds
 from fedprompt.server.spread import added, begin, current_metric, is_unknown, with_discriminants
@@ -253,6 +255,14 @@ def test_a_soft_choice_is_the_mean_of_predictions_weighted_by_bayes(bench: Bench
     # Sets of less than a hundredth are left out.
     assert test.accuracy == pytest.approx(right / len(table), abs=1 / len(table))
     assert test.loss == pytest.approx(loss / len(table), rel=0.02)
+
+
+def test_of_very_many_sets_that_are_alike_a_soft_choice_leaves_some() -> None:
+    """150 keys as far from the query as each other: each has one in 150, which is less than 1 %."""
+    found = responsibilities(
+        torch.zeros(1, 150), discriminants(torch.eye(150), None), torch.arange(150), 150
+    )
+    torch.testing.assert_close(found, torch.full((150,), 1 / 150))
 
 
 def test_a_soft_choice_needs_the_spread() -> None:

@@ -165,6 +165,14 @@ class ExperimentConfig:
         return self.recipe(0).needs_tokens
 
     @property
+    def solves_first(self) -> bool:
+        """Whether all clients send class sums before the first round, for a head that is trained
+        from there on.
+        """
+        trains = getattr(objectives.entry(self.objective.name).factory, "trains", True)
+        return self.head.start != "drawn" and trains
+
+    @property
     def cut(self) -> int:
         """The block before which the prompts of all methods of the run enter, from 0."""
         return next(iter(depths_of([self, *map(self.with_method, self.compare)]).values()), 0)

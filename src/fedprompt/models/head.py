@@ -45,7 +45,8 @@ class HeadOptions:
     """How a frozen head is fitted: logistic regression, or `class_means` in closed form."""
     start: str = "drawn"
     """What a head that is trained begins with: `drawn` weights, or what a rule of
-    `objective=closed_form` makes of the class sums that all clients send before the first round."""
+    `objective=closed_form` makes of the class sums that all clients send before the first round.
+    That objective itself ignores it."""
 
     def __post_init__(self) -> None:
         check_choice("head.mode", self.mode, MODES)

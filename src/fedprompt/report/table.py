@@ -54,7 +54,7 @@ def render_summary(*run_dirs: Path) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("method", overflow="fold", min_width=6)
     for head in (
-        *("test\n%", "image\nalone %", "at best\nvalidation %"),
+        *("test\n%", "image\nalone", "at best\nvalid. %"),
         *("prompts\nkept", "MB\nup", "MB\ndown"),
         *("seconds", "state\nSHA-256"),
     ):

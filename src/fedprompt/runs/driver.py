@@ -108,7 +108,7 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
     recipe = config.recipe(federation.task.num_classes)
     generator = config.build_generator()
     sent = 0
-    if config.head.start != "drawn":
+    if config.solves_first:
         sent = starting_head(config.head.start, federation.data, recipe.num_classes).bytes_up
     return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator, sent)
 

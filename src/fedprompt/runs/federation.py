@@ -192,7 +192,7 @@ def initial_parts(config: ExperimentConfig, federation: Federation) -> Parts:
     generator = torch_generator(config.seed, "initial head")
     head = build_head(recipe.head, backbone.feature_dim, recipe.num_classes, generator)
     tensors = {name: fresh(value) for name, value in head.named_parameters()}
-    if recipe.head.start != "drawn":
+    if config.solves_first:
         tensors = dict(
             starting_head(recipe.head.start, federation.data, recipe.num_classes).tensors
         )

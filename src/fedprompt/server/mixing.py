@@ -24,7 +24,7 @@ from fedprompt.models.selection import likeliest_rows, scores_of
 
 Rows = NDArray[np.int64]
 LEAST_SHARE = 1e-2
-"""Sets that are less probable are left out: each costs a forward pass."""
+"""Sets that are less probable are left out, but never all: each costs a forward pass."""
 
 
 def mix(
@@ -67,7 +67,8 @@ def responsibilities(queries: Tensor, discriminants: Tensor, set_of: Tensor, num
     """
     scores = len(queries) * scores_of(queries.mean(dim=0), discriminants).double()
     shares = scores.new_zeros(number).index_add(0, set_of, scores.softmax(dim=0))
-    shares = torch.where(shares < LEAST_SHARE, 0.0, shares)
+    least = shares.max().clamp_max(LEAST_SHARE)  # of very many that are alike, the likeliest stay
+    shares = torch.where(shares < least, 0.0, shares)
     return (shares / shares.sum()).float()
 
 

@@ -45,8 +45,10 @@ def triangular_factor(queries: Tensor) -> Tensor:
     values: Array = queries.detach().cpu().numpy().astype(np.float64)
     count, width = values.shape
     rows = min(count - 1, width)
-    # The mean takes one dimension: the last row of R is zero but for rounding.
-    factor: Array = np.linalg.qr(values - values.mean(axis=0))[1][:rows]
+    # A first column of ones takes up the one dimension that centring empties. Without it the row
+    # that is empty need not be the last: where leading columns depend on each other, it is not.
+    centred = np.column_stack([np.ones(count), values - values.mean(axis=0)])
+    factor: Array = np.linalg.qr(centred)[1][1 : rows + 1, 1:]
     return torch.from_numpy(factor[np.triu_indices(rows, 0, width)].astype(np.float32))
 
 

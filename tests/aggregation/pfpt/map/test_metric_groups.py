@@ -81,6 +81,19 @@ def test_few_clients_are_no_obstacle(count: int) -> None:
     assert np.isfinite(found.placed(keys)).all()
 
 
+@pytest.mark.parametrize("count", [8, 20, 70])
+def test_clients_whose_keys_are_equal_up_to_rounding_show_no_further_directions(count: int) -> None:
+    """Two places, each with half of the clients: what is left between them is rounding."""
+    for seed in range(5):
+        draws = np.random.default_rng(seed)
+        centres, label = 3 * draws.normal(size=(2, 40)), np.arange(count) % 2
+        found = infer_key_noise(centres[label], np.arange(count), metric=np.eye(40))
+        assert adjusted_rand_score(label, found.labels) == 1.0
+        assert found.placement is not None
+        assert found.placement.matrix.shape == (40, 1)
+        assert found.placement.noise > 0
+
+
 @pytest.mark.parametrize("beta", [0.05, 0.2, 0.5, 1.0])
 def test_the_threshold_is_the_optimal_one_over_the_median(beta: float) -> None:
     """Gavish and Donoho 2014, Eq. 11 over the root of the Marchenko-Pastur law's median."""

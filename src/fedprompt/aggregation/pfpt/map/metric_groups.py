@@ -44,6 +44,8 @@ MOST_GROUPS = 32
 """Numbers of groups that are tried."""
 MOST_EVENINGS = 4
 """Times that a candidate is made even; two are usual."""
+ROUNDING = 1e-6
+"""Differences smaller than this share of the largest are those of float32 keys that are equal."""
 LEAST_APART = 2.0
 """Groups nearer than this, in standard deviations of one image, become one: of their images one in
 six would be taken for the other's (Phi(-1))."""
@@ -90,11 +92,12 @@ def place(keys: Array, metric: Array) -> Placement:
     shorter, longer = sorted((len(keys) - 1, keys.shape[1]))
     singular = singular[:shorter]
     beta = shorter / longer
-    median = float(np.median(singular))
+    rounding = ROUNDING * float(singular[0])
+    median = max(float(np.median(singular)), rounding)
     kept = max(int((singular > threshold_factor(beta) * median).sum()), 1)
     # The median eigenvalue of noise is nearly its mean, as beta is small or few are many.
     noise = float((singular[kept:] ** 2).mean()) if kept < shorter else median**2
-    return Placement(centre, metric @ directions[:kept].T, noise / longer)
+    return Placement(centre, metric @ directions[:kept].T, max(noise, rounding**2) / longer)
 
 
 def threshold_factor(beta: float) -> float:
