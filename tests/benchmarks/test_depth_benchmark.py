@@ -36,11 +36,11 @@ def test_operations_fall_by_the_same_amount_with_every_block() -> None:
 
 
 def test_what_is_measured_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.NETWORKS, "nano", ("nano", 32, (0, 4), 2))
-    whole, inner = benchmark.fresh_step("nano", 0), benchmark.fresh_step("nano", 4)
-    assert inner["arithmetic_mb"] == pytest.approx(inner["kept_mb"], abs=0.01)
-    assert whole["peak_mb"] > whole["kept_mb"] > 5 * inner["kept_mb"]
-    assert whole["milliseconds"] > inner["milliseconds"] > 0
+    monkeypatch.setitem(benchmark.NETWORKS, "nano", ("nano", 32, (0,), 2))
+    whole = benchmark.fresh_step("nano", 0)
+    assert whole["arithmetic_mb"] == pytest.approx(whole["kept_mb"], rel=1e-3)
+    assert whole["peak_mb"] > whole["kept_mb"] > 1
+    assert whole["milliseconds"] > 0
 
 
 def test_the_page_shows_the_committed_results(tmp_path: Path) -> None:
