@@ -35,6 +35,13 @@ NAMES = {
     "head_only": "head only",
     "fedcof": "FedCOF",
 }
+WORDS = {
+    "natural": "styles differ",
+    "dirichlet_0.5": "classes skewed, too",
+    "dirichlet_0.1": "more skewed",
+    "imbalance": "99 % of one class",
+}
+"""The partitions for README, mildest first."""
 HEADS = (
     *("setting", "method", "seeds", "batches of 16", "each image alone"),
     *("PFPT over it", "alone", "prompts kept", "MB up", "CPU s"),
@@ -94,7 +101,7 @@ def headline(store: Store) -> str:
     """README's table: `emoji` with a head fitted on one vendor, as far as it has been run."""
     task = "emoji_frozen"
     shown = [each for each in real.PARTITIONS if len(runs_of(store, f"{task}/{each}", "pfpt")) > 1]
-    heads = [f"{each}, {how}" for each in shown for how in ("16 together", "alone")]
+    heads = [f"{WORDS[each]}, {how}" for each in shown for how in ("16 together", "alone")]
     lines = []
     for method in real.METHODS:
         runs = [runs_of(store, f"{task}/{partition}", method) for partition in shown]
