@@ -259,7 +259,11 @@ class _Operations(TorchDispatchMode):
         if changed:
             for each in changed:
                 if isinstance(each, OnGpu) and each.shape != each.host.shape:
-                    raise NotImplementedError(f"{func} changes the shape of a simulated tensor")
+                    # A tensor subclass has its shape for good: better no result than a wrong one.
+                    raise RuntimeError(
+                        f"{func} changes the shape of a simulated tensor in place, which cannot be "
+                        "followed; use the operation that returns a new tensor"
+                    )
             return None if made is None else changed[0] if len(changed) == 1 else tuple(changed)
         return tree_map_only(Tensor, OnGpu, made)
 

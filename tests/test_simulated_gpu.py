@@ -194,3 +194,10 @@ def test_nothing_is_left_behind() -> None:
         lost + 1
     assert (torch.cuda.is_available(), torch.autocast, torch.cuda.synchronize) == before
     assert torch.__future__.get_swap_module_params_on_conversion() == swap
+
+
+def test_a_shape_that_changes_in_place_is_refused() -> None:
+    with simulated_gpu():
+        tensor = torch.zeros(3, device=GPU)
+        with pytest.raises(RuntimeError, match="changes the shape of a simulated tensor in place"):
+            tensor.unsqueeze_(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedprompt.client.worker import ClientData
 from fedprompt.core.types import ClientUpdate, Parts, Tensors
-from fedprompt.objectives import LocalResult, objectives
+from fedprompt.objectives import LocalResult, Objective, objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +38,19 @@ def starting_head(rule: str, data: ClientData, num_classes: int) -> StartingHead
         RoundError: the sums do not determine a head; see `objectives.closed_form`.
     """
     objective = objectives.create("closed_form", rule=rule)
-    updates = [sums_of(client, rule, data, num_classes) for client in range(len(data.parts))]
+    updates = [sums_of(client, objective, data, num_classes) for client in range(len(data.parts))]
     blank = Parts(head={"0.weight": torch.zeros(num_classes, data.table.features.shape[1])})
     shared, _ = objective.combine(blank, blank, updates, len(updates), {})
     sent = [tensor for update in updates for tensor in update.shared.objective.values()]
     return StartingHead(shared.head, sum(each.numel() * each.element_size() for each in sent))
 
 
-def sums_of(client: int, rule: str, data: ClientData, num_classes: int) -> ClientUpdate:
+def sums_of(client: int, objective: Objective, data: ClientData, num_classes: int) -> ClientUpdate:
     """What one client sends.
 
     Args:
         client: its number.
-        rule: decides which sums.
+        objective: decides which sums.
         data: features and labels of all clients.
         num_classes: rows of the sums.
     """
@@ -68,7 +68,7 @@ def sums_of(client: int, rule: str, data: ClientData, num_classes: int) -> Clien
         labels=torch.from_numpy(data.table.labels[rows]),
         num_classes=num_classes,
     )
-    sent = objectives.create("closed_form", rule=rule).finish(result).sent
+    sent = objective.finish(result).sent
     return ClientUpdate(
         client_id=client,
         round_index=0,
