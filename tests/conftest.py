@@ -52,12 +52,18 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def pictures_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in the tests' own process lay their figures out but do not draw them, which would take
-    a sixth of a tiny run; test_report.py and the runs in other processes do.
+def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in the tests' own process leave out what takes a third of a tiny run: they do not draw
+    their figures, and lay them out only in a test that is marked `figures`. test_report.py and the
+    runs in other processes do both.
     """
+    from fedprompt.report import figures
+
     for user in ("figures", "page"):
         monkeypatch.setattr(f"fedprompt.report.{user}.png_bytes", lambda figure: ONE_PIXEL)
+    if request.node.get_closest_marker("figures") is None:
+        for name in (name for name in vars(figures) if name.endswith("_figure")):
+            monkeypatch.setattr(figures, name, lambda data: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

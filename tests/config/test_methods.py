@@ -154,6 +154,7 @@ def test_a_preset_names_its_source(name: str) -> None:
     assert re.fullmatch(r"# Source: [A-Z]\w+ .{10,}, [A-Z].* (19|20)\d\d\b.*", lines[1])
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_runs(tiny: Overrides, name: str) -> None:
     result = fedprompt.run("quickstart", tiny("clients.per_round=2", "eval_every=2", *method(name)))

@@ -6,14 +6,15 @@ An error is one line: the key, what was expected, what was received, the nearest
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fedprompt.core.errors import ConfigError, suggest
@@ -42,7 +43,7 @@ def typed(options: type[T], values: object, prefix: str) -> T:
         ConfigError: unknown key or wrong value.
     """
     given = section(values, prefix)
-    hints = typing.get_type_hints(options)
+    schema, hints = _schema(typing.cast(Hashable, options))
     for key, value in given.items():
         dotted = f"{prefix}.{key}" if prefix else key
         if key not in hints:
@@ -54,7 +55,7 @@ def typed(options: type[T], values: object, prefix: str) -> T:
         if missing or fraction or no_list:
             raise ConfigError(f"{dotted}: expected {kind(hints[key])}, got {shown(value)}")
     try:
-        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(options), given))
+        built = OmegaConf.to_object(OmegaConf.merge(schema, given))
     except OmegaConfBaseException as error:
         field = re.split(r"\W", str(error.full_key or ""))[0]
         dotted = ".".join(part for part in (prefix, field) if part)
@@ -65,6 +66,12 @@ def typed(options: type[T], values: object, prefix: str) -> T:
             f"{dotted}: expected {kind(hints[field])}, got {shown(given.get(field))}"
         ) from error
     return typing.cast(T, built)
+
+
+@functools.cache
+def _schema(options: Hashable) -> tuple[DictConfig, dict[str, object]]:
+    """A dataclass as OmegaConf sees it, and its types: merging copies the one and keeps both."""
+    return OmegaConf.structured(options), typing.get_type_hints(options)
 
 
 def section(value: object, key: str, named: bool = False) -> Tree:

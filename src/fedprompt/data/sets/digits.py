@@ -88,7 +88,6 @@ def digits(options: DigitsOptions) -> Task:
     split.
     """
     grey, labels = source_digits()
-    images = np.repeat(enlarge(grey)[..., None], 3, axis=3)
     shares = [options.test, options.validation]
     if options.train is not None:  # what is left is then no one's
         shares.append(options.train)
@@ -97,7 +96,8 @@ def digits(options: DigitsOptions) -> Task:
     )
 
     def split(index: NDArray[np.int64]) -> Split:
-        return Split(images[index], labels[index], np.zeros(len(index), np.int64))
+        images = np.repeat(enlarge(grey[index])[..., None], 3, axis=3)
+        return Split(images, labels[index], np.zeros(len(index), np.int64))
 
     return Task(
         name="digits",
