@@ -16,7 +16,8 @@ PARTITIONS: dict[str, dict[str, object]] = {
     "natural": {"name": "iid"},
     "dirichlet_0.5": {"name": "dirichlet", "alpha": 0.5},
     "dirichlet_0.1": {"name": "dirichlet", "alpha": 0.1},
-    "imbalance": {"name": "imbalance"},
+    # Ten clients of a style share its 21 classes: three of them dominate each client.
+    "imbalance": {"name": "imbalance", "dominated": 3},
 }
 _COMMON: dict[str, object] = {
     "model": "dinov2_s14_local",

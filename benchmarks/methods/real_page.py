@@ -1,7 +1,8 @@
 """The tables of docs/real.md, from the runs on real images.
 
     python -m benchmarks.methods.real_page [--results benchmarks/results/methods]
-                                           [--page docs/real.md] [--readme README.md]
+                                           [--page docs/real.md] [--picture docs/images/real.png]
+                                           [--readme README.md]
 
 For each task a line for each method and partition: test accuracy with prompts that 16 images of a
 style select together, and with those that each image selects by itself; mean and 95 % interval over
@@ -11,11 +12,11 @@ seeds, and the paired difference to FedAvg-PT. Whatever has been run is shown.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.harness import (
     DOCS,
+    IMAGES,
     RESULTS,
     ROOT,
     Json,
@@ -24,48 +25,24 @@ from benchmarks.harness import (
     put_between,
     read_json,
 )
-from benchmarks.methods import real
-from benchmarks.methods.results import FOLDER, Run, Store
+from benchmarks.methods import real, real_figure
+from benchmarks.methods.real_results import NAMES, accuracies, runs_of
+from benchmarks.methods.results import FOLDER, Store
 from benchmarks.methods.text import difference, percent, table
 
-NAMES = {
-    "pfpt": "PFPT",
-    "fedavg_pt": "FedAvg-PT",
-    "fedavg_pt_plus": "FedAvg-PT+",
-    "head_only": "head only",
-    "fedcof": "FedCOF",
-}
 WORDS = {
     "natural": "styles differ",
     "dirichlet_0.5": "classes skewed, too",
     "dirichlet_0.1": "more skewed",
-    "imbalance": "99 % of one class",
+    "imbalance": "99 % of three classes",
 }
 """The partitions for README, mildest first."""
+COMBINED = ("test", "solved again", "fedcof", "over fedcof")
+"""Figures of real_combination.json."""
 HEADS = (
     *("setting", "method", "seeds", "batches of 16", "each image alone"),
     *("PFPT over it", "alone", "prompts kept", "MB up", "CPU s"),
 )
-
-
-def runs_of(store: Store, setting: str, method: str) -> dict[int, Run]:
-    """By seed."""
-    return {
-        seed: run
-        for (place, name, seed), run in store.runs.items()
-        if (place, name) == (setting, method)
-    }
-
-
-def accuracies(runs: Mapping[int, Run], alone: bool = False) -> dict[int, float]:
-    """Test accuracy by seed.
-
-    Args:
-        runs: of one method in one setting.
-        alone: whether each image selects by itself.
-    """
-    found = {s: run.alone_accuracy if alone else run.accuracy for s, run in runs.items()}
-    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def line(store: Store, setting: str, method: str) -> list[str] | None:
@@ -137,12 +114,27 @@ def bounds_table(cases: Json) -> str:
     return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
 
 
+def combination_table(cases: Json) -> str:
+    """FedCOF's head with PFPT's prompts on top.
+
+    Args:
+        cases: of real_combination.json.
+    """
+    lines = []
+    for way, case in cases.items():
+        shown = [percent(case[name]["mean"], case[name]["ci95"]) for name in COMBINED]
+        lines.append([way, f"{case['rate']:g}", *shown])
+    heads = ("after the start", "rate", "as it ends", "solved again", "FedCOF", "ends - FedCOF")
+    return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=FOLDER)
     parser.add_argument("--page", type=Path, default=DOCS / "real.md")
+    parser.add_argument("--picture", type=Path, default=IMAGES / "real.png")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     arguments = parser.parse_args()
     store = Store(arguments.results)
@@ -150,6 +142,9 @@ def main() -> None:
         put_between(arguments.page, task, task_table(store, task))
     cases = read_json(RESULTS / "real_bounds.json").get("cases", {})
     put_between(arguments.page, "bounds", bounds_table(cases))
+    cases = read_json(RESULTS / "real_combination.json").get("cases", {})
+    put_between(arguments.page, "combination", combination_table(cases))
+    real_figure.draw(store, arguments.picture)
     put_between(arguments.readme, "real images", headline(store))
 
 

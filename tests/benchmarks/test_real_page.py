@@ -19,8 +19,11 @@ def test_tables_are_made_of_the_committed_results(
     for path, copy in copies.items():
         shutil.copy(path, copy)
     page, readme = copies.values()
-    monkeypatch.setattr(sys, "argv", ["real_page", "--page", str(page), "--readme", str(readme)])
+    picture = tmp_path / "real.png"
+    arguments = ["--page", str(page), "--picture", str(picture), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["real_page", *arguments])
     real_page.main()
+    assert picture.stat().st_size > 10_000
     for path, copy in copies.items():
         same = copy.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
         assert same, "python -m benchmarks.methods.real_page"

@@ -96,7 +96,7 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
 
 
 class Watched(SerialRuntime):
-    """Notes what is begun and what is waited for."""
+    """Notes what is started and what is waited for."""
 
     def __init__(self, options: RuntimeOptions, failing: int | None = None) -> None:
         super().__init__(options)
@@ -158,7 +158,7 @@ def test_clients_begin_while_the_round_before_is_measured(
 def test_a_failing_round_leaves_the_one_before_on_disk(
     random_backbone: str, tmp_path: Path
 ) -> None:
-    """Although its clients had begun before that one was measured."""
+    """Although its clients had started before that one was measured."""
     events, _, directory = watched(random_backbone, tmp_path / "run", failing=2)
     with pytest.raises(ClientError, match="round 2"):
         list(events)

@@ -137,11 +137,11 @@ def test_an_update_that_was_refused_leaves_its_client_unknown() -> None:
     assert is_unknown(spread, 3)
     update = ClientUpdate(3, 1, 4, *[torch.empty(0)] * 4, spread=torch.tensor([1.0, 0.5, 2.0]))
     assert added(spread, []) is spread
-    told = added(spread, [update])
-    assert not is_unknown(told, 3)
+    after = added(spread, [update])
+    assert not is_unknown(after, 3)
     # R = [[1, .5], [0, 2]], so R^T R = [[1, .5], [.5, 4.25]].
-    assert told["scatter"].tolist() == [1.0, 0.5, 4.25]
-    assert (int(told["freedom"]), told["seen"].tolist()) == (3, [3])
+    assert after["scatter"].tolist() == [1.0, 0.5, 4.25]
+    assert (int(after["freedom"]), after["seen"].tolist()) == (3, [3])
     assert not is_unknown({}, 3)
 
 

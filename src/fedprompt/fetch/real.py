@@ -40,7 +40,7 @@ def fetch(
         names: of `NAMES`; `real` means all.
         data: folder that gets a folder for each data set.
         weights: folder of the weights.
-        say: is told each step, a line at a time.
+        say: called with each step, a line at a time.
 
     Raises:
         ConfigError: an unknown name, or something cannot be fetched.
@@ -75,7 +75,7 @@ def fetch_packages(folder: Path, packages: Sequence[Package], say: Callable[[str
     Args:
         folder: gets a folder NAME-VERSION for each.
         packages: which.
-        say: is told each step.
+        say: called with each step.
     """
     absent = [package for package in packages if not is_unpacked(folder, package)]
     if absent:

@@ -55,18 +55,18 @@ def added(spread: Tensors, updates: Sequence[ClientUpdate]) -> Tensors:
         spread: before the round; empty where clients tell nothing.
         updates: in ascending order of clients, so that the sums have the same bits always.
     """
-    told = [update for update in updates if update.spread is not None]
-    if not spread or not told:
+    sent = [update for update in updates if update.spread is not None]
+    if not spread or not sent:
         return spread
     scatter = _full(spread["scatter"])
-    for update in told:
+    for update in sent:
         assert update.spread is not None
         scatter += scatter_of(update.spread, update.num_examples, len(scatter))
-    seen = sorted({*spread["seen"].tolist(), *(update.client_id for update in told)})
+    seen = sorted({*spread["seen"].tolist(), *(update.client_id for update in sent)})
     return {
         **spread,
         "scatter": torch.from_numpy(scatter[np.triu_indices(len(scatter))]),
-        "freedom": spread["freedom"] + sum(update.num_examples - 1 for update in told),
+        "freedom": spread["freedom"] + sum(update.num_examples - 1 for update in sent),
         "seen": torch.tensor(seen, dtype=torch.int64),
     }
 
