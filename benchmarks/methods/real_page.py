@@ -37,7 +37,7 @@ WORDS = {
     "imbalance": "99 % of three classes",
 }
 """The partitions for README, mildest first."""
-COMBINED = ("test", "solved again", "fedcof", "over fedcof")
+COMBINED = ("test", "alone", "solved again", "fedcof", "over fedcof", "alone over fedcof")
 """Figures of real_combination.json."""
 HEADS = (
     *("setting", "method", "seeds", "batches of 16", "each image alone"),
@@ -123,8 +123,11 @@ def combination_table(cases: Json) -> str:
     lines = []
     for way, case in cases.items():
         shown = [percent(case[name]["mean"], case[name]["ci95"]) for name in COMBINED]
-        lines.append([way, f"{case['rate']:g}", *shown])
-    heads = ("after the start", "rate", "as it ends", "solved again", "FedCOF", "ends - FedCOF")
+        lines.append([way, f"{case['rate']:g}", str(len(case["seeds"])), *shown])
+    heads = (
+        *("after the start", "rate", "seeds", "batches of 16", "each image alone"),
+        *("solved again", "FedCOF", "batches - FedCOF", "alone - FedCOF"),
+    )
     return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
 
 

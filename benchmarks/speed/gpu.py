@@ -69,7 +69,12 @@ def experiment(arguments: argparse.Namespace) -> Json:
         "rounds": arguments.rounds,
         "data": {"name": "noise", "train": arguments.train, "test": arguments.test},
         "model": {"backbone": arguments.backbone, "pretrained": False},
-        "clients": {"count": 100, "per_round": 10, "epochs": arguments.epochs, "batch_size": 16},
+        "clients": {
+            "count": arguments.clients,
+            "per_round": 10,
+            "epochs": arguments.epochs,
+            "batch_size": 16,
+        },
         "partition": {"name": "dirichlet", "alpha": 0.5},
         "prompts": {"count": 10, "pool": 20},
         "head": "linear",
@@ -167,6 +172,7 @@ def main() -> None:
     """Measure and add the case to the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=120)
+    parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--train", type=int, default=50_000)
     parser.add_argument("--test", type=int, default=10_000)

@@ -15,8 +15,8 @@ sys.path.insert(0, "tests")
 from benchmarks.speed.gpu import main
 from simulated_gpu import simulated_gpu
 
-tiny = ["--dry", "--rounds", "1", "--epochs", "1", "--train", "1200", "--test", "32"]
-tiny += ["--backbone", "test_vit", "--device", "cuda"]
+tiny = ["--dry", "--rounds", "1", "--epochs", "1", "--clients", "12"]
+tiny += ["--train", "144", "--test", "32", "--backbone", "test_vit", "--device", "cuda"]
 for arguments in (["--help"], tiny):
     sys.argv = ["gpu", *arguments]
     with contextlib.suppress(SystemExit):
