@@ -12,6 +12,7 @@ seeds, and the paired difference to FedAvg-PT. Whatever has been run is shown.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from benchmarks.harness import (
@@ -78,19 +79,21 @@ def headline(store: Store) -> str:
     """README's table: `emoji` with a head fitted on one vendor, as far as it has been run."""
     task = "emoji_frozen"
     shown = [each for each in real.PARTITIONS if len(runs_of(store, f"{task}/{each}", "pfpt")) > 1]
-    heads = [f"{WORDS[each]}, {how}" for each in shown for how in ("16 together", "alone")]
     lines = []
     for method in real.METHODS:
         runs = [runs_of(store, f"{task}/{partition}", method) for partition in shown]
         if not all(runs):
             continue
         cells = [
-            percent(*mean_and_half([*accuracies(own, alone).values()]))
+            " / ".join(
+                percent(*mean_and_half([*accuracies(own, alone).values()]))
+                for alone in (False, True)
+            )
             for own in runs
-            for alone in (False, True)
         ]
         lines.append([NAMES[method], *cells])
-    return "\n".join(table(["test accuracy (%)", *heads], lines))
+    heads = ("test accuracy (%), 16 together / alone", *(WORDS[each] for each in shown))
+    return "\n".join(table(heads, lines))
 
 
 def bounds_table(cases: Json) -> str:
@@ -122,7 +125,8 @@ def combination_table(cases: Json) -> str:
     """
     lines = []
     for way, case in cases.items():
-        shown = [percent(case[name]["mean"], case[name]["ci95"]) for name in COMBINED]
+        known = [case.get(name, {}) for name in COMBINED]  # the first way was run without `alone`
+        shown = [percent(each.get("mean"), each.get("ci95", math.nan)) for each in known]
         lines.append([way, f"{case['rate']:g}", str(len(case["seeds"])), *shown])
     heads = (
         *("after the start", "rate", "seeds", "batches of 16", "each image alone"),
