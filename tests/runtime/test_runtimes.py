@@ -513,7 +513,7 @@ class Gate(pl.Callback):
 
 
 def test_a_killed_and_stopped_run_ends_with_the_same_bits(
-    local_ray: None, random_backbone: str, tmp_path: Path
+    local_ray: None, random_backbone: str, tmp_path: Path, forgotten_plugins: None
 ) -> None:
     """SIGKILL to a client actor, whose work others do, and then to the driver actor; SIGTERM to the
     program that goes on; the rest without Ray.
