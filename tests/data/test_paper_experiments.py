@@ -30,8 +30,8 @@ SMALL = {
     "imagenet": ["data.size=32"],
 }
 RUNS = (
-    *("cifar10_imbalance", "cifar100_alpha_0.1", "cifar100_lt_50", "tinyimagenet_alpha_0.5"),
-    *("fourdataset_alpha_0.1", "fourdataset_imbalance", "imagenet_lt"),
+    *("cifar10_imbalance", "cifar100_lt_50", "tinyimagenet_alpha_0.5"),
+    *("fourdataset_imbalance", "imagenet_lt"),
 )
 """Every data set and every way of dividing it; the others differ in numbers alone."""
 METHODS = sorted(path.stem for path in (conf_root() / "method").glob("*.yaml"))
