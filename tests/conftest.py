@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 # Before anything starts worker processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    import torch  # here and below: the process that only hands tests out does without
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -112,6 +113,7 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of nano weights that were never trained."""
+    import torch
     from safetensors.torch import save_file
 
     from fedprompt.models.nano import network as nano
