@@ -15,10 +15,10 @@ from benchmarks.methods.results import Store
 from fedprompt.report.style import COLOURS, INK, MUTED, style_axes
 
 TITLES = {
-    "emoji_frozen": "emoji, head fitted on Noto",
-    "emoji_shared": "emoji, head averaged",
-    "mixed_frozen": "mixed, head fitted on a tenth",
-    "mixed_shared": "mixed, head averaged",
+    "emoji_frozen": "emoji, head\nfitted on Noto",
+    "emoji_shared": "emoji, head\naveraged",
+    "mixed_frozen": "mixed, head\nfitted on a tenth",
+    "mixed_shared": "mixed, head\naveraged",
 }
 SETTINGS = {
     "natural": "natural",

@@ -6,7 +6,7 @@
 
 For each task a line for each method and partition: test accuracy with prompts that 16 images of a
 style select together, and with those that each image selects by itself; mean and 95 % interval over
-seeds, and the paired difference to FedAvg-PT. Whatever has been run is shown.
+seeds, and PFPT's paired difference to it. Whatever has been run is shown.
 """
 
 from __future__ import annotations

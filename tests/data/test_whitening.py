@@ -197,3 +197,16 @@ def test_it_is_a_flag_or_a_name(value: object) -> None:
     expected = r"prompts\.whiten: expected true or false, or one of public, clients"
     with pytest.raises(ConfigError, match=expected):
         PromptOptions(whiten=value)  # type: ignore[arg-type]
+
+
+def test_whitened_queries_travel_to_workers(tiny: Callable[..., list[str]]) -> None:
+    """As Ray sends them: what actors select by is what the serial runtime selects by."""
+    few = "data={name: domains, train: 80, validation: 40, test: 40, public: 80}"
+    config = compose("quickstart", tiny(few, "prompts.whiten=true", "prompts.pool=3"))
+    setup = prepare(config).setup
+    sent = pickle.loads(pickle.dumps(setup))
+    kind = config.prompts.query_kind
+    tables = ((setup.data.table, sent.data.table), *zip(setup.splits, sent.splits, strict=True))
+    for ours, theirs in tables:
+        assert np.array_equal(ours.queries(kind), theirs.queries(kind))
+        assert not np.array_equal(ours.queries(kind), ours.queries(config.prompts.query))
