@@ -188,12 +188,17 @@ def after_rounds(world: World, whitened: bool, seed: int) -> Json:
     for _ in range(ROUNDS):
         cohort = np.sort(draws.choice(len(world.keys), PER_ROUND, replace=False))
         met |= set(cohort.tolist())
-        metric = world.metric(sorted(met)) if whitened else None
-        result = infer_key_noise(world.keys[cohort], np.arange(PER_ROUND), memory, metric)
-        memory = result.memory
-    owner = {key.tobytes(): client for client, key in enumerate(world.keys)}
-    clients = np.array([owner[key.tobytes()] for key in result.memory])
-    domain, labels = world.clients.domain[clients], result.memory_labels
+        if not whitened:  # else the server has kept the keys of all whom it has met
+            result = infer_key_noise(world.keys[cohort], np.arange(PER_ROUND), memory)
+            memory = result.memory
+    if whitened:
+        clients, metric = np.array(sorted(met)), world.metric(sorted(met))
+        labels = infer_key_noise(world.keys[clients], np.arange(len(met)), None, metric).labels
+    else:
+        owner = {key.tobytes(): client for client, key in enumerate(world.keys)}
+        clients, metric = np.array([owner[key.tobytes()] for key in result.memory]), None
+        labels = result.memory_labels
+    domain = world.clients.domain[clients]
     means, names = centres(world.keys[clients], labels, domain)
     return {**world.recognised(means, names, metric, seed), **agreement(domain, labels)}
 

@@ -35,6 +35,7 @@ def test_every_argument_reaches_merge_under_its_name() -> None:
         "generator": torch.Generator(),
         "previous_keys": torch.ones(2, 3),
         "metric": torch.eye(3),
+        "others": torch.ones(4, 3),
     }
     listener = Listener()
     listener.aggregate(**arguments)

@@ -50,7 +50,7 @@ def test_the_metric_knows_what_plain_keys_do_not(setting: str) -> None:
     for row in ("found", "ten rounds"):
         assert whitened[row]["single"] > 0.99
         assert whitened[row]["16"] == 1.0
-        assert whitened[row]["ari"] > 0.9  # clients of a few images may stand apart
+        assert whitened[row]["ari"] > 0.8  # clients of a few images may stand apart
 
 
 def test_imbalance_gives_every_class_of_a_domain_to_someone() -> None:

@@ -28,7 +28,14 @@ from fedprompt.server.evaluate import evaluate, global_subjects
 from fedprompt.server.mixing import responsibilities
 from fedprompt.server.quarantine import expected_of, fault
 from fedprompt.server.round import RoundSettings, make_jobs, run_rounds
-from fedprompt.server.spread import added, begin, current_metric, is_unknown, with_discriminants
+from fedprompt.server.spread import (
+    added,
+    begin,
+    current_metric,
+    is_unknown,
+    keys_of_others,
+    with_discriminants,
+)
 from fedprompt.server.traffic import download_bytes, upload_bytes
 
 Overrides = Callable[..., list[str]]
@@ -100,6 +107,10 @@ def test_the_sums_are_those_of_the_clients_seen_each_counted_once(bench: Bench) 
         np.testing.assert_allclose(
             after.spread["scatter"].numpy(), scatter[rows, columns], atol=1e-5
         )
+        assert after.spread["met"].tolist() == sorted(seen)
+        means = np.stack([queries_of(bench, client).mean(axis=0) for client in sorted(seen)])
+        np.testing.assert_allclose(after.spread["keys"].numpy(), means, atol=1e-6)
+        assert "known_keys" not in after.aggregator or not len(after.aggregator["known_keys"])
         state = after
     assert any(first & later for first in cohorts for later in cohorts if first is not later)
     assert len(cohorts[0]) < len(seen)
@@ -143,6 +154,23 @@ def test_an_update_that_was_refused_leaves_its_client_unknown() -> None:
     assert after["scatter"].tolist() == [1.0, 0.5, 4.25]
     assert (int(after["freedom"]), after["seen"].tolist()) == (3, [3])
     assert not is_unknown({}, 3)
+
+
+def test_keys_of_other_clients_are_those_met_before_less_the_cohort() -> None:
+    """Clients 7, 2 and 4 in turn; 4 used no prompt, and so sent no key."""
+    spread = begin(torch.eye(2))
+    for client, keys in ((7, torch.full((3, 2), 7.0)), (2, torch.full((1, 2), 2.0)), (4, None)):
+        empty = torch.empty(0, 2)
+        update = ClientUpdate(
+            client, 1, 4, empty, empty if keys is None else keys, empty, empty, spread=torch.ones(3)
+        )
+        spread = added(spread, [update])
+    assert spread["seen"].tolist() == [2, 4, 7]
+    assert spread["met"].tolist() == [2, 7]
+    found = keys_of_others(spread, [2, 4])
+    assert found is not None
+    assert found.tolist() == [[7.0, 7.0]]
+    assert keys_of_others({}, [2]) is None
 
 
 def test_before_anything_is_known_keys_are_compared_as_they_are() -> None:
@@ -206,7 +234,7 @@ def test_a_resumed_run_has_the_bits_of_a_whole_one(tiny: Overrides, tmp_path: Pa
     resumed = fedprompt.resume(half)
     assert resumed.summary["state_sha256"] == whole.summary["state_sha256"]
     state = load_latest(half / "state").state
-    assert set(state.spread) == {"scatter", "freedom", "seen", "discriminants"}
+    assert set(state.spread) == set(begin(state.keys))
 
 
 def test_one_domain_runs_as_well_and_selection_without_keys_ignores_it(

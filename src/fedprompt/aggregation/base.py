@@ -63,6 +63,7 @@ class Aggregator(abc.ABC):
         generator: torch.Generator | None = None,
         previous_keys: Tensor | None = None,
         metric: Tensor | None = None,
+        others: Tensor | None = None,
     ) -> Aggregation:
         """Check the arguments and merge.
 
@@ -76,6 +77,7 @@ class Aggregator(abc.ABC):
             generator: source of every random draw.
             previous_keys: (n, q) keys that were broadcast with `previous`.
             metric: (q, q) in which keys are compared; None for the Euclidean distance.
+            others: (M, q) keys of clients that were met before and are not among these.
 
         Raises:
             InputError: an argument is malformed; the message names the client.
@@ -91,6 +93,7 @@ class Aggregator(abc.ABC):
                 generator=generator,
                 previous_keys=previous_keys,
                 metric=metric,
+                others=others,
             )
         )
 

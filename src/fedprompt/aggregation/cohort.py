@@ -45,6 +45,8 @@ class Cohort:
     """(n, q)"""
     metric: Array | None
     """(q, q)"""
+    others: Array | None
+    """(M, q) keys of clients of earlier rounds."""
     dtype: torch.dtype
     key_dtype: torch.dtype
     places: Places
@@ -80,6 +82,7 @@ class Cohort:
             previous=None if given.previous is None else _array(given.previous),
             previous_keys=None if given.previous_keys is None else _array(given.previous_keys),
             metric=None if given.metric is None else _array(given.metric),
+            others=None if given.others is None else _array(given.others),
             dtype=given.prompt_sets[0].dtype,
             key_dtype=_key_dtype(given),
             places=places,

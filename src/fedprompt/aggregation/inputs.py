@@ -49,6 +49,9 @@ class AggregationInput:
     metric: Tensor | None = None
     """(q, q) M, if known: keys differ by |(k - k') M|, in which one image's spread is 1 in every
     direction (`data.prefix.spread`). None for the Euclidean distance."""
+    others: Tensor | None = None
+    """(M, q) the key of every client that was met before and is not among these, if the server
+    remembers them."""
 
     def __post_init__(self) -> None:
         count = len(self.prompt_sets)
@@ -65,6 +68,7 @@ class AggregationInput:
             q = _check_family("keys", self.keys, self.prompt_sets)
         _check_one("previous_keys", self.previous_keys, q)
         _check_metric(self.metric, q)
+        _check_one("others", self.others, q)
         if self.previous is not None:  # an aggregator may know the prompts from its state
             self.check_pair()
         if self.origins is not None:

@@ -51,7 +51,13 @@ from fedprompt.server.merge import (
 )
 from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
 from fedprompt.server.sampling import sample_cohort
-from fedprompt.server.spread import added, current_metric, is_unknown, with_discriminants
+from fedprompt.server.spread import (
+    added,
+    current_metric,
+    is_unknown,
+    keys_of_others,
+    with_discriminants,
+)
 from fedprompt.server.traffic import count_bytes
 
 logger = logging.getLogger(__name__)
@@ -209,7 +215,8 @@ def run_round(
     spread = added(state.spread, good)
     metric = current_metric(spread)
     if settings.generator is None:  # 7
-        merged = aggregate_prompts(good, weights, state, settings, aggregator, metric)
+        others = keys_of_others(spread, [update.client_id for update in good])
+        merged = aggregate_prompts(good, weights, state, settings, aggregator, metric, others)
     else:
         merged, made = teach_generator(settings.generator, good, weights, jobs, state)
     memories = {"aggregator": moments, "generator": made, "objective": memory, "spread": spread}
@@ -315,6 +322,7 @@ def aggregate_prompts(
     settings: RoundSettings,
     aggregator: Aggregator,
     metric: Tensor | None = None,
+    others: Tensor | None = None,
 ) -> Aggregation | None:
     """Merge the prompt sets; None when no prompts travel.
 
@@ -325,6 +333,7 @@ def aggregate_prompts(
         settings: seed and recipe.
         aggregator: merges the sets.
         metric: (q, q) in which keys are compared; None for the Euclidean one.
+        others: (M, q) keys of clients that were met before, if they are kept.
     """
     options = settings.recipe.prompts
     if options.count == 0 or options.mode == "personal":
@@ -340,6 +349,7 @@ def aggregate_prompts(
             generator=torch_generator(settings.seed, "aggregate", state.round_index + 1),
             previous_keys=state.keys if options.sends_keys else None,
             metric=metric,
+            others=others if options.sends_keys else None,
         )
     )
 

@@ -4,7 +4,8 @@
 |-----------------------------|-----------------------------------------------------------------|
 | first contact with a client | its job asks for the triangular factor of its centred queries   |
 | before aggregation          | factors of usable updates are added to sums, client by client   |
-| aggregation                 | compares keys in the metric of the sums so far                  |
+| aggregation                 | compares keys in the metric of the sums so far, with the first  |
+|                             | keys of all clients that were met before                        |
 | after it                    | discriminants of the new keys are made, to be broadcast         |
 
 Nothing is forgotten and nothing is asked twice. An update that is refused leaves its client
@@ -32,13 +33,16 @@ def begin(keys: Tensor) -> Tensors:
 
     Returns:
         `scatter`, the upper triangle (q (q + 1) / 2,) float64, row by row; `freedom`, images less
-        clients; `seen`, the clients in ascending order; `discriminants` (n, q + 1).
+        clients; `seen`, the clients in ascending order; of those whose key is known `met`, in
+        ascending order, and `keys` (m, q) float32; `discriminants` (n, q + 1).
     """
     width = keys.shape[1]
     return {
         "scatter": torch.zeros(width * (width + 1) // 2, dtype=torch.float64),
         "freedom": torch.zeros((), dtype=torch.int64),
         "seen": torch.empty(0, dtype=torch.int64),
+        "met": torch.empty(0, dtype=torch.int64),
+        "keys": torch.empty(0, width),
         "discriminants": discriminants(keys, None),
     }
 
@@ -63,12 +67,31 @@ def added(spread: Tensors, updates: Sequence[ClientUpdate]) -> Tensors:
         assert update.spread is not None
         scatter += scatter_of(update.spread, update.num_examples, len(scatter))
     seen = sorted({*spread["seen"].tolist(), *(update.client_id for update in sent)})
+    with_keys = [update for update in sent if len(update.keys)]
+    met = torch.tensor([*spread["met"].tolist(), *(update.client_id for update in with_keys)])
+    keys = torch.cat([spread["keys"], *(update.keys[:1] for update in with_keys)])
+    order = met.argsort()
     return {
         **spread,
         "scatter": torch.from_numpy(scatter[np.triu_indices(len(scatter))]),
         "freedom": spread["freedom"] + sum(update.num_examples - 1 for update in sent),
         "seen": torch.tensor(seen, dtype=torch.int64),
+        "met": met[order].long(),
+        "keys": keys[order],
     }
+
+
+def keys_of_others(spread: Tensors, clients: Sequence[int]) -> Tensor | None:
+    """(M, q) the keys of clients that were met and are not among these; None if keys are not kept.
+
+    Args:
+        spread: with this round's sums.
+        clients: of this round.
+    """
+    if not spread:
+        return None
+    elsewhere = [client not in clients for client in spread["met"].tolist()]
+    return spread["keys"][torch.tensor(elsewhere, dtype=torch.bool)]
 
 
 def current_metric(spread: Tensors) -> Tensor | None:

@@ -12,11 +12,12 @@ from scipy.stats import invgamma, multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 from fedprompt import aggregation
-from fedprompt.aggregation.pfpt.map.key_noise import infer_key_noise
+from fedprompt.aggregation.pfpt.map.key_noise import MOST_OTHERS, infer_key_noise
 from fedprompt.aggregation.pfpt.map.metric_groups import (
+    IN_DOUBT,
     evidence,
-    likeliest_groups,
     place,
+    plausible_groups,
     threshold_factor,
 )
 from fedprompt.aggregation.pfpt.map.partitions import RATIOS
@@ -159,13 +160,48 @@ def test_stretching_the_space_changes_no_comparison_of_partitions() -> None:
 
 
 def test_groups_that_an_image_cannot_tell_apart_are_one() -> None:
-    """Sixteen clients each around 0, 1.5 and 9: three groups for sure, two for an image."""
+    """Sixteen clients each around 0, 1.2 and 9: three groups for sure, two for an image."""
     draws = np.random.default_rng(0)
-    points = np.repeat([[0.0], [1.5], [9.0]], 16, axis=0) + 0.05 * draws.normal(size=(48, 1))
-    found = likeliest_groups(points, 0.05**2)
+    points = np.repeat([[0.0], [1.2], [9.0]], 16, axis=0) + 0.05 * draws.normal(size=(48, 1))
+    found = plausible_groups(points, 0.05**2)
     np.testing.assert_array_equal(found.labels, np.repeat([0, 0, 1], 16))
     three = np.repeat([0, 1, 2], 16)
     assert evidence(points, three, 0.05**2) > evidence(points, found.labels, 0.05**2)
+
+
+def test_clients_of_other_rounds_count_and_their_order_does_not() -> None:
+    """Four clients of a round beside 36 others, whose keys the server has kept, or beside 400."""
+    keys, _, metric = planted(0)
+    cohort, rest = np.array([0, 7, 8, 31]), np.setdiff1d(np.arange(40), [0, 7, 8, 31])
+    owner = np.arange(4)
+    one = infer_key_noise(keys[cohort], owner, metric=metric, others=keys[rest])
+    whole = infer_key_noise(keys, np.arange(40), metric=metric)
+    assert one.groups == whole.groups == GROUPS
+    assert [one.labels[0] == one.labels[k] for k in (1, 2, 3)] == [True, False, False]
+    assert len(one.memory) == len(one.memory_labels) == 0
+    turned = infer_key_noise(keys[cohort], owner, metric=metric, others=keys[rest[::-1]])
+    assert np.array_equal(one.centres, turned.centres)
+    assert np.array_equal(one.labels, turned.labels)
+    # None of them is taken for a client that is here, however near it is.
+    near = infer_key_noise(keys[cohort], owner, metric=metric, others=keys[cohort] + 1e-6)
+    assert len(near.labels) == 4
+    many = np.concatenate([planted(seed)[0] for seed in range(10)])
+    assert len(many) > MOST_OTHERS
+    assert len(infer_key_noise(keys[cohort], owner, metric=metric, others=many).labels) == 4
+
+
+def test_two_groups_whose_evidence_is_weak_stay_apart_if_an_image_can_tell_them_apart() -> None:
+    """Three clients each around 0 and 2, of whom one says little, and eight around 30."""
+    draws = np.random.default_rng(0)
+    points = np.array([-0.9, 0.0, 0.9, 1.1, 2.0, 2.9])
+    points = np.concatenate([points, 30 + 0.6 * draws.normal(size=8)])[:, None]
+    two, three = np.repeat([0, 1], [6, 8]), np.repeat([0, 1, 2], [3, 3, 8])
+    gain = evidence(points, three, 0.3) - evidence(points, two, 0.3)
+    assert -IN_DOUBT < gain < 0
+    found = plausible_groups(points, 0.3).labels
+    assert found[0] != found[5]
+    assert len(set(found[6:])) == 1
+    assert not set(found[:6]) & set(found[6:])
 
 
 def inputs(seed: int) -> tuple[dict[str, object], np.ndarray]:

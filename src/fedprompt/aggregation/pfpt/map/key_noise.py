@@ -9,6 +9,8 @@ neither it nor the number of groups is known. Both are read off the keys by comp
 Observations are the distinct keys of each client, and the distinct keys of earlier rounds that
 the memory holds. The server's own keys are no observations: they depend on what was matched
 before, so that a group that was split once would be evidence for the next split.
+
+A server that remembers the key of each client itself says so (`others`), and no memory is needed.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import dataclasses
 
 import numpy as np
 
-from fedprompt.aggregation.arrays import Array, Indices
-from fedprompt.aggregation.pfpt.map.metric_groups import Placement, likeliest_groups, place
+from fedprompt.aggregation.arrays import Array, Indices, lexicographic
+from fedprompt.aggregation.pfpt.map.metric_groups import Placement, place, plausible_groups
 from fedprompt.aggregation.pfpt.map.partitions import (
     best_partition,
     effective_dimension,
@@ -27,6 +29,8 @@ from fedprompt.aggregation.pfpt.map.partitions import (
 
 MEMORY_SIZE = 64
 """Keys kept from earlier rounds: enough for ten groups of six clients, and 64 kB at q = 128."""
+MOST_OTHERS = 256
+"""Other clients among whom groups are sought; of more, every so many-th is taken."""
 SAME_KEY = 1e-3
 """Keys nearer than this share of the root mean square distance from the mean are equal up to
 rounding: far above the rounding of float32, far below any difference between clients."""
@@ -63,7 +67,11 @@ class KeyNoise:
 
 
 def infer_key_noise(
-    keys: Array, owner: Indices, memory: Array | None = None, metric: Array | None = None
+    keys: Array,
+    owner: Indices,
+    memory: Array | None = None,
+    metric: Array | None = None,
+    others: Array | None = None,
 ) -> KeyNoise:
     """Find groups among keys and the variance within them.
 
@@ -76,6 +84,7 @@ def infer_key_noise(
         owner: (N,) client of each row; equal keys of one client are one observation.
         memory: (M, q) `KeyNoise.memory` of the previous round; None or empty in the first.
         metric: (q, q) of the clients' queries, if known: groups are then those of `metric_groups`.
+        others: (M, q) keys of all other clients that were met, in place of a memory.
 
     Returns:
         Variances, effective dimension, groups, and the next memory.
@@ -87,11 +96,16 @@ def infer_key_noise(
     """
     fresh, clients, row_of = _observations(keys, owner)
     stored = np.empty((0, keys.shape[1])) if memory is None else memory
-    stored = _without_repeats(stored, fresh, clients, metric)
+    if others is None:
+        stored = _without_repeats(stored, fresh, clients, metric)
+    else:
+        stored = others[lexicographic(others)][_thinned(len(others), MOST_OTHERS)]
     points = np.concatenate([fresh, stored])
     points = points - points[0]  # first, so that equal keys become exactly 0
-    kept = _thinned(len(fresh), MEMORY_SIZE)
-    kept = np.concatenate([kept, len(fresh) + np.arange(len(stored))[: MEMORY_SIZE - len(kept)]])
+    kept = _thinned(len(fresh), MEMORY_SIZE if others is None else 0)
+    if others is None:
+        room = MEMORY_SIZE - len(kept)
+        kept = np.concatenate([kept, len(fresh) + np.arange(len(stored))[:room]])
     next_memory = np.concatenate([fresh, stored])[kept]
     centred = points - points.mean(axis=0)
     unit = float(np.abs(centred).max())
@@ -125,7 +139,7 @@ def _by_metric(points: Array, metric: Array, row_of: Indices, kept: Indices) -> 
     """
     placement = place(points, metric)
     placed = placement(points)
-    found = likeliest_groups(placed, placement.noise)
+    found = plausible_groups(placed, placement.noise)
     centres = group_means(placed, found.labels)
     return KeyNoise(
         variance=found.variance,

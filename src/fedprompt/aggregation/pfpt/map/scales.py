@@ -159,7 +159,8 @@ def key_scales(cohort: Cohort, weight: float, memory: Array) -> KeyScales | None
         return None
     unit = float(np.abs(cohort.keys).max())
     known = None if cohort.metric is None else cohort.metric * unit
-    found = infer_key_noise(cohort.keys / unit, cohort.owner, memory / unit, known)
+    others = None if cohort.others is None else cohort.others / unit
+    found = infer_key_noise(cohort.keys / unit, cohort.owner, memory / unit, known, others)
     keys = found.placed(cohort.keys / unit)
     least = KEY_NOISE_FLOOR * (found.between or float((keys**2).mean()))
     noise = math.sqrt(max(found.variance, least))
