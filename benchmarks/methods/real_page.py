@@ -135,6 +135,28 @@ def combination_table(cases: Json) -> str:
     return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
 
 
+def selection_table(rows: Json) -> str:
+    """What choosing prompts in the clients' metric is worth.
+
+    Args:
+        rows: of real_selection.json.
+    """
+    names = ("accuracy", "alone_accuracy", "accuracy over plain", "alone_accuracy over plain")
+    lines = []
+    for row, cases in rows.items():
+        for case, found in cases.items():
+            shown = [percent(found[name]["mean"], found[name]["ci95"]) for name in names]
+            if case == "plain":
+                shown[2:] = ["", ""]
+            prompts = f"{found['prompts']['mean']:.0f}"
+            lines.append([row, case, str(len(found["seeds"])), *shown, prompts])
+    heads = (
+        *("where", "selection", "seeds", "batches of 16", "each image alone"),
+        *("batches over plain", "alone over plain", "prompts kept"),
+    )
+    return "\n".join(table(heads, lines)) if lines else "Nothing has been run yet."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,6 +173,8 @@ def main() -> None:
     put_between(arguments.page, "bounds", bounds_table(cases))
     cases = read_json(RESULTS / "real_combination.json").get("cases", {})
     put_between(arguments.page, "combination", combination_table(cases))
+    rows = read_json(RESULTS / "real_selection.json").get("rows", {})
+    put_between(arguments.page, "selection", selection_table(rows))
     real_figure.draw(store, arguments.picture)
     put_between(arguments.readme, "real images", headline(store))
 

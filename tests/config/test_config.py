@@ -625,3 +625,24 @@ def test_more_cpus_or_threads_than_exist(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     message = refusal(f"runtime.threads={cpus + 1}")
     assert message.endswith(f"expected runtime.threads <= {cpus}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["data=domains"], "clients"),
+        (["data=digits"], False),
+        (["data=digits", "prompts.whiten=auto"], False),
+        (["data=domains", "prompts.whiten=auto"], "clients"),
+        (["data=domains", "prompts.whiten=false"], False),
+        (["data=domains", "prompts.whiten=public"], "public"),
+        (["data=digits", "prompts.whiten=clients"], "clients"),
+    ],
+)
+def test_queries_are_compared_in_the_clients_metric_where_there_are_several_domains(
+    changes: list[str], expected: object
+) -> None:
+    config = compose("quickstart", changes)
+    assert config.prompts.whiten == expected
+    assert config.with_method("fedavg_pt_plus").prompts.whiten == expected
+    assert config.tree()["prompts"]["whiten"] == expected

@@ -5,7 +5,12 @@ whole, `typed` and `groups` check it against the options' dataclasses, `experime
 """
 
 from fedprompt.config.compose import compose
-from fedprompt.config.experiment import ExperimentConfig, automatic_selection, build
+from fedprompt.config.experiment import (
+    ExperimentConfig,
+    automatic_selection,
+    automatic_whitening,
+    build,
+)
 from fedprompt.config.files import FILE_NAME, conf_root, list_experiments
 from fedprompt.config.groups import GROUPS, REGISTRIES, SECTIONS, Choice, load_group
 from fedprompt.config.layers import Sources
@@ -23,6 +28,7 @@ __all__ = [
     "Sources",
     "Tree",
     "automatic_selection",
+    "automatic_whitening",
     "build",
     "compose",
     "conf_root",

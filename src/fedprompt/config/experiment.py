@@ -334,13 +334,29 @@ def _choice(group: str, value: object) -> Choice:
 
 
 def _settled(value: object, data: Choice) -> Tree:
-    """The prompts' section with the selection that `auto` means."""
+    """The prompts' section with the selection and the whitening that `auto` means."""
     prompts = section(value, "prompts")
     if prompts.get("selection") is not None:
         check_choice("prompts.selection", prompts["selection"], ("auto", *SELECTIONS))
     if prompts.get("selection") == "auto":
         prompts["selection"] = automatic_selection(prompts, data.options)
+    if prompts.get("whiten") in (None, "auto"):
+        prompts["whiten"] = automatic_whitening(data.options)
     return prompts
+
+
+def automatic_whitening(data: object) -> str | bool:
+    """What `prompts.whiten=auto` means: `clients` where there are several domains, else false.
+
+    Where there is one, groups of clients could only be groups of classes, which cost prompts.
+
+    Args:
+        data: options of the data set; those of sets with several domains say `several_domains`.
+
+    >>> automatic_whitening(None)
+    False
+    """
+    return "clients" if getattr(data, "several_domains", False) else False
 
 
 def automatic_selection(prompts: Mapping[str, object], data: object) -> str:

@@ -20,7 +20,7 @@ SELECTIONS = ("keyed", "l2p", "all")
 QUERIES = ("style", "cls")
 """The queries that a backbone computes."""
 QUERY_CHOICES = (*QUERIES, "both")
-WHITENINGS = ("public", "clients")
+WHITENINGS = ("auto", "public", "clients")
 RULES = ("hard", "soft")
 PLACEMENTS = ("input", "pool", "shallow", "deep", "none")
 MODES = ("shared", "personal")
@@ -53,11 +53,12 @@ class PromptOptions:
     query: str = "style"
     """What keyed selection compares: `style` (statistics of the tokens), `cls` (CLS feature) or
     `both`, one after the other."""
-    whiten: bool | str = False
+    whiten: bool | str = "auto"
     """Whether keyed selection compares queries in units of how far images of one domain differ, so
     that a single image says its domain. `public` (or true): by the spread within domains of the
     data set's public images; a data set without them is refused. `clients`: by the spread within
-    clients, which each of them tells once. Other rules of selection ignore it."""
+    clients, which each of them tells once. `auto`: `clients` if the data have several domains, else
+    false (`config.automatic_whitening`). Other rules of selection ignore it."""
     choose_by: str = "client"
     """Keyed selection in training: once, by the mean query of the client's data, or anew for every
     `batch`, which suits clients whose data mix domains."""
