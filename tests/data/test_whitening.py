@@ -194,7 +194,7 @@ def test_selection_without_keys_ignores_it(tiny: Callable[..., list[str]]) -> No
 
 @pytest.mark.parametrize("value", [1, "client", None])
 def test_it_is_a_flag_or_a_name(value: object) -> None:
-    expected = r"prompts\.whiten: expected true or false, or one of public, clients"
+    expected = r"prompts\.whiten: expected true or false, or one of auto, public, clients"
     with pytest.raises(ConfigError, match=expected):
         PromptOptions(whiten=value)  # type: ignore[arg-type]
 
