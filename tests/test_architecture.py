@@ -14,7 +14,18 @@ import fedprompt
 PACKAGE = Path(fedprompt.__file__).parent
 ROOMS = [
     *("core", "aggregation", "objectives", "prompt_generators", "data", "models", "client"),
-    *("server", "runtime", "config", "runs", "report", "experiment", "sweep", "fetch", "cli"),
+    *(
+        "server",
+        "runtime",
+        "config",
+        "runs",
+        "report",
+        "results",
+        "experiment",
+        "sweep",
+        "fetch",
+        "cli",
+    ),
     "__main__",
 ]
 """From the ground up."""

@@ -42,7 +42,7 @@ from benchmarks.methods import real
 from fedprompt.config import compose
 from fedprompt.core.types import Parts, ServerState
 from fedprompt.data.prefix.tables import FeatureTable
-from fedprompt.models.prompted import PromptedModel
+from fedprompt.models.prompted import PromptedNetwork
 from fedprompt.objectives.closed_form import ClosedFormOptions, solve
 from fedprompt.runs.federation import Federation, prepare
 from fedprompt.server.evaluate import select_for_split
@@ -100,7 +100,7 @@ def features_of(
     order, rows = select_for_split(state, recipe, table)
     mask, nobody = federation.task.class_mask, torch.Generator()
     prompts = Parts(prompts=state.prompts)
-    network = PromptedModel(recipe, federation.backbone, prompts, state.keys, mask, nobody).eval()
+    network = PromptedNetwork(recipe, federation.backbone, prompts, state.keys, mask, nobody).eval()
     features = torch.empty(len(table), federation.backbone.feature_dim)
     with torch.no_grad():
         for part in chunks(order):

@@ -364,7 +364,7 @@ def test_a_mistake_in_an_evaluation_is_caught(
     """A class mask that stays on the CPU."""
     laid = lay("prompts.pool=3")
     monkeypatch.setattr(
-        "fedprompt.models.prompted.PromptedModel.classify",
+        "fedprompt.models.prompted.PromptedNetwork.classify",
         lambda self, features, groups: self.head(features).masked_fill(
             torch.ones(len(features), 1, dtype=torch.bool), 0
         ),

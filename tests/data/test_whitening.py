@@ -19,7 +19,7 @@ from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.data.prefix.tables import FeatureTable
-from fedprompt.data.prefix.whitening import Whitening, add_whitened
+from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
 from fedprompt.models.selection import PromptOptions
 from fedprompt.runs.driver import settings_of
 from fedprompt.runs.federation import initial_state, prepare
@@ -57,7 +57,7 @@ def recognised(queries: np.ndarray, table: FeatureTable) -> float:
 
 def test_one_image_says_its_domain_by_whitened_queries() -> None:
     public, held = table_of(0), table_of(1)
-    (found,) = add_whitened([held], public, KINDS)
+    (found,) = add_whitened([held], whitenings(public, KINDS))
     assert recognised(held.queries("style"), held) < 0.75
     assert recognised(found.queries("whitened style"), held) > 0.95
     np.testing.assert_allclose(
@@ -76,7 +76,7 @@ def test_distances_are_those_of_mahalanobis_with_a_shrunk_covariance_within_doma
     share = min(1, (square + trace**2) / ((30 + 1) * (square - trace**2 / WIDTH)))
     shrunk = (1 - share) * sample + share * trace / WIDTH * np.eye(WIDTH)
     np.testing.assert_allclose(
-        pdist(style @ Whitening(public, "style").matrix),
+        pdist(style @ Whitening.of(public, "style").matrix),
         pdist(style, "mahalanobis", VI=np.linalg.inv(shrunk)),
         rtol=1e-8,
     )
@@ -84,7 +84,7 @@ def test_distances_are_those_of_mahalanobis_with_a_shrunk_covariance_within_doma
 
 def test_a_whitened_query_is_centred_turned_and_scaled() -> None:
     public, held = table_of(0), table_of(1)
-    found = Whitening(public, "style")
+    found = Whitening.of(public, "style")
     expected = found.matrix.T @ (held.style[3] - public.style.astype(float).mean(axis=0))
     np.testing.assert_allclose(
         found(held)[3], expected / np.linalg.norm(expected), rtol=1e-5, atol=1e-7
@@ -93,24 +93,24 @@ def test_a_whitened_query_is_centred_turned_and_scaled() -> None:
 
 def test_few_public_images_are_enough_for_a_map() -> None:
     """Fewer than a query has coordinates: shrinkage keeps the covariance regular."""
-    found = Whitening(table_of(0, count=4), "style")(table_of(1))
+    found = Whitening.of(table_of(0, count=4), "style")(table_of(1))
     assert np.isfinite(found).all()
 
 
 def test_domains_and_labels_of_clients_play_no_part() -> None:
     held = table_of(1)
     other = dataclasses.replace(held, groups=np.zeros_like(held.groups), labels=held.labels + 1)
-    found = add_whitened([held, other], table_of(0), KINDS)
+    found = add_whitened([held, other], whitenings(table_of(0), KINDS))
     np.testing.assert_array_equal(*(each.queries("whitened style") for each in found))
 
 
 def test_public_images_that_are_all_alike_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"prompts\.whiten: expected public images that differ"):
-        Whitening(table_of(0), "cls")
+        Whitening.of(table_of(0), "cls")
 
 
 def test_whitened_queries_travel_with_a_table() -> None:
-    (table,) = add_whitened([table_of(1)], table_of(0), KINDS)
+    (table,) = add_whitened([table_of(1)], whitenings(table_of(0), KINDS))
     for copy in (pickle.loads(pickle.dumps(table)), table.loaded()):
         np.testing.assert_array_equal(
             copy.queries("whitened style"), table.queries("whitened style")

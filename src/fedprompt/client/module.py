@@ -21,7 +21,7 @@ from fedprompt.core.devices import send
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import ClientJob, Parts, fresh
 from fedprompt.models.backbone import Backbone
-from fedprompt.models.prompted import PromptedModel
+from fedprompt.models.prompted import PromptedNetwork
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """(B, T, d) tokens, or (B, d) features without prompts; (B, q) queries; (B,) labels and groups"""
@@ -56,7 +56,7 @@ class ClientModule(pl.LightningModule):
         self.recipe = recipe
         self.job = job
         self.objective = recipe.build_objective()
-        self.model = PromptedModel(
+        self.model = PromptedNetwork(
             recipe,
             backbone,
             job.broadcast.start(job.state),

@@ -48,7 +48,7 @@ class ModelRecipe(Protocol):
         ...
 
 
-class PromptedModel(nn.Module):
+class PromptedNetwork(nn.Module):
     """Prompts, selection, adaptation and head on a frozen backbone.
 
     Args:

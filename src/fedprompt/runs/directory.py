@@ -6,6 +6,8 @@ RUN_DIR/
   plugins/         the plug-in files that the run was made with
   partition.json   recipe, and samples of each class that each client holds
   partition.npz    recipe and indices, to be used again (see `data.partition.file`)
+  task.json        classes, domains, and how images were read
+  whitening.npz    with `prompts.whiten=public`, the map of queries
   rounds.jsonl     one object a round
   status.json      running, finished, failed or interrupted; round, message
   summary.json     the result; present when the run is finished
@@ -17,6 +19,7 @@ RUN_DIR/
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -44,6 +47,7 @@ logger = logging.getLogger(__name__)
 STATES = ("running", "finished", "failed", "interrupted")
 FILES = (
     *("config.yaml", "partition.json", "partition.npz", "rounds.jsonl", "report.html"),
+    *("task.json", "whitening.npz"),
     # Last, so that a folder whose clearing was interrupted still counts as a run directory.
     *("summary.json", "manifest.json", "status.json"),
 )
@@ -254,6 +258,28 @@ class RunDirectory:
         except CheckpointError as error:
             logger.warning("%s", error)
             return {}
+
+    def write_task(self, values: Mapping[str, object]) -> None:
+        """Write `task.json`; see `runs.task_card`."""
+        self._write_json("task.json", values)
+
+    def read_task(self) -> Json:
+        """Content of `task.json`; empty when there is none."""
+        return self._read_json("task.json")
+
+    def write_whitening(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+        """Write `whitening.npz`: a few matrices by name."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        atomic_write(self.path / "whitening.npz", buffer.getvalue())
+
+    def read_whitening(self) -> dict[str, NDArray[np.float64]]:
+        """What `write_whitening` wrote; empty when there is none."""
+        path = self.path / "whitening.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
     def append_round(self, report: RoundReport) -> None:
         """Add one line to `rounds.jsonl`; NaN is written as null."""

@@ -32,6 +32,7 @@ from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.starting_head import starting_head
 from fedprompt.runs.summary import comparison_table
+from fedprompt.runs.task_card import task_card, whitening_arrays
 from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
 from fedprompt.server.figures import Evaluation
@@ -294,6 +295,9 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
     if federation.frozen_head is not None:
         about["frozen_head"] = frozen_head_conditions(federation.frozen_head, task)
     directory.write_manifest(about)
+    directory.write_task(task_card(task))
+    if federation.whitening:
+        directory.write_whitening(whitening_arrays(federation.whitening))
     options = dataclasses.asdict(config.partition.options)
     directory.write_partition(
         parts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
 from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
 from fedprompt.data.prefix.cache import PrefixCache
-from fedprompt.data.prefix.tables import FeatureTable
-from fedprompt.data.prefix.whitening import add_whitened
+from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
 from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
@@ -39,6 +38,8 @@ class Federation:
     """With `head.mode=frozen`."""
     notes: tuple[str, ...] = ()
     """What the user should read about the data and the cache."""
+    whitening: Mapping[str, Whitening] = dataclasses.field(default_factory=dict)
+    """With `prompts.whiten=public`, the maps of the queries that prompts are selected by."""
 
     @property
     def data(self) -> ClientData:
@@ -70,7 +71,8 @@ def prepare(config: ExperimentConfig) -> Federation:
     whole = backbone.cut_at(0)
     public = PrefixCache(whole, device, config.cache) if backbone.cut else cache
     tables = list(map(cache.table, (task.train, task.validation, task.test)))
-    train, validation, test = with_whitened_queries(config, task, public, tables)
+    maps = whitenings_of(config, task, public)
+    train, validation, test = add_whitened(tables, maps) if maps else tables
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
     setup = WorkerSetup(
@@ -93,19 +95,16 @@ def prepare(config: ExperimentConfig) -> Federation:
     notes = (*task.notes, *dict.fromkeys((*cache.notes, *public.notes)))
     # From here on; what is cached is exact.
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
-    return Federation(task, backbone, setup, frozen_head, notes)
+    return Federation(task, backbone, setup, frozen_head, notes, maps)
 
 
-def with_whitened_queries(
-    config: ExperimentConfig, task: Task, cache: PrefixCache, tables: Sequence[FeatureTable]
-) -> Sequence[FeatureTable]:
-    """The tables with the whitened queries that the method or one it is compared with selects by.
+def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:
+    """The maps of whitened queries that the method or one it is compared with selects by.
 
     Args:
         config: of the leading method, with the names of its rivals.
         task: whose public images say how queries spread.
         cache: holds the queries of public images.
-        tables: of the splits.
 
     Raises:
         ConfigError: one is to select by them, and there are no public images.
@@ -113,14 +112,14 @@ def with_whitened_queries(
     variants = [config, *map(config.with_method, config.compare)]
     options = [each.prompts for each in variants if each.prompts.selects_by_whitened]
     if not options:
-        return tables
+        return {}
     if task.public is None:
         raise ConfigError(
             f"prompts.whiten=public: expected a data set with public images to whiten queries by, "
             f"got data={task.name}, which has none; set prompts.whiten=clients or false"
         )
     kinds = {each.query_kind: each.query for each in options}
-    return add_whitened(tables, cache.table(task.public), kinds)
+    return whitenings(cache.table(task.public), kinds)
 
 
 def fit_or_find_head(

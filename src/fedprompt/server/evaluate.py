@@ -23,7 +23,7 @@ from fedprompt.core.travelling import Travelling
 from fedprompt.core.types import Broadcast, Parts, ServerState
 from fedprompt.data.prefix.tables import CHUNK, FeatureTable
 from fedprompt.models.backbone import Backbone
-from fedprompt.models.prompted import PromptedModel
+from fedprompt.models.prompted import PromptedNetwork
 from fedprompt.models.selection import PromptOptions, rows_of_query, select_rows
 from fedprompt.server.figures import Evaluation, Measured, over_clients, over_images
 from fedprompt.server.mixing import chunks, firsts, mix, mixed
@@ -300,21 +300,38 @@ def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Ta
         recipe: head and tuning.
         piece: which images, with which model and prompts.
     """
+    table, mask = worker.splits[piece.split], worker.data.class_mask
+    logits, labels = classify_piece(piece, recipe, worker.backbone, table, mask, worker.device)
+    return Tally(float(F.cross_entropy(logits, labels)), logits.argmax(dim=1).cpu())
+
+
+def classify_piece(
+    piece: Piece,
+    recipe: LocalRecipe,
+    backbone: Backbone,
+    table: FeatureTable,
+    class_mask: NDArray[np.bool_],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, classes) and labels (B,) of the images of a piece, each image once.
+
+    Args:
+        piece: which images, with which model and prompts.
+        recipe: head and tuning.
+        backbone: the frozen network on `device`.
+        table: the split.
+        class_mask: (groups, classes)
+        device: where to compute.
+    """
+    model = Model(piece.broadcast, piece.own)
     predictions = predict(
-        Model(piece.broadcast, piece.own),
-        recipe,
-        worker.backbone,
-        worker.splits[piece.split],
-        piece.index,
-        piece.rows,
-        worker.data.class_mask,
-        worker.device,
+        model, recipe, backbone, table, piece.index, piece.rows, class_mask, device
     )
     ((logits, labels),) = predictions  # a piece is no larger than a chunk
     if piece.shares is not None:
         places = torch.from_numpy(firsts(piece.index)).to(logits.device)
         logits, labels = mixed(logits, piece.shares.to(logits.device), places), labels[places]
-    return Tally(float(F.cross_entropy(logits, labels)), logits.argmax(dim=1).cpu())
+    return logits, labels
 
 
 @torch.no_grad()
@@ -341,7 +358,7 @@ def predict(
         device: where to compute.
     """
     keys, generator = model.broadcast.keys, torch.Generator()
-    network = PromptedModel(recipe, backbone, model.parts, keys, class_mask, generator)
+    network = PromptedNetwork(recipe, backbone, model.parts, keys, class_mask, generator)
     network.to(device).eval()
     if recipe.needs_tokens:
         table.check_cut(backbone.cut)

@@ -23,6 +23,7 @@ test image enter.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -33,40 +34,56 @@ from fedprompt.core.errors import ConfigError
 from fedprompt.data.prefix.tables import FeatureTable
 
 
-def add_whitened(
-    tables: Iterable[FeatureTable], public: FeatureTable, kinds: Mapping[str, str]
-) -> list[FeatureTable]:
-    """The tables with whitened queries beside their own.
+def whitenings(public: FeatureTable, kinds: Mapping[str, str]) -> dict[str, Whitening]:
+    """The maps of some kinds of queries.
 
     Args:
-        tables: training data and splits.
         public: labelled images that no client holds, with their domains.
         kinds: name of the whitened queries -> the kind that they are made of.
 
     Raises:
         ConfigError: the public images of each domain do not differ in their queries.
     """
-    maps = {name: Whitening(public, kind) for name, kind in kinds.items()}
+    return {name: Whitening.of(public, kind) for name, kind in kinds.items()}
+
+
+def add_whitened(
+    tables: Iterable[FeatureTable], maps: Mapping[str, Whitening]
+) -> list[FeatureTable]:
+    """The tables with whitened queries beside their own.
+
+    Args:
+        tables: training data and splits.
+        maps: name of the whitened queries -> their map.
+    """
     return [
         table.with_queries({name: found(table) for name, found in maps.items()}) for table in tables
     ]
 
 
+@dataclasses.dataclass(frozen=True)
 class Whitening:
-    """The map from queries of one kind to whitened ones.
+    """The map from queries of one kind to whitened ones."""
 
-    Args:
-        public: labelled images that no client holds, with their domains.
-        kind: `style` or `cls`.
+    kind: str
+    """`style`, `cls` or `both`."""
+    centre: NDArray[np.float64]
+    """(q,)"""
+    matrix: NDArray[np.float64]
+    """(q, q), lower triangular."""
 
-    Raises:
-        ConfigError: the public images of each domain do not differ in their queries.
-    """
+    @classmethod
+    def of(cls, public: FeatureTable, kind: str) -> Whitening:
+        """The map of some images.
 
-    def __init__(self, public: FeatureTable, kind: str) -> None:
-        self.kind = kind
+        Args:
+            public: labelled images that no client holds, with their domains.
+            kind: `style`, `cls` or `both`.
+
+        Raises:
+            ConfigError: the public images of each domain do not differ in their queries.
+        """
         queries = public.queries(kind).astype(np.float64)
-        self.centre: NDArray[np.float64] = queries.mean(axis=0)
         domains = [queries[public.groups == group] for group in np.unique(public.groups)]
         within = np.concatenate([each - each.mean(axis=0) for each in domains])
         if not within.any():
@@ -76,8 +93,7 @@ class Whitening:
             )
         # scikit-learn would invert with SciPy, whose threads a worker's limit may not reach.
         shrunk = OAS(assume_centered=True, store_precision=False).fit(within).covariance_
-        self.matrix: NDArray[np.float64] = np.linalg.cholesky(np.linalg.inv(shrunk))
-        """(q, q), lower triangular."""
+        return cls(kind, queries.mean(axis=0), np.linalg.cholesky(np.linalg.inv(shrunk)))
 
     def __call__(self, table: FeatureTable) -> NDArray[np.float32]:
         """(N, q) whitened queries of norm 1 of a table's images."""
