@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
@@ -25,6 +27,11 @@ from fedprompt.runs.plugins import check_kept
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
 
+if TYPE_CHECKING:
+    import pandas
+
+    from fedprompt.results import PromptedModel
+
 RESUMABLE = (
     *("runtime", "runtime.name", "runtime.actors", "runtime.cpus"),
     "runtime.driver_node",
@@ -32,7 +39,7 @@ RESUMABLE = (
 """What may differ when a run is continued: nothing of this changes a bit."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run leaves behind."""
 
@@ -41,6 +48,61 @@ class RunResult:
     """The lines of `rounds.jsonl`."""
     summary: Json
     run_dir: Path
+
+    @functools.cached_property
+    def comparisons(self) -> dict[str, RunResult]:
+        """The same of each method that the run is compared with, by name."""
+        runs = RunDirectory(self.run_dir).comparisons()
+        return {run.path.name: result_of(run) for run in runs if run.is_finished()}
+
+    def load(self, *, client: int | None = None, method: str | None = None) -> PromptedModel:
+        """The run's model; see `fedprompt.load`.
+
+        Args:
+            client: whose model; None for the global one.
+            method: a method that the run is compared with.
+        """
+        from fedprompt.results import load
+
+        return load(self.run_dir, client=client, method=method)
+
+    def rounds(self) -> pandas.DataFrame:
+        """A row for each method and round: what `rounds.jsonl` has, one column for each number.
+
+        Numbers of nested objects have names such as `seconds.train`.
+        """
+        nested = ("clients", "quarantined", "class_accuracy")
+        return self._frame(
+            lambda report: [{key: each for key, each in report.items() if key not in nested}]
+        )
+
+    def clients(self) -> pandas.DataFrame:
+        """A row for each method, round and client that took part: images, prompts, loss, steps."""
+        return self._frame(
+            lambda report: [{"round": report["round"], **each} for each in report["clients"]]
+        )
+
+    def _frame(self, rows_of: Callable[[Json], list[Json]]) -> pandas.DataFrame:
+        import pandas
+
+        runs = {str(self.summary["method"]): self, **self.comparisons}
+        rows = [
+            {"method": name, **row}
+            for name, run in runs.items()
+            for report in run.reports
+            for row in rows_of(report)
+        ]
+        return pandas.json_normalize(rows)
+
+    def __repr__(self) -> str:
+        accuracy = self.summary.get("accuracy")
+        shown = "no accuracy" if accuracy is None else f"accuracy {accuracy:.4f}"
+        others = ", ".join(run.path.name for run in RunDirectory(self.run_dir).comparisons())
+        compared = f", compared with {others}" if others else ""
+        return (
+            f"RunResult({self.summary['method']}: {shown} after {len(self.reports)} rounds"
+            f"{compared}; {self.run_dir})"
+        )
 
 
 def run(
@@ -157,6 +219,15 @@ def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunR
             raise
     if not directory.report_path.is_file():  # the run was killed while its figures were drawn
         make_html(directory.path)
+    return result_of(directory)
+
+
+def result_of(directory: RunDirectory) -> RunResult:
+    """The result of a finished run.
+
+    Raises:
+        CheckpointError: its last checkpoint is not that of its summary.
+    """
     result = RunResult(
         state=load_latest(directory.state_folder).state,
         reports=directory.read_rounds(),

@@ -287,3 +287,30 @@ def test_loading_does_without_ray(run_of: Callable[[str], Path]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_result_has_its_comparisons_tables_and_a_short_repr(
+    run_of: Callable[[str], Path],
+) -> None:
+    run_dir = run_of("clients' metric")
+    result = fedprompt.resume(run_dir)
+    assert list(result.comparisons) == ["fedavg_pt", "head_only"]
+    other = result.comparisons["fedavg_pt"]
+    assert other.state.sha256() == other.summary["state_sha256"] != result.summary["state_sha256"]
+    rounds, clients = result.rounds(), result.clients()
+    assert list(rounds["method"]) == ["pfpt"] * 2 + ["fedavg_pt"] * 2 + ["head_only"] * 2
+    assert rounds["accuracy"].iloc[1] == result.reports[-1]["accuracy"]
+    assert rounds["seconds.train"].iloc[2] == other.reports[0]["seconds"]["train"]
+    assert len(clients) == 3 * 2 * 3
+    assert clients["num_examples"].sum() == 3 * sum(
+        each["num_examples"] for report in result.reports for each in report["clients"]
+    )
+    text = repr(result)
+    assert text.startswith("RunResult(pfpt: accuracy 0.")
+    assert "compared with fedavg_pt, head_only" in text
+    assert len(text) < 200 + len(str(run_dir))
+    images = task_of(run_dir).test.images[:2]
+    np.testing.assert_array_equal(
+        result.load(method="fedavg_pt").predict(images).probabilities,
+        fedprompt.load(run_dir, method="fedavg_pt").predict(images).probabilities,
+    )
