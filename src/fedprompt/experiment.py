@@ -209,6 +209,10 @@ def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunR
                 started = started or isinstance(event, first)
                 if on_event is not None:
                     on_event(event)
+        except KeyboardInterrupt:
+            if started:
+                mark_stopped(plan, "stopped by KeyboardInterrupt")
+            raise
         except Exception as error:
             if started:
                 mark_failed(directory, error)
@@ -267,15 +271,19 @@ def unfinished(directory: RunDirectory) -> list[RunDirectory]:
     return [run for run in runs if run.is_run() and not run.is_finished()]
 
 
-def mark_interrupted(plan: Plan) -> int:
+def mark_stopped(plan: Plan, why: str = "stopped by a signal") -> int:
     """Note in `status.json` that the run was stopped.
+
+    Args:
+        plan: of the run.
+        why: for the report.
 
     Returns:
         Finished rounds over all methods.
     """
     directory = RunDirectory(plan.run_dir)
     for run in unfinished(directory):
-        status = {**run.read_status(), "state": "interrupted", "message": "stopped by a signal"}
+        status = {**run.read_status(), "state": "stopped", "message": why}
         run.write_status(status)
     return sum(run.last_round() or 0 for run in (directory, *directory.comparisons()))
 

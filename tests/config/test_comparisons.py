@@ -171,7 +171,7 @@ def test_a_resumed_comparison_is_the_same_though_conf_has_changed(
 ) -> None:
     config = compose("quickstart", LED)
     before = [config.with_method(method).tree() for method in config.compare]
-    (kept.parent / "status.json").write_text(json.dumps({"state": "interrupted"}))
+    (kept.parent / "status.json").write_text(json.dumps({"state": "stopped"}))
 
     def changed(group: str, name: str) -> dict[str, Any]:
         raise AssertionError(f"{group}/{name} was read again")

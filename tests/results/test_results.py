@@ -25,6 +25,7 @@ from fedprompt.core.errors import CheckpointError, ConfigError, InputError
 from fedprompt.data.task import Task, datasets
 from fedprompt.results.evaluation import evaluate_on
 from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.events import Event, RoundFinished
 
 Overrides = Callable[..., list[str]]
 SMALL = [f"data.{split}=80" for split in ("train", "validation", "test", "public")]
@@ -314,3 +315,24 @@ def test_a_result_has_its_comparisons_tables_and_a_short_repr(
         result.load(method="fedavg_pt").predict(images).probabilities,
         fedprompt.load(run_dir, method="fedavg_pt").predict(images).probabilities,
     )
+
+
+def test_a_stopped_run_says_so_has_a_model_and_goes_on(tiny: Overrides, tmp_path: Path) -> None:
+    changes = tiny(*SMALL, "clients.count=6", "clients.per_round=3", "rounds=2", "head=linear")
+    half, whole = tmp_path / "half", tmp_path / "whole"
+
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fedprompt.run("domains", [*changes, f"run_dir={half}"], on_event=stop)
+    status = RunDirectory.open(half).read_status()
+    assert (status["state"], status["message"]) == ("stopped", "stopped by KeyboardInterrupt")
+    images = task_of(half).test.images[:4]
+    before = fedprompt.load(half).predict(images)
+    resumed = fedprompt.resume(half)
+    assert not np.array_equal(before.probabilities, resumed.load().predict(images).probabilities)
+    assert resumed.summary["state"] == RunDirectory.open(half).read_status()["state"] == "finished"
+    expected = fedprompt.run("domains", [*changes, f"run_dir={whole}"])
+    assert resumed.summary["state_sha256"] == expected.summary["state_sha256"]

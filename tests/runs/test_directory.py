@@ -208,7 +208,9 @@ def test_truncate_without_records(tmp_path: Path) -> None:
 
 def test_status_refuses_an_unknown_state(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path)
-    with pytest.raises(InputError, match="running, finished, failed, interrupted, got 'done'"):
+    with pytest.raises(
+        InputError, match="running, finished, failed, stopped, interrupted, got 'done'"
+    ):
         run.write_status({"state": "done"})
     run.write_status({"state": "failed", "client": 3, "stage": "fit", "message": "boom"})
     assert run.read_status()["client"] == 3

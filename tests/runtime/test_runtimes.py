@@ -484,7 +484,7 @@ def check_stopped(run_dir: Path, errors: str) -> None:
     (line,) = [line for line in errors.splitlines() if line.strip()]
     assert f"fedprompt run --resume {run_dir}" in line
     status = json.loads((run_dir / "status.json").read_text())
-    assert (status["state"], status["message"]) == ("interrupted", "stopped by a signal")
+    assert (status["state"], status["message"]) == ("stopped", "stopped by a signal")
     rounds = load_latest(run_dir / "state").state.round_index
     assert f"stopped; {rounds} finished rounds are on disk" in line
     assert len((run_dir / "rounds.jsonl").read_text().splitlines()) >= rounds

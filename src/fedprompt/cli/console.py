@@ -38,7 +38,7 @@ def check_one_name(names: list[str], example: str) -> None:
 
 def run_plan(plan: Plan) -> None:
     """Run a plan with a live display and print what came of it."""
-    from fedprompt.experiment import execute, mark_interrupted
+    from fedprompt.experiment import execute, mark_stopped
     from fedprompt.report.live import RoundDisplay
     from fedprompt.report.table import render_summary
     from fedprompt.runs.directory import RunDirectory
@@ -72,14 +72,14 @@ def run_plan(plan: Plan) -> None:
         terminated = isinstance(error, SystemExit) and error.code == signal.SIGTERM
         number = signals.number or (signal.SIGTERM if terminated else None)
         if number is not None:
-            stop_quietly(plan, number, mark_interrupted(plan) if started else None)
+            stop_quietly(plan, number, mark_stopped(plan) if started else None)
         if isinstance(error, ClientError):
             fail(f"{error}; rerun it alone: {replay_command(plan, error)}", error.exit_code)
         if isinstance(error, WorkerError) and started:
             fail(f"{error}; continue with: {resume_command(plan)}", error.exit_code)
         raise
     if signals.number is not None:  # it came while Python was in a place that swallows exceptions
-        stop_quietly(plan, signals.number, mark_interrupted(plan))
+        stop_quietly(plan, signals.number, mark_stopped(plan))
     console.print(render_summary(result.run_dir))
     if config.note:
         click.echo(config.note)

@@ -141,7 +141,7 @@ def _escape(value: object) -> str:
 def _warning_html(run: Run) -> str:
     """One line when the run did not come to its end, or refused updates."""
     lines = []
-    if run.status.get("state") in ("failed", "interrupted"):
+    if run.status.get("state") in ("failed", "stopped", "interrupted"):
         lines.append(f"The run {run.status['state']}: {run.status.get('message') or 'no message'}")
     refused = sum(len(record.get("quarantined") or ()) for record in run.records)
     if refused:

@@ -9,7 +9,7 @@ RUN_DIR/
   task.json        classes, domains, and how images were read
   whitening.npz    with `prompts.whiten=public`, the map of queries
   rounds.jsonl     one object a round
-  status.json      running, finished, failed or interrupted; round, message
+  status.json      running, finished, failed or stopped; round, message
   summary.json     the result; present when the run is finished
   state/           checkpoints (see `checkpoint`)
   figures/         pictures; report.html gathers them
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATES = ("running", "finished", "failed", "interrupted")
+STATES = ("running", "finished", "failed", "stopped", "interrupted")
+"""The last one is what earlier versions called a run that was stopped."""
 FILES = (
     *("config.yaml", "partition.json", "partition.npz", "rounds.jsonl", "report.html"),
     *("task.json", "whitening.npz"),

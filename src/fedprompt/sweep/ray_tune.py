@@ -21,7 +21,7 @@ from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError, FedpromptError
 from fedprompt.core.machine import available_cpus
 from fedprompt.core.plugins import Parcel
-from fedprompt.experiment import execute, mark_interrupted, plan_resume, plan_run
+from fedprompt.experiment import execute, mark_stopped, plan_resume, plan_run
 from fedprompt.runs.events import Plan, RoundFinished
 from fedprompt.runs.plugins import check_same
 from fedprompt.runtime.base import RuntimeOptions
@@ -157,7 +157,7 @@ def run_sweep(
         except BaseException:
             for plan in plans if started else ():
                 if Path(plan.run_dir).is_dir():
-                    mark_interrupted(plan)
+                    mark_stopped(plan)
             raise
         finally:
             if own:
