@@ -126,6 +126,7 @@ def test_comparison_table_by_hand(tmp_path: Path) -> None:
         "best_round": 2,
         "best_accuracy": 0.9,
         "balanced_accuracy": None,
+        "domain_accuracy": None,
         "alone_accuracy": None,
         "personalised": None,
         "prompts": 10,

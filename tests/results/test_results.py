@@ -336,3 +336,21 @@ def test_a_stopped_run_says_so_has_a_model_and_goes_on(tiny: Overrides, tmp_path
     assert resumed.summary["state"] == RunDirectory.open(half).read_status()["state"] == "finished"
     expected = fedprompt.run("domains", [*changes, f"run_dir={whole}"])
     assert resumed.summary["state_sha256"] == expected.summary["state_sha256"]
+
+
+def test_accuracy_by_domain_is_in_rounds_summary_and_terminal(
+    run_of: Callable[[str], Path],
+) -> None:
+    run_dir = run_of("clients' metric")
+    result, task = fedprompt.resume(run_dir), task_of(run_dir)
+    shares = np.array(result.reports[-1]["domain_accuracy"])
+    counts = np.bincount(task.test.groups)
+    assert (shares * counts).sum() / counts.sum() == pytest.approx(result.summary["accuracy"])
+    measured = evaluate_on(result.load(), task)
+    by_name = {name: each.together for name, each in measured.domains.items()}
+    assert result.summary["domain_accuracy"] == pytest.approx(by_name)
+    printed = CliRunner().invoke(main, ["report", str(run_dir)]).stdout
+    line = next(line for line in printed.splitlines() if "by domain" in line)
+    assert line.split()[-4:] == list(task.group_names)
+    row = printed.splitlines()[printed.splitlines().index(line) + 2].split()
+    assert row == ["pfpt", *(f"{100 * share:.1f}" for share in shares)]

@@ -40,7 +40,7 @@ def run_plan(plan: Plan) -> None:
     """Run a plan with a live display and print what came of it."""
     from fedprompt.experiment import execute, mark_stopped
     from fedprompt.report.live import RoundDisplay
-    from fedprompt.report.table import render_summary
+    from fedprompt.report.table import print_summary
     from fedprompt.runs.directory import RunDirectory
     from fedprompt.runs.events import Note, PhaseStarted, Prepared, RoundFinished
 
@@ -80,7 +80,7 @@ def run_plan(plan: Plan) -> None:
         raise
     if signals.number is not None:  # it came while Python was in a place that swallows exceptions
         stop_quietly(plan, signals.number, mark_stopped(plan))
-    console.print(render_summary(result.run_dir))
+    print_summary(console, result.run_dir)
     if config.note:
         click.echo(config.note)
     click.echo(f"state sha256: {result.summary['state_sha256']}")

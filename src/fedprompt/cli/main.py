@@ -142,10 +142,10 @@ def methods() -> None:
 def report(run_dirs: tuple[Path, ...]) -> None:
     """Print the summary of runs and draw their figures and report.html again."""
     from fedprompt.report.page import make_html, make_report
-    from fedprompt.report.table import render_summary
+    from fedprompt.report.table import print_summary
 
     console = Console()
-    console.print(render_summary(*run_dirs))
+    print_summary(console, *run_dirs)
     path = make_html(run_dirs[0]) if len(run_dirs) == 1 else make_report(run_dirs)
     click.echo(f"report: {path}")
 

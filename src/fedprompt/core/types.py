@@ -379,6 +379,8 @@ class RoundReport:
     not measured. The same as `accuracy` where images select nothing."""
     alone_validation_accuracy: float = math.nan
     class_accuracy: tuple[float, ...] = ()
+    domain_accuracy: tuple[float, ...] = ()
+    """Of each domain's test images; NaN for a domain without."""
     personalised: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Every client's own model on its own share of a split, `test` and `validation`: mean,
     deviation, worst tenth, Jain's index and each client's accuracy. Empty if not measured."""

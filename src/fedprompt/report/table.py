@@ -10,6 +10,7 @@ from fedprompt.report.live import percent
 from fedprompt.runs.summary import comparison_table
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 
@@ -63,3 +64,35 @@ def render_summary(*run_dirs: Path) -> Table:
         style = "bold" if index == 0 else ""
         table.add_row(*(Text(cell) for cell in summary_cells(row)), style=style)
     return table
+
+
+def render_domains(*run_dirs: Path) -> Table | None:
+    """Test accuracy of each domain for the terminal, a line for each method; None if there is one.
+
+    Raises:
+        ConfigError: a folder is no run directory.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [row for row in comparison_table(run_dirs) if row["domain_accuracy"]]
+    domains = list(dict.fromkeys(name for row in rows for name in row["domain_accuracy"]))
+    if not domains:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("test % by domain", overflow="fold", min_width=6)
+    for name in domains:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for row in rows:
+        shares = (in_percent(row["domain_accuracy"].get(name)) for name in domains)
+        table.add_row(Text(row["name"]), *shares)
+    return table
+
+
+def print_summary(console: Console, *run_dirs: Path) -> None:
+    """Print `render_summary` and, where there are several domains, `render_domains`."""
+    console.print(render_summary(*run_dirs))
+    by_domain = render_domains(*run_dirs)
+    if by_domain is not None:
+        console.print(by_domain)

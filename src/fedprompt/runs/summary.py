@@ -104,6 +104,7 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         Rows with `name`, `state`, `rounds`, `accuracy` (last evaluated round, test split),
         `best_round` (highest validation accuracy, the earliest of equals), `best_accuracy` (test
         split, in that round), `balanced_accuracy` (mean over classes, last evaluated round),
+        `domain_accuracy` (by name of the domain, where there are several, last evaluated round),
         `alone_accuracy` (test split, each image selecting prompts by itself, the last time that
         was measured), `personalised` (`mean`, `deviation`, `worst_tenth` and `jain` over the
         clients' own models on their own shares of the test split, the last time they were
@@ -143,6 +144,15 @@ def _unused(name: str, runs: Sequence[Run]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
+def domain_accuracy(run: Run) -> dict[str, float | None] | None:
+    """Test accuracy of the last evaluated round by name of the domain; None where there is one."""
+    names = list(run.directory.read_task().get("domains") or ())
+    known = [record["domain_accuracy"] for record in run.records if record.get("domain_accuracy")]
+    if len(names) < 2 or not known:
+        return None
+    return dict(zip(names, known[-1], strict=False))
+
+
 def summary_row(run: Run) -> Json:
     """One row of `comparison_table`."""
     accuracies = dict(zip(*run.series("accuracy"), strict=True))
@@ -164,6 +174,7 @@ def summary_row(run: Run) -> Json:
         "best_round": best,
         "best_accuracy": accuracies.get(best) if best is not None else None,
         "balanced_accuracy": balanced[-1] if balanced else None,
+        "domain_accuracy": domain_accuracy(run),
         "alone_accuracy": alone[-1] if alone else None,
         "personalised": personalised[-1][1] if personalised else None,
         "prompts": int(prompts[-1]) if prompts else None,

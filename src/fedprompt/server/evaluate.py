@@ -168,7 +168,8 @@ def summarise(
 
 
 def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Measured:
-    return Measured(tables[piece.split].labels[piece.images], tally.predicted, tally.loss)
+    table, images = tables[piece.split], piece.images
+    return Measured(table.labels[images], tally.predicted, tally.loss, table.groups[images])
 
 
 def global_subjects(

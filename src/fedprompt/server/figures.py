@@ -65,6 +65,8 @@ class Evaluation:
     """Mean of the classes' accuracies."""
     class_accuracy: tuple[float, ...] = ()
     """Per class; NaN for a class without images in the split."""
+    domain_accuracy: tuple[float, ...] = ()
+    """Per domain; NaN for a domain without images in the split."""
     alone_accuracy: float = math.nan
     """Of the global model with prompts that each image selects by itself; NaN if not measured."""
     clients: ClientFigures | None = None
@@ -81,6 +83,8 @@ class Measured:
     """(B,) int64 classes."""
     loss: float
     """Mean cross-entropy."""
+    groups: NDArray[np.int64]
+    """(B,) domains."""
 
 
 def over_images(pieces: Sequence[Measured], num_classes: int) -> Evaluation:
@@ -96,11 +100,17 @@ def over_images(pieces: Sequence[Measured], num_classes: int) -> Evaluation:
         loss.update(piece.loss, weight=len(labels))
         present[piece.labels] = True
     per_class = np.where(present, by_class.compute().numpy().astype(float), np.nan)
+    groups = np.concatenate([piece.groups for piece in pieces])
+    right = np.concatenate([piece.predicted.numpy() == piece.labels for piece in pieces])
+    images = np.bincount(groups)
+    with np.errstate(invalid="ignore"):
+        by_domain = np.bincount(groups, weights=right) / images
     return Evaluation(
         float(accuracy.compute()),
         float(loss.compute()),
         float(np.nanmean(per_class)),
         tuple(per_class.tolist()),
+        tuple(by_domain.tolist()),
     )
 
 

@@ -111,6 +111,7 @@ class Unmeasured:
             validation_accuracy=validation.accuracy,
             balanced_accuracy=test.balanced_accuracy,
             class_accuracy=test.class_accuracy,
+            domain_accuracy=test.domain_accuracy,
             alone_accuracy=test.alone_accuracy,
             alone_validation_accuracy=validation.alone_accuracy,
             personalised={
