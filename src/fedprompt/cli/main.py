@@ -128,6 +128,30 @@ def partition(arguments: tuple[str, ...], picture: Path | None, save: Path | Non
         click.echo(f"partition: {saved}")
 
 
+@main.command("list")
+@click.argument("kind", required=False, metavar="[KIND]")
+@click.option("--plugin", multiple=True, metavar="FILE.py|MODULE", help="List what it adds, too.")
+def list_names(kind: str | None, plugin: tuple[str, ...]) -> None:
+    """List what an experiment can name: `fedprompt list data`, `fedprompt list methods`.
+
+    Without KIND: the kinds, and how many names each has.
+    """
+    from fedprompt.cli.listing import KINDS, kind_of, named
+    from fedprompt.core.plugins import load_plugins
+
+    chosen = None if kind is None else kind_of(kind)
+    load_plugins(plugin)
+    if chosen is None:
+        for one in KINDS:
+            click.echo(f"{one:12}{len(named(one)):4}    fedprompt list {one}")
+        return
+    found = named(chosen)
+    width = max(len(each.name) for each in found)
+    for each in found:
+        source = f"  [{each.plugin}]" if each.plugin else ""
+        click.echo(f"{each.name:{width}}  {each.words}{source}".rstrip())
+
+
 @main.command()
 def methods() -> None:
     """List the methods with a line and a citation each."""
