@@ -20,7 +20,7 @@ import dataclasses
 import numpy as np
 
 from fedprompt.aggregation.arrays import Array, Indices, lexicographic
-from fedprompt.aggregation.pfpt.map.metric_groups import Placement, place, plausible_groups
+from fedprompt.aggregation.pfpt.map.metric_groups import Placement, likeliest_groups, place
 from fedprompt.aggregation.pfpt.map.partitions import (
     best_partition,
     effective_dimension,
@@ -139,7 +139,7 @@ def _by_metric(points: Array, metric: Array, row_of: Indices, kept: Indices) -> 
     """
     placement = place(points, metric)
     placed = placement(points)
-    found = plausible_groups(placed, placement.noise)
+    found = likeliest_groups(placed, placement.noise)
     centres = group_means(placed, found.labels)
     return KeyNoise(
         variance=found.variance,

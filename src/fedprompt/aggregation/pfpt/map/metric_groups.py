@@ -19,9 +19,7 @@ told apart though they differ in a few of q directions only.
    with a_k, m_k, m and r as in `partitions`, W (D, D) the scatter within groups, D the directions
    kept, and psi the variance of noise that the median shows. Stretching the space changes nothing,
    which the trace of W cannot say. log p(K) is that of `partitions`.
-4. **Use.** Of partitions with nearly the same evidence the finest is taken: to part what belongs
-   together costs less than to join what does not. Groups that an image could not tell apart become
-   one (`joined`).
+4. **Use.** Groups that an image could not tell apart become one (`joined`).
 """
 
 from __future__ import annotations
@@ -48,9 +46,6 @@ MOST_EVENINGS = 4
 """Times that a candidate is made even; two are usual."""
 ROUNDING = 1e-6
 """Differences smaller than this share of the largest are those of float32 keys that are equal."""
-IN_DOUBT = 20.0
-"""Nats of evidence by which a finer partition may be worse and still be taken. Two domains in one
-group give every image the wrong prompts for ever; a domain in two groups costs some prompts."""
 LEAST_APART = 1.5
 """Groups nearer than this, in standard deviations of one image, become one: of their images nearly
 one in four would be taken for the other's (Phi(-3/4))."""
@@ -114,8 +109,8 @@ def threshold_factor(beta: float) -> float:
     return float(0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43)
 
 
-def plausible_groups(points: Array, noise: float) -> Groups:
-    """The finest partition that has nearly the highest evidence, its groups `joined`.
+def likeliest_groups(points: Array, noise: float) -> Groups:
+    """The partition with the highest evidence (of equals, the fewest groups), its groups `joined`.
 
     Args:
         points: (n, D) placed keys.
@@ -123,13 +118,12 @@ def plausible_groups(points: Array, noise: float) -> Groups:
     """
     if len(points) == 1:
         return Groups(np.zeros(1, dtype=np.int64), noise, noise)
-    tried = [(evidence(points, labels, noise), labels) for labels in candidates(points)]
-    best = max(value for value, _ in tried)
-    in_doubt = [each for each in tried if each[0] >= best - IN_DOUBT]
-    finest = max(int(labels.max()) for _, labels in in_doubt)
-    _, labels = max(
-        (each for each in in_doubt if each[1].max() == finest), key=lambda each: each[0]
-    )
+    best = -np.inf
+    labels: Indices = np.zeros(len(points), dtype=np.int64)
+    for candidate in candidates(points):
+        value = evidence(points, candidate, noise)
+        if value > best:
+            best, labels = value, candidate
     labels = joined(points, labels)
     residuals = points - group_means(points, labels)[labels]
     freedom = max(len(points) - int(labels.max()) - 1, 1)
