@@ -89,6 +89,7 @@ STAY_OUT = [
     ("from fedprompt.sweep.space import load_sweep; load_sweep('alpha_prompts').trials()", HEAVY),
     ("import fedprompt.sweep.ray_tune", ["ray", "timm"]),
     ("import fedprompt.runtime.serial", ["ray"]),
+    ("import fedprompt.results", ["ray"]),
 ]
 """What is done one after the other in one new process, and what that must not import."""
 

@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -276,18 +274,6 @@ def test_other_data_with_a_new_domain_are_measured_by_the_names_of_their_classes
     result = CliRunner().invoke(main, ["evaluate", str(run_dir), *changes, "--output", str(output)])
     assert result.exit_code == 0, result.stderr
     assert json.loads(output.read_text())["overall"]["images"] == 3 * 80
-
-
-def test_loading_does_without_ray(run_of: Callable[[str], Path]) -> None:
-    run_dir = run_of("clients' metric")
-    program = (
-        "import sys, numpy as np, fedprompt\n"
-        f"model = fedprompt.load({str(run_dir)!r})\n"
-        "model.predict(np.zeros((32, 32, 3), dtype=np.uint8))\n"
-        "print('ray' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_result_has_its_comparisons_tables_and_a_short_repr(
