@@ -138,6 +138,9 @@ def test_an_image_is_the_same_from_a_file_an_array_and_pillow(
     big = np.asarray(Image.fromarray(pixels[0]).resize((100, 60)))
     assert len(model.predict(big)) == 1
     assert "37 classes, 4 domains" in repr(model)
+    with torch.no_grad():  # the module's parameters are what predicts
+        model.network.head[0].weight.zero_()
+    np.testing.assert_allclose(model.predict(pixels).probabilities, 1 / 37, rtol=1e-5)
 
 
 def test_a_known_domain_leaves_its_own_classes(run_of: Callable[[str], Path]) -> None:

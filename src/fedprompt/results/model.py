@@ -18,9 +18,8 @@ from fedprompt.data.prefix.tables import FeatureTable, compute_table
 from fedprompt.data.prefix.whitening import Whitening, add_whitened
 from fedprompt.data.task import Split
 from fedprompt.models.backbone import Backbone
-from fedprompt.models.prompted import PromptedNetwork
 from fedprompt.results.images import Given, Pixels, read
-from fedprompt.server.evaluate import Model, Subject, classify_piece, cut
+from fedprompt.server.evaluate import Model, Subject, classify_piece, cut, network_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +99,7 @@ class PromptedModel(nn.Module):
             self.class_mask[row] = False
             self.class_mask[row, own] = True
         self.backbone = backbone
-        self.network = PromptedNetwork(
-            recipe, backbone, model.parts, model.broadcast.keys, self.class_mask, torch.Generator()
-        )
+        self.network = network_of(model, recipe, backbone, self.class_mask, self.device)
         self.requires_grad_(False)
         self.eval()
 
@@ -180,9 +177,7 @@ class PromptedModel(nn.Module):
         )
         everything = np.arange(len(table), dtype=np.int64)
         for piece in cut(Subject(self.model, 0, everything), recipe, table):
-            logits, _ = classify_piece(
-                piece, recipe, self.backbone, table, self.class_mask, self.device
-            )
+            logits, _ = classify_piece(piece, self.network, table)
             rows = piece.rows
             if piece.shares is not None:
                 best = [

@@ -301,41 +301,30 @@ def measure_piece(worker: ClientWorker, recipe: LocalRecipe, piece: Piece) -> Ta
         recipe: head and tuning.
         piece: which images, with which model and prompts.
     """
-    table, mask = worker.splits[piece.split], worker.data.class_mask
-    logits, labels = classify_piece(piece, recipe, worker.backbone, table, mask, worker.device)
+    model = Model(piece.broadcast, piece.own)
+    network = network_of(model, recipe, worker.backbone, worker.data.class_mask, worker.device)
+    logits, labels = classify_piece(piece, network, worker.splits[piece.split])
     return Tally(float(F.cross_entropy(logits, labels)), logits.argmax(dim=1).cpu())
 
 
 def classify_piece(
-    piece: Piece,
-    recipe: LocalRecipe,
-    backbone: Backbone,
-    table: FeatureTable,
-    class_mask: NDArray[np.bool_],
-    device: torch.device,
+    piece: Piece, network: PromptedNetwork, table: FeatureTable
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) and labels (B,) of the images of a piece, each image once.
 
     Args:
-        piece: which images, with which model and prompts.
-        recipe: head and tuning.
-        backbone: the frozen network on `device`.
+        piece: which images, with which prompts.
+        network: of the piece's model, see `network_of`.
         table: the split.
-        class_mask: (groups, classes)
-        device: where to compute.
     """
-    model = Model(piece.broadcast, piece.own)
-    predictions = predict(
-        model, recipe, backbone, table, piece.index, piece.rows, class_mask, device
-    )
-    ((logits, labels),) = predictions  # a piece is no larger than a chunk
+    # A piece is no larger than a chunk.
+    ((logits, labels),) = classified(network, table, piece.index, piece.rows)
     if piece.shares is not None:
         places = torch.from_numpy(firsts(piece.index)).to(logits.device)
         logits, labels = mixed(logits, piece.shares.to(logits.device), places), labels[places]
     return logits, labels
 
 
-@torch.no_grad()
 def predict(
     model: Model,
     recipe: LocalRecipe,
@@ -358,18 +347,50 @@ def predict(
         class_mask: (groups, classes); other classes of an image's domain get minus infinity.
         device: where to compute.
     """
-    keys, generator = model.broadcast.keys, torch.Generator()
-    network = PromptedNetwork(recipe, backbone, model.parts, keys, class_mask, generator)
-    network.to(device).eval()
-    if recipe.needs_tokens:
-        table.check_cut(backbone.cut)
+    yield from classified(
+        network_of(model, recipe, backbone, class_mask, device), table, order, rows
+    )
+
+
+def network_of(
+    model: Model,
+    recipe: LocalRecipe,
+    backbone: Backbone,
+    class_mask: NDArray[np.bool_],
+    device: torch.device,
+) -> PromptedNetwork:
+    """The network of a model, ready to classify.
+
+    Args:
+        model: its tensors.
+        recipe: head and tuning.
+        backbone: the frozen network on `device`.
+        class_mask: (groups, classes)
+        device: where to compute.
+    """
+    keys, nobody = model.broadcast.keys, torch.Generator()
+    network = PromptedNetwork(recipe, backbone, model.parts, keys, class_mask, nobody)
+    return network.to(device).eval()
+
+
+@torch.no_grad()
+def classified(
+    network: PromptedNetwork, table: FeatureTable, order: Rows, rows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, classes) and labels (B,) of some images, `CHUNK` at a time.
+
+    Args:
+        network: from `network_of`.
+        table: the split.
+        order: (k,) which images, in this order.
+        rows: (k, p) each image's rows of the prompts.
+    """
+    device, needs_tokens = network.class_mask.device, network.recipe.needs_tokens
+    if needs_tokens:
+        table.check_cut(network.backbone.cut)
     for start in range(0, len(order), CHUNK):
         index = order[start : start + CHUNK]
-        inputs = (
-            table.tokens_at(index)
-            if recipe.needs_tokens
-            else torch.from_numpy(table.features[index])
-        )
+        inputs = table.tokens_at(index) if needs_tokens else torch.from_numpy(table.features[index])
         groups = torch.from_numpy(table.groups[index]).to(device)
         logits = network(inputs.to(device), rows[start : start + CHUNK].to(device), groups)
         yield logits, torch.from_numpy(table.labels[index]).to(device)

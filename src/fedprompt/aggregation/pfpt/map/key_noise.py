@@ -95,17 +95,17 @@ def infer_key_noise(
     (2, 1.0)
     """
     fresh, clients, row_of = _observations(keys, owner)
-    stored = np.empty((0, keys.shape[1])) if memory is None else memory
     if others is None:
+        stored = np.empty((0, keys.shape[1])) if memory is None else memory
         stored = _without_repeats(stored, fresh, clients, metric)
-    else:
-        stored = others[lexicographic(others)][_thinned(len(others), MOST_OTHERS)]
-    points = np.concatenate([fresh, stored])
-    points = points - points[0]  # first, so that equal keys become exactly 0
-    kept = _thinned(len(fresh), MEMORY_SIZE if others is None else 0)
-    if others is None:
+        kept = _thinned(len(fresh), MEMORY_SIZE)
         room = MEMORY_SIZE - len(kept)
         kept = np.concatenate([kept, len(fresh) + np.arange(len(stored))[:room]])
+    else:
+        stored = others[lexicographic(others)][_thinned(len(others), MOST_OTHERS)]
+        kept = np.empty(0, dtype=np.int64)  # the server remembers them itself
+    points = np.concatenate([fresh, stored])
+    points = points - points[0]  # first, so that equal keys become exactly 0
     next_memory = np.concatenate([fresh, stored])[kept]
     centred = points - points.mean(axis=0)
     unit = float(np.abs(centred).max())
