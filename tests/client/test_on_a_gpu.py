@@ -77,7 +77,8 @@ AROUND_A_FIT = {
 }
 """Where it may wait once for each tensor of a client, before a fit or after it."""
 IN_A_PIECE = {
-    "server/evaluate.py:predict": "model and images go to the device",
+    "server/evaluate.py:network_of": "the model goes to the device",
+    "server/evaluate.py:classified": "images go to the device",
     "server/evaluate.py:measure_piece": "loss and predictions come back",
 }
 
