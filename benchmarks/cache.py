@@ -252,7 +252,7 @@ def measure_start(name: str, runtime: str) -> Json:
 
 def measure_starts() -> list[Json]:
     """`measure_start` of both experiments and runtimes."""
-    names = ("quickstart", "domains")
+    names = ("digits", "domains")
     return [measure_start(name, runtime) for name in names for runtime in ("serial", "ray")]
 
 

@@ -39,7 +39,7 @@ SETTING = [
     *("clients.per_round=10", "runtime.threads=1"),
 ]
 SMALL_SWEEP = """
-experiment: quickstart
+experiment: digits
 set: {rounds: 1, compare: [], clients.per_round: 2, clients.epochs: 1, runtime.actors: 1}
 space:
   partition.alpha: {grid: [0.5, 5.0]}
@@ -54,7 +54,7 @@ def run(*overrides: str, on_event: Callable[[object], None] | None = None) -> On
         if on_event is not None:
             on_event(event)
 
-    return run_once("quickstart", [*SETTING, *overrides], listen)
+    return run_once("digits", [*SETTING, *overrides], listen)
 
 
 def digest_of(once: Once) -> str:

@@ -143,7 +143,7 @@ def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(random_backbone: str, tmp_path: Path) -> Callable[..., list[str]]:
-    """Overrides that make `quickstart` tiny; more can be added: `tiny("seed=1")`.
+    """Overrides that make `digits` tiny; more can be added: `tiny("seed=1")`.
 
     Those that say something about the data are alone with it.
     """

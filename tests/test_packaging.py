@@ -137,7 +137,7 @@ def test_the_wheel_runs_in_an_empty_folder(
     result = run(
         python,
         folder,
-        *("-m", "fedprompt", "run", "quickstart", "rounds=2", "compare=[]", "clients.epochs=1"),
+        *("-m", "fedprompt", "run", "digits", "rounds=2", "compare=[]", "clients.epochs=1"),
         *("clients.count=4", "clients.per_round=2", "runtime=serial", *more),
         # With the plug-ins of `examples/`, which are not in the wheel.
         *(f"plugins={json.dumps([str(path) for path in sorted(plugins)])}", "data=medmnist"),

@@ -41,7 +41,7 @@ STEPS = COHORT * 2 * 3
 def fedprompt_side(*more: str) -> Json:
     """Seconds since the start at which each round ended, and the steps of each."""
     overrides = [*OVERRIDES, "compare=[]", "runtime=ray", "runtime.actors=2", *more]
-    once = run_once("quickstart", overrides)
+    once = run_once("digits", overrides)
     steps = [sum(client["steps"] for client in report["clients"]) for report in once.result.reports]
     import ray
 

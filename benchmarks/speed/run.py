@@ -354,7 +354,7 @@ def round_overheads(runtime: str, rounds: int) -> list[float]:
         *(f"rounds={rounds}", "compare=[]", f"runtime={runtime}", "runtime.actors=1"),
         "clients.epochs=1",
     ]
-    run_once("quickstart", overrides, note)
+    run_once("digits", overrides, note)
     return found[1:]  # the first round of an actor takes longer
 
 
@@ -379,7 +379,7 @@ def round_overhead_cpu(rounds: int) -> float:
                 marks.append((time.process_time(), watch.spent()))
 
         overrides = [f"rounds={rounds}", "compare=[]", "runtime=serial", "clients.epochs=1"]
-        run_once("quickstart", overrides, note)
+        run_once("digits", overrides, note)
     (first, first_spent), (last, last_spent) = marks[0], marks[-1]
     return ((last - first) - (last_spent - first_spent)) / (rounds - 1)
 
@@ -717,7 +717,7 @@ def grow(runtime: str, rounds: int) -> Json:
         *("clients.count=100", "partition=iid", "clients.per_round=2", "clients.epochs=1"),
         *("prompts.count=1", "prompts.pool=4", "head=linear", "eval_every=100"),
     ]
-    run_once("quickstart", overrides, note)
+    run_once("digits", overrides, note)
     half = rounds // 200 * 100
     growth = {}
     for name in marks[rounds]:

@@ -60,7 +60,7 @@ def lay_open(overrides: Sequence[str], backbone: Backbone | None = None) -> Laid
         overrides: as on the command line.
         backbone: used in the place of the config's.
     """
-    config = compose("quickstart", ["compare=[]", "runtime=serial", *overrides])
+    config = compose("digits", ["compare=[]", "runtime=serial", *overrides])
     federation = prepare(config)
     if backbone is not None:
         tables = [

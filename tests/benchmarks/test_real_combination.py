@@ -21,14 +21,12 @@ def test_features_and_heads_are_those_of_runs(
     """`run` itself asserts that the run's head on its features has the run's accuracy."""
     keyed = tiny("prompts.pool=3", "prompts.selection=keyed", "clients.per_round=6")
     overrides = [each for each in keyed if not each.startswith("run_dir")]
-    monkeypatch.setattr(
-        combination, "experiment_of", lambda: compose("quickstart", overrides).tree()
-    )
+    monkeypatch.setattr(combination, "experiment_of", lambda: compose("digits", overrides).tree())
     changes = combination.changes_of("fixed head", 0.01, 0)
     federation = prepare(compose(combination.experiment_of(), changes))
     found = combination.run(federation, "fixed head", 0.01, 0)
     fedcof = fedprompt.run(
-        "quickstart", [*tiny("clients.per_round=6", "prompts.count=0"), "method=fedcof"]
+        "digits", [*tiny("clients.per_round=6", "prompts.count=0"), "method=fedcof"]
     )
     assert found["fedcof"]["test"] == pytest.approx(fedcof.summary["accuracy"])
     assert 0 < found["solved again"]["test"] < 1

@@ -28,7 +28,7 @@ from fedprompt.runtime.base import available_cpus
 
 @pytest.fixture(scope="module")
 def small(random_backbone: str) -> list[str]:
-    """Overrides that make `quickstart` tiny, without a run directory."""
+    """Overrides that make `digits` tiny, without a run directory."""
     return [
         *("rounds=3", "compare=[]", "clients.count=30", "clients.per_round=2", "clients.epochs=1"),
         *("prompts.count=2", "eval_every=3", FEW_DIGITS),
@@ -44,7 +44,7 @@ class Stop(Exception):
 def straight(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three rounds; not to be changed."""
     path = tmp_path_factory.mktemp("straight") / "run"
-    fedprompt.run("quickstart", [*small, f"run_dir={path}"])
+    fedprompt.run("digits", [*small, f"run_dir={path}"])
     return path
 
 
@@ -58,7 +58,7 @@ def half(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise Stop
 
     with pytest.raises(Stop, match=r"^$"):
-        fedprompt.run("quickstart", [*small, f"run_dir={path}"], on_event=stop)
+        fedprompt.run("digits", [*small, f"run_dir={path}"], on_event=stop)
     return path
 
 
@@ -93,7 +93,7 @@ def refused(desk: Path, *arguments: str) -> str:
     result = call(*arguments)
     line = check_line(result)
     # What only the data or the weights can tell is found out when the run has shown its title.
-    assert result.stdout in ("", "fedprompt quickstart\n")
+    assert result.stdout in ("", "fedprompt digits\n")
     assert snapshot(desk) == before
     return line
 
@@ -143,13 +143,13 @@ def sha256_of(run_dir: Path) -> str:
             ["model.backbone=resnet"],
             ["model.backbone: expected nano, nano_promptable", "got 'resnet'"],
         ),
-        (["rounds"], ["expected one experiment name or file", "'quickstart' and 'rounds'"]),
+        (["rounds"], ["expected one experiment name or file", "'digits' and 'rounds'"]),
         (["=3"], ["override '=3': expected key=value"]),
     ],
     ids=str,
 )
 def test_a_bad_config_is_one_line(desk: Path, overrides: list[str], parts: list[str]) -> None:
-    line = refused(desk, "run", "quickstart", "runtime=serial", *overrides)
+    line = refused(desk, "run", "digits", "runtime=serial", *overrides)
     for part in parts:
         assert part in line
 
@@ -157,7 +157,7 @@ def test_a_bad_config_is_one_line(desk: Path, overrides: list[str], parts: list[
 def test_more_cpus_than_exist(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cpus = available_cpus()
-    line = refused(desk, "run", "quickstart", "runtime=ray", f"runtime.cpus={cpus + 7}")
+    line = refused(desk, "run", "digits", "runtime=ray", f"runtime.cpus={cpus + 7}")
     assert line.startswith(f"runtime.cpus: {cpus + 7} CPUs were requested")
     assert f"set runtime.cpus={cpus}" in line
 
@@ -186,7 +186,7 @@ def test_a_bad_file_is_one_line(desk: Path, content: bytes | None, part: str) ->
         (["run"], ["expected one experiment name or file", "got none", "fedprompt run quickstart"]),
         (["run", "one", "two"], ["got 'one' and 'two'", "fedprompt run --help"]),
         (["run", "nothing"], ["no experiment 'nothing'", "quickstart"]),
-        (["run", "--resume", "x", "quickstart"], ["--resume takes no experiment name"]),
+        (["run", "--resume", "x", "digits"], ["--resume takes no experiment name"]),
         (["run", "--resume", "x", "--overwrite"], ["--resume", "--overwrite", "give one"]),
         (["run", "--resume", "nowhere"], ["nowhere: expected a run directory", "nothing there"]),
         (["run", "--resume", "."], [".: expected a run directory", "another folder"]),
@@ -225,10 +225,10 @@ def test_a_path_with_an_equals_sign_is_a_file(desk: Path) -> None:
 
 def test_a_folder_that_holds_a_run(desk: Path, straight: Path, half: Path) -> None:
     before = snapshot(straight), snapshot(half)
-    line = refused(desk, "run", "quickstart", f"run_dir={straight}")
+    line = refused(desk, "run", "digits", f"run_dir={straight}")
     assert "got a finished run" in line
     assert "--overwrite" in line
-    line = refused(desk, "run", "quickstart", f"run_dir={half}")
+    line = refused(desk, "run", "digits", f"run_dir={half}")
     assert "got an unfinished run" in line
     assert f"fedprompt run --resume {half}" in line
     assert (snapshot(straight), snapshot(half)) == before
@@ -238,7 +238,7 @@ def test_a_folder_that_holds_something_else(desk: Path) -> None:
     (desk / "thesis").mkdir()
     (desk / "thesis" / "chapter.tex").write_text("mine")
     for more in ([], ["--overwrite"]):
-        line = refused(desk, "run", "quickstart", "run_dir=thesis", *more)
+        line = refused(desk, "run", "digits", "run_dir=thesis", *more)
         assert "got a folder with other files" in line
 
 
@@ -293,10 +293,10 @@ def test_help_version_and_no_command() -> None:
 
 def test_print_config_composes_again_and_writes_nothing(desk: Path) -> None:
     overrides = ["rounds=3", "aggregator.patience=2", "name=on", "run_dir=007"]
-    result = call("run", "quickstart", *overrides, "--print-config")
+    result = call("run", "digits", *overrides, "--print-config")
     assert (result.exit_code, result.stderr) == (0, "")
     assert snapshot(desk) == {}
-    assert compose(yaml.safe_load(result.stdout)) == compose("quickstart", overrides)
+    assert compose(yaml.safe_load(result.stdout)) == compose("digits", overrides)
 
 
 def test_print_config_of_a_run_that_would_be_resumed(desk: Path, half: Path) -> None:
@@ -313,17 +313,17 @@ def test_print_config_of_a_run_that_would_be_resumed(desk: Path, half: Path) -> 
 
 def test_a_run_says_what_came_of_it(desk: Path, small: list[str], straight: Path) -> None:
     """Without a run_dir: a new folder in `runs`. With one that holds a run: only by --overwrite."""
-    result = call("run", "quickstart", *small)
+    result = call("run", "digits", *small)
     assert (result.exit_code, result.stderr) == (0, "")
     (made,) = (desk / "runs").iterdir()
-    assert made.name.startswith("quickstart-")
+    assert made.name.startswith("digits-")
     assert sha256_of(made) == sha256_of(straight)
     assert f"state sha256: {sha256_of(made)}" in result.stdout.splitlines()
     assert "`fedprompt run domains`" in result.stdout  # the note of the experiment
     assert f"report: {made / 'report.html'}" in result.stdout.splitlines()
 
     (made / "notes.txt").write_text("mine")
-    result = call("run", "quickstart", *small, "rounds=1", f"run_dir={made}", "--overwrite")
+    result = call("run", "digits", *small, "rounds=1", f"run_dir={made}", "--overwrite")
     assert (result.exit_code, result.stderr) == (0, "")
     assert [record["round"] for record in RunDirectory(made).read_rounds()] == [1]
     assert load_latest(made / "state").state.round_index == 1
@@ -461,7 +461,7 @@ def test_a_client_of_a_comparison_that_raises(desk: Path, small: list[str]) -> N
     more = ("rounds=1", "compare=[head_only]", f"run_dir={desk / 'run'}")
     with pytest.MonkeyPatch.context() as patch:
         raise_in_training(patch, head_only=True)
-        line = check_line(call("run", "quickstart", *small, *more), exit_code=1)
+        line = check_line(call("run", "digits", *small, *more), exit_code=1)
         assert "failed in round 1 while it was in stage 'fit'" in line
         assert line.endswith(" --method head_only")
         status = RunDirectory(desk / "run").comparison("head_only").read_status()

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from fedprompt.cli import doctor
 from fedprompt.cli.main import main
+from fedprompt.config import compose
 from fedprompt.models.nano import network as nano
 from fedprompt.runtime.base import available_cpus
 
@@ -298,9 +299,9 @@ def test_without_ray_it_runs_in_this_process(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_other_backbone_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = nano.weights_path
     monkeypatch.setattr(
-        nano, "weights_path", lambda name: real(name) if name == "nano" else tmp_path / name
+        nano, "weights_path", lambda name: tmp_path / name if name == "nano" else real(name)
     )
-    assert only(report(), "warning")["name"] == "weights of nano_promptable"
+    assert only(report(), "warning")["name"] == "weights of nano"
 
 
 # ---------------------------------------------------------------- problems: it cannot run
@@ -374,18 +375,19 @@ def test_a_package_that_is_broken_ends_in_a_report(
 def test_bad_weights_are_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    real, bad = nano.weights_path, tmp_path / "nano.safetensors"
+    needed = compose("quickstart").model.backbone
+    real, bad = nano.weights_path, tmp_path / "needed.safetensors"
     if damage == "torn":
-        bad.write_bytes(real("nano").read_bytes()[:-100])
+        bad.write_bytes(real(needed).read_bytes()[:-100])
     elif damage == "not finite":
-        weights = load_file(real("nano"))
+        weights = load_file(real(needed))
         weights["vit.norm.bias"][0] = float("nan")
         save_file(weights, bad)
     elif damage == "foreign":
         save_file({"vit.cls_token": torch.zeros(3)}, bad)
-    monkeypatch.setattr(nano, "weights_path", lambda name: bad if name == "nano" else real(name))
+    monkeypatch.setattr(nano, "weights_path", lambda name: bad if name == needed else real(name))
     found = only(report(exit_code=1), "problem")
-    assert found["name"] == "weights of nano"
+    assert found["name"] == f"weights of {needed}"
     assert str(bad) in found["value"]
     assert "install fedprompt again" in found["fix"]
 

@@ -39,9 +39,7 @@ def make(parts: list[list[int]], labels: list[int], groups: list[int]) -> previe
     names = tuple(f"domain {group}" for group in range(max(groups) + 1))
     classes = tuple(f"class {label}" for label in range(max(labels) + 1))
     task = Task("toy", classes, names, split, split, split)
-    return preview.Preview(
-        compose("quickstart"), task, [np.array(part, np.int64) for part in parts]
-    )
+    return preview.Preview(compose("digits"), task, [np.array(part, np.int64) for part in parts])
 
 
 def test_divergence_by_pencil() -> None:
@@ -85,7 +83,7 @@ def test_one_domain_has_one_row_and_says_what_is_left_out() -> None:
 
 
 def test_the_partition_is_that_of_a_run() -> None:
-    config = compose("quickstart", ["seed=4"])
+    config = compose("digits", ["seed=4"])
     made = preview.make_preview(config)
     task = datasets.create("digits")
     parts = partition.split_task(partition.create("dirichlet"), task, 20, 4)
@@ -93,7 +91,7 @@ def test_the_partition_is_that_of_a_run() -> None:
 
 
 def test_the_command_prints_a_table_and_draws(desk: Path) -> None:
-    result = call("quickstart", "partition=shards", "partition.classes_per_client=3")
+    result = call("digits", "partition=shards", "partition.classes_per_client=3")
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0] == (
@@ -103,22 +101,22 @@ def test_the_command_prints_a_table_and_draws(desk: Path) -> None:
     (row,) = [line.split() for line in lines if "3/3/3" in line]
     assert row[:3] == ["all", "20", "1,168"]
     assert 2.9 < float(row[-1]) <= 3
-    assert lines[-1] == "picture: partition-quickstart.png"
-    assert sorted(path.name for path in desk.iterdir()) == ["partition-quickstart.png"]
-    with Image.open("partition-quickstart.png") as picture:
+    assert lines[-1] == "picture: partition-digits.png"
+    assert sorted(path.name for path in desk.iterdir()) == ["partition-digits.png"]
+    with Image.open("partition-digits.png") as picture:
         assert picture.format == "PNG"
         assert len(picture.convert("RGB").getcolors(10**6) or []) > 20
 
 
 def test_the_saved_partition_is_previewed_and_not_replaced(desk: Path) -> None:
-    result = call("quickstart", "--save", "mine.npz", "--picture", "a.png", "seed=2")
+    result = call("digits", "--save", "mine.npz", "--picture", "a.png", "seed=2")
     assert result.stdout.splitlines()[-2:] == ["picture: a.png", "partition: mine.npz"]
     assert read_partition("mine.npz").recipe["seed"] == 2
-    again = call("quickstart", "partition.file=mine.npz")
+    again = call("digits", "partition.file=mine.npz")
     assert again.exit_code == 0
     assert again.stdout.splitlines()[4:6] == result.stdout.splitlines()[4:6]
     before = Path("mine.npz").read_bytes()
-    refused = call("quickstart", "--save", "mine.npz", "--picture", "b.png")
+    refused = call("digits", "--save", "mine.npz", "--picture", "b.png")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: --save mine.npz: expected a new file")
     assert Path("mine.npz").read_bytes() == before
@@ -138,17 +136,17 @@ def test_a_picture_of_many_clients_shows_some(desk: Path) -> None:
         ([], "got none; try 'fedprompt partition quickstart'"),
         (["one", "two"], "got 'one' and 'two'"),
         (["nothing"], "no experiment 'nothing'"),
-        (["quickstart", "partition.alfa=1"], "did you mean 'partition.alpha'?"),
-        (["quickstart", "clients.count=2000"], "2000 clients with at least 1 sample(s) each need"),
+        (["digits", "partition.alfa=1"], "did you mean 'partition.alpha'?"),
+        (["digits", "clients.count=2000"], "2000 clients with at least 1 sample(s) each need"),
         (
-            ["quickstart", "partition={name: shards, classes_per_client: 11}"],
+            ["digits", "partition={name: shards, classes_per_client: 11}"],
             "20 clients x 11 classes",
         ),
-        (["quickstart", "partition=natural"], "has 1 for 20 clients; set clients.count=1"),
-        (["quickstart", "partition.file=gone.npz"], "where there is no such file"),
-        (["quickstart", "--picture", "gone/a.png"], "--picture gone/a.png: expected a file that"),
-        (["quickstart", "--save", "gone/a.npz"], "--save gone/a.npz: expected a file that can be"),
-        (["quickstart", "--pictures", "a"], "--pictures"),
+        (["digits", "partition=natural"], "has 1 for 20 clients; set clients.count=1"),
+        (["digits", "partition.file=gone.npz"], "where there is no such file"),
+        (["digits", "--picture", "gone/a.png"], "--picture gone/a.png: expected a file that"),
+        (["digits", "--save", "gone/a.npz"], "--save gone/a.npz: expected a file that can be"),
+        (["digits", "--pictures", "a"], "--pictures"),
     ],
     ids=" ".join,
 )

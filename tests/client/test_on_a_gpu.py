@@ -114,7 +114,7 @@ LAID: dict[tuple[str, ...], Laid] = {}
 
 
 def composed(tiny: Overrides, *changes: str) -> ExperimentConfig:
-    return compose("quickstart", tiny("clients.batch_size=8", "clients.epochs=2", FEW, *changes))
+    return compose("digits", tiny("clients.batch_size=8", "clients.epochs=2", FEW, *changes))
 
 
 @pytest.fixture

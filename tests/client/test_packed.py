@@ -51,7 +51,7 @@ FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 @pytest.fixture
 def laid(tiny: Overrides) -> Callable[..., Laid]:
     def make(*overrides: str) -> Laid:
-        config = compose("quickstart", tiny("clients.epochs=2", *overrides))
+        config = compose("digits", tiny("clients.epochs=2", *overrides))
         key = (
             config.data,
             config.clients.count,
@@ -155,7 +155,7 @@ def test_whole_rounds_are_the_same_in_packs(tiny: Overrides, method: tuple[str, 
     unmeasured = ("eval_every=9", "eval_clients=never")
     more = (*method, *unmeasured, "clients.per_round=5", "clients.batch_size=16")
     one, three = (
-        fedprompt.run("quickstart", tiny(*more, f"runtime.pack={pack}"), overwrite=True).state
+        fedprompt.run("digits", tiny(*more, f"runtime.pack={pack}"), overwrite=True).state
         for pack in (1, 3)
     )
     packed, alone = three.tensors(), one.tensors()
@@ -298,7 +298,7 @@ def test_a_run_reports_that_packs_were_halved(
     monkeypatch.setattr(train, "fit", small_memory)
     notes: list[str] = []
     fedprompt.run(
-        "quickstart",
+        "digits",
         tiny(KEYED, "runtime.pack=2"),
         on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
     )
@@ -330,7 +330,7 @@ def test_jobs_are_packed_in_order_and_by_broadcast(laid: Callable[..., Laid]) ->
 @pytest.mark.parametrize(("pack", "size"), [("auto", 1), (3, 3)])
 def test_the_size_of_a_pack_on_the_cpu(pack: int | str, size: int) -> None:
     options = RuntimeOptions("serial", device="cpu", pack=pack)
-    recipe = compose("quickstart").recipe(10)
+    recipe = compose("digits").recipe(10)
     assert options.pack_size(10, recipe) == size
     assert options.pack_size(10, dataclasses.replace(recipe, tuning="full")) == 1
     assert options.settled().pack == size
@@ -339,11 +339,11 @@ def test_the_size_of_a_pack_on_the_cpu(pack: int | str, size: int) -> None:
 @pytest.mark.parametrize("pack", ["0", "many", "1.5", "-1"])
 def test_a_wrong_pack_is_refused(tiny: Overrides, pack: str) -> None:
     with pytest.raises(ConfigError, match=r"runtime\.pack: expected"):
-        compose("quickstart", tiny(f"runtime.pack={pack}"))
+        compose("digits", tiny(f"runtime.pack={pack}"))
 
 
 def test_a_run_goes_on_with_its_pack_only(tiny: Overrides, tmp_path: object) -> None:
-    result = fedprompt.run("quickstart", tiny("rounds=1", "runtime.pack=2"))
+    result = fedprompt.run("digits", tiny("rounds=1", "runtime.pack=2"))
     assert "pack: 2" in (result.run_dir / "config.yaml").read_text()
     with pytest.raises(ConfigError, match=r"--resume: only .* can be changed"):
         fedprompt.resume(result.run_dir, ["runtime.pack=1"])

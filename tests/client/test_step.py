@@ -48,7 +48,7 @@ class Seen(TorchDispatchMode):
 def first_step(tiny: Overrides, *overrides: str) -> tuple[Any, Any, Any]:
     """The module of a pack of one round's clients, its first batch, and the worker."""
     keyed = tiny("clients.batch_size=8", "prompts.selection=keyed", *overrides)
-    config = compose("quickstart", keyed)
+    config = compose("digits", keyed)
     federation = prepare(config)
     settings = settings_of(config, federation)
     worker = federation.setup.build()
@@ -123,7 +123,7 @@ def test_bench_measures_a_share_of_the_ceiling(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_step_s_seconds_are_over_when_the_gpu_is_done(tiny: Overrides) -> None:
-    config = compose("quickstart", tiny())
+    config = compose("digits", tiny())
     federation = prepare(config)
     settings = settings_of(config, federation)
     with simulated_gpu() as gpu:

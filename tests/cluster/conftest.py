@@ -41,7 +41,7 @@ def straight(random_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """State hash of the tiny experiment in one process."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     overrides = experiment_of(random_backbone, folder, "runtime=serial")
-    return str(fedprompt.run("quickstart", overrides).summary["state_sha256"])
+    return str(fedprompt.run("digits", overrides).summary["state_sha256"])
 
 
 def session_members(session: int) -> list[int]:

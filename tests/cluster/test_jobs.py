@@ -63,13 +63,13 @@ def test_a_job_is_the_same_experiment(
 ) -> None:
     """The code is shipped, the log comes here, and the bits are those of one process."""
     overrides = experiment_of(random_backbone, tmp_path / "a run", "runtime.actors=2")
-    result = script("submit.py", "run", "quickstart", "--", *overrides, env=cluster)
+    result = script("submit.py", "run", "digits", "--", *overrides, env=cluster)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"state sha256: {straight}" in result.stdout
     assert "2 client actors on 2 nodes" in result.stdout
     assert re.search(r"^ +3/3 ", result.stdout, flags=re.MULTILINE)
     listed = script("submit.py", "status", env=cluster)
-    assert re.search(r"^raysubmit_\w+ +SUCCEEDED +quickstart$", listed.stdout, re.MULTILINE)
+    assert re.search(r"^raysubmit_\w+ +SUCCEEDED +digits$", listed.stdout, re.MULTILINE)
 
 
 def test_the_next_job_finds_spare_workers(
@@ -81,7 +81,7 @@ def test_the_next_job_finds_spare_workers(
 
     def submit(name: str) -> None:
         overrides = experiment_of(random_backbone, tmp_path / name, "rounds=1", "runtime.actors=2")
-        result = script("submit.py", "run", "quickstart", "--", *overrides, env=cluster)
+        result = script("submit.py", "run", "digits", "--", *overrides, env=cluster)
         assert result.returncode == 0, result.stdout + result.stderr
 
     before = settled_idle_workers(sessions)
@@ -140,7 +140,7 @@ def test_a_wrong_experiment_fails_the_job(
     cluster: Environment, random_backbone: str, tmp_path: Path
 ) -> None:
     overrides = experiment_of(random_backbone, tmp_path / "run", "clients.count=5000")
-    result = script("submit.py", "run", "quickstart", "--", *overrides, env=cluster)
+    result = script("submit.py", "run", "digits", "--", *overrides, env=cluster)
     assert result.returncode == 2
     assert "5000 clients" in result.stdout  # the program's own line, in the log
     assert "FAILED with exit code 2" in one_line(result)
@@ -160,7 +160,7 @@ def test_a_stopped_job_says_so_and_can_be_resumed(
 ) -> None:
     run_dir = tmp_path / "run"
     overrides = experiment_of(random_backbone, run_dir, "rounds=2000", "runtime.actors=1")
-    command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "run", "quickstart"]
+    command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "run", "digits"]
     following = subprocess.Popen(
         [*command, "--", *overrides],
         stdout=subprocess.PIPE,

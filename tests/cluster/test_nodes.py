@@ -56,7 +56,7 @@ def test_nodes_without_the_cache_receive_the_features(
 
     folder = tmp_path / "cache"
     overrides = experiment_of(random_backbone, tmp_path / "run", f"cache.folder={folder}")
-    config = compose("quickstart", overrides)
+    config = compose("digits", overrides)
     federation = prepare(config)
     assert federation.setup.data.table.entry is not None
     settings = settings_of(config, federation)
@@ -94,7 +94,7 @@ def test_actors_on_every_node_give_the_bits_of_one_process(
     overrides = experiment_of(
         random_backbone, tmp_path / "run", f"runtime.actors={NODES}", "runtime.driver_node=place2"
     )
-    result = fedprompt.run("quickstart", overrides, on_event=listen)
+    result = fedprompt.run("digits", overrides, on_event=listen)
     assert result.summary["state_sha256"] == straight
     (where,) = [note for note in notes if "client actors on" in note]
     assert where.startswith(f"{NODES} client actors on {NODES} nodes")
@@ -106,7 +106,7 @@ def test_an_unknown_place_for_the_driver_is_refused(
 ) -> None:
     overrides = experiment_of(random_backbone, tmp_path / "run", "runtime.driver_node=nowhere")
     with pytest.raises(ConfigError, match=r"place1, place2\), got 'nowhere'"):
-        fedprompt.run("quickstart", overrides)
+        fedprompt.run("digits", overrides)
     assert not (tmp_path / "run").exists()
 
 
@@ -140,9 +140,9 @@ def test_a_data_set_that_the_drivers_node_lacks(
     )
     missing = rf"on node .*: imagefolder: .*{tmp_path}/nothing/imagefolder"
     with pytest.raises(ConfigError, match=missing):
-        fedprompt.run("quickstart", [*run, "runtime.driver_node=without"])
+        fedprompt.run("digits", [*run, "runtime.driver_node=without"])
     assert not (tmp_path / "run").exists()
-    fedprompt.run("quickstart", [*run, "runtime.driver_node=with"])
+    fedprompt.run("digits", [*run, "runtime.driver_node=with"])
 
 
 def test_what_ray_has_bounds_the_gpus(cluster: Any, random_backbone: str, tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_what_ray_has_bounds_the_gpus(cluster: Any, random_backbone: str, tmp_pa
     cluster.wait_for_nodes()
     too_many = ["runtime.actors=3", "runtime.gpus_per_actor=0.5"]
     with pytest.raises(ConfigError, match=r"3 actors of 0.5 GPU .* 1 GPUs that Ray has.* hold 2"):
-        fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "run", *too_many))
+        fedprompt.run("digits", experiment_of(random_backbone, tmp_path / "run", *too_many))
     notes: list[str] = []
     fitting = ["runtime.actors=2", "runtime.gpus_per_actor=0.5", "runtime.device=cpu", "rounds=1"]
     fedprompt.run(
-        "quickstart",
+        "digits",
         experiment_of(random_backbone, tmp_path / "run", *fitting),
         on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
     )
@@ -175,7 +175,7 @@ def test_a_node_that_is_killed_in_a_round_changes_nothing(
 
     more = [f"runtime.actors={NODES + 1}", "runtime.driver_node=head"]
     result = fedprompt.run(
-        "quickstart", experiment_of(random_backbone, tmp_path / "run", *more), on_event=kill
+        "digits", experiment_of(random_backbone, tmp_path / "run", *more), on_event=kill
     )
     assert len(killed) == 1
     assert result.summary["state_sha256"] == straight

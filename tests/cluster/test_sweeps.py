@@ -24,7 +24,7 @@ def sweep_file(backbone: str, folder: Path, **more: object) -> Path:
     shared = dict(each.split("=", 1) for each in experiment_of(backbone, folder))
     del shared["run_dir"], shared["prompts.count"]
     tree: dict = {
-        "experiment": "quickstart",
+        "experiment": "digits",
         "set": {
             **{key: yaml.safe_load(value) for key, value in shared.items()},
             "rounds": 2,

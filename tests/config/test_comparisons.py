@@ -113,12 +113,12 @@ def test_what_the_lead_brings_along_is_no_rivals() -> None:
 
 
 def test_an_aggregator_on_the_command_line_is_for_the_lead() -> None:
-    config = compose("quickstart", ["aggregator=server_opt", "aggregator.lr=0.5"])
+    config = compose("digits", ["aggregator=server_opt", "aggregator.lr=0.5"])
     assert config.aggregator.name == "server_opt"
     names = [config.with_method(method).aggregator.name for method in ("pfpt", "gmm_pt")]
     assert names == ["pfpt", "gmm"]
     assert config.with_method("fedopt_pt").aggregator.options.lr == 0.5  # it has this plug-in
-    tuned = compose("quickstart", ["tuning=lora", "tuning.rank=2"])  # no preset of theirs says it
+    tuned = compose("digits", ["tuning=lora", "tuning.rank=2"])  # no preset of theirs says it
     assert {tuned.with_method(m).tuning.name for m in tuned.compare} == {"lora"}
 
 
@@ -136,20 +136,20 @@ def test_rates_and_pool_of_the_paper_hold_when_scaffold_leads() -> None:
 
 
 def test_the_pool_of_the_file_holds_when_a_method_without_pool_leads() -> None:
-    config = compose("quickstart", ["method=fedavg_pt"])
+    config = compose("digits", ["method=fedavg_pt"])
     assert (config.prompts.pool, config.with_method("fedavg_pt_plus").prompts.pool) == (None, 10)
 
 
 def test_rounds_that_are_said_hold_though_the_leads_preset_says_them_too() -> None:
-    assert compose("quickstart", ["method=fedcof"]).with_method("fedavg_pt").rounds == 10
-    config = compose("quickstart", ["method=fedcof", "rounds=1"])
+    assert compose("digits", ["method=fedcof"]).with_method("fedavg_pt").rounds == 10
+    config = compose("digits", ["method=fedcof", "rounds=1"])
     assert [config.with_method(method).rounds for method in config.compare] == [1, 1]
-    assert compose("quickstart", ["rounds=3"]).with_method("fedcof").rounds == 1
+    assert compose("digits", ["rounds=3"]).with_method("fedcof").rounds == 1
 
 
 def test_a_rival_that_cannot_take_what_was_said_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^compare: \w+: objective=scaffold: .*got 'adam'$"):
-        compose("quickstart", ["clients.optimizer=adam", "compare=[scaffold_pt]"])
+        compose("digits", ["clients.optimizer=adam", "compare=[scaffold_pt]"])
 
 
 # What a run keeps
@@ -162,14 +162,14 @@ LED = ["method=scaffold_pt", "compare=[fedavg_pt_plus, fedopt_pt, head_only]", "
 def kept(tmp_path: Path) -> Path:
     """The config.yaml of a run with comparisons."""
     path = tmp_path / "config.yaml"
-    path.write_text(compose("quickstart", LED).to_yaml(), encoding="utf-8")
+    path.write_text(compose("digits", LED).to_yaml(), encoding="utf-8")
     return path
 
 
 def test_a_resumed_comparison_is_the_same_though_conf_has_changed(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose("quickstart", LED)
+    config = compose("digits", LED)
     before = [config.with_method(method).tree() for method in config.compare]
     (kept.parent / "status.json").write_text(json.dumps({"state": "stopped"}))
 
@@ -209,8 +209,8 @@ def test_overrides_on_a_kept_config_hold_as_on_the_experiment(
 ) -> None:
     """Though the value is the leading method's already, or the file has every option."""
     path = tmp_path / "config.yaml"
-    path.write_text(compose("quickstart", ["compare=[]"]).to_yaml(), encoding="utf-8")
-    kept, config = compose(path, [override]), compose("quickstart", ["compare=[]", override])
+    path.write_text(compose("digits", ["compare=[]"]).to_yaml(), encoding="utf-8")
+    kept, config = compose(path, [override]), compose("digits", ["compare=[]", override])
     assert kept == config
     for method in ("scaffold_pt", "fedopt_pt"):
         assert kept.with_method(method) == config.with_method(method)
@@ -218,12 +218,12 @@ def test_overrides_on_a_kept_config_hold_as_on_the_experiment(
 
 def test_another_method_on_a_kept_config_inherits_nothing_from_the_runs_own(kept: Path) -> None:
     again = compose(kept, ["method=fedavg_pt_plus"])
-    assert again == compose("quickstart", [*LED, "method=fedavg_pt_plus"])
+    assert again == compose("digits", [*LED, "method=fedavg_pt_plus"])
 
 
 def test_what_a_program_changes_holds_for_the_comparisons() -> None:
     """As the sweep sets the seed of a trial, and a run the paths of its files."""
-    config = dataclasses.replace(compose("quickstart", LED), seed=9)
+    config = dataclasses.replace(compose("digits", LED), seed=9)
     model = dataclasses.replace(config.model, backbone="/full/path.safetensors")
     config = dataclasses.replace(config, model=model)
     other = config.with_method("fedopt_pt")
@@ -236,9 +236,9 @@ def test_sources_are_sections_and_no_option() -> None:
     with pytest.raises(ConfigError, match=r"^sources.files.default: expected a section .* got 3$"):
         compose({"sources": {"files": {"default": 3}}})
     with pytest.raises(ConfigError, match=r"^sources: .* no option"):
-        compose("quickstart", ["sources.command.rounds=3"])
+        compose("digits", ["sources.command.rounds=3"])
 
 
 def test_a_comparison_does_not_claim_the_folder_of_the_leading_run() -> None:
-    config = compose("quickstart", ["run_dir=runs/mine"])
+    config = compose("digits", ["run_dir=runs/mine"])
     assert (config.run_dir, config.with_method("fedavg_pt").run_dir) == ("runs/mine", None)

@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Callable[[str], str]:
     return file
 
 
-def refusal(*overrides: str, config: Any = "quickstart") -> str:
+def refusal(*overrides: str, config: Any = "digits") -> str:
     """The message of the ConfigError that `compose` raises; it is one line."""
     with pytest.raises(ConfigError, match=r"^[^\n]+\Z") as caught:
         compose(config, overrides)
@@ -128,13 +128,13 @@ def test_a_method_on_the_command_line_wins_over_the_file(write: Callable[[str], 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_other_overrides_win_over_the_method(turn: int) -> None:
     overrides = ["prompts.selection=l2p", "method=fedavg_pt", "aggregator=pfpt"][::turn]
-    config = compose("quickstart", overrides)
+    config = compose("digits", overrides)
     assert (config.method, config.aggregator.name) == ("fedavg_pt", "pfpt")
     assert config.prompts.selection == "l2p"
 
 
 def test_the_last_of_two_overrides_wins() -> None:
-    assert compose("quickstart", ["rounds=3", "rounds=4"]).rounds == 4
+    assert compose("digits", ["rounds=3", "rounds=4"]).rounds == 4
 
 
 def test_a_section_without_lines_changes_nothing(write: Callable[[str], str]) -> None:
@@ -144,16 +144,16 @@ def test_a_section_without_lines_changes_nothing(write: Callable[[str], str]) ->
 
 
 def test_a_file_that_is_named_like_an_experiment_is_reached_by_its_path(tmp_path: Path) -> None:
-    (tmp_path / "quickstart").write_text("rounds: 99\n")
-    assert compose(str(tmp_path / "quickstart")).rounds == 99
-    assert compose(tmp_path / "quickstart").rounds == 99
+    (tmp_path / "digits").write_text("rounds: 99\n")
+    assert compose(str(tmp_path / "digits")).rounds == 99
+    assert compose(tmp_path / "digits").rounds == 99
 
 
 # Groups
 
 
 def test_a_group_is_picked_by_name() -> None:
-    config = compose("quickstart", ["head=linear", "partition=iid", "model=nano_promptable"])
+    config = compose("digits", ["head=linear", "partition=iid", "model=nano_promptable"])
     assert config.head.name == "linear"
     assert config.partition.name == "iid"
     assert config.partition.tree() == {"name": "iid"}  # nothing is left of dirichlet
@@ -174,14 +174,14 @@ def test_a_group_is_picked_by_name() -> None:
 def test_name_and_value_of_a_group_in_any_order(
     overrides: list[str], value: Callable[[ExperimentConfig], float], turn: int
 ) -> None:
-    config = compose("quickstart", ["method=fedavg_pt", *overrides[::turn]])
+    config = compose("digits", ["method=fedavg_pt", *overrides[::turn]])
     assert value(config) == 3
 
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_the_model_group_has_no_name_of_its_own(turn: int) -> None:
     overrides = ["model=nano_promptable", "model.backbone=mine.safetensors"][::turn]
-    assert compose("quickstart", overrides).model.backbone == "mine.safetensors"
+    assert compose("digits", overrides).model.backbone == "mine.safetensors"
     assert compose({"model": {"name": "nano_promptable"}}).model.backbone == "nano_promptable"
 
 
@@ -195,11 +195,11 @@ def test_a_group_that_is_picked_wins_over_what_a_weaker_source_says() -> None:
 
 
 def test_a_mapping_changes_or_replaces_a_group() -> None:
-    changed = compose("quickstart", ["partition={alpha: 0.1}"]).partition
+    changed = compose("digits", ["partition={alpha: 0.1}"]).partition
     assert (changed.name, changed.options.alpha) == ("dirichlet", 0.1)
-    same = compose("quickstart", ["partition.alpha=0.1", "partition={name: dirichlet}"]).partition
+    same = compose("digits", ["partition.alpha=0.1", "partition={name: dirichlet}"]).partition
     assert same == changed
-    assert compose("quickstart", ["partition={name: iid}"]).partition.name == "iid"
+    assert compose("digits", ["partition={name: iid}"]).partition.name == "iid"
 
 
 def test_another_runtime_keeps_the_threads_because_they_change_bits() -> None:
@@ -223,18 +223,18 @@ def test_another_runtime_keeps_the_threads_because_they_change_bits() -> None:
     ],
 )
 def test_numbers_and_null(override: str, value: float | None) -> None:
-    assert compose("quickstart", [override]).clients.lr == value
+    assert compose("digits", [override]).clients.lr == value
 
 
 def test_whole_numbers_stay_whole() -> None:
-    config = compose("quickstart", ["rounds=3", "clients.lr=3"])
+    config = compose("digits", ["rounds=3", "clients.lr=3"])
     assert type(config.rounds) is int
     assert type(config.clients.lr) is float
 
 
 def test_lists() -> None:
-    assert compose("quickstart", ["compare=[]"]).compare == ()
-    assert compose("quickstart", ["compare=[head_only, pfpt]"]).compare == ("head_only", "pfpt")
+    assert compose("digits", ["compare=[]"]).compare == ()
+    assert compose("digits", ["compare=[head_only, pfpt]"]).compare == ("head_only", "pfpt")
 
 
 @pytest.mark.parametrize(
@@ -242,17 +242,17 @@ def test_lists() -> None:
     ["7", "007", "1e5", "2024-01-01", "on", "no", "1_000", "a=b", "a: b", "#1", "@x", "[a", "ü/ö"],
 )
 def test_text_stays_as_it_was_typed(text: str) -> None:
-    config = compose("quickstart", [f"run_dir={text}", f"name={text}"])
+    config = compose("digits", [f"run_dir={text}", f"name={text}"])
     assert (config.run_dir, config.name) == (text, text)
 
 
 @pytest.mark.parametrize("text", ["", "null", "~"])
 def test_no_run_dir(text: str) -> None:
-    assert compose("quickstart", ["run_dir=somewhere", f"run_dir={text}"]).run_dir is None
+    assert compose("digits", ["run_dir=somewhere", f"run_dir={text}"]).run_dir is None
 
 
 def test_quotes_are_read_as_yaml() -> None:
-    assert compose("quickstart", ["name='null'"]).name == "null"
+    assert compose("digits", ["name='null'"]).name == "null"
 
 
 # Round trip
@@ -280,7 +280,7 @@ def test_every_experiment_composes_and_comes_back(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_composes_and_comes_back(name: str, tmp_path: Path) -> None:
-    config = compose("quickstart", [f"method={name}", "compare=[]"])
+    config = compose("digits", [f"method={name}", "compare=[]"])
     assert config.method == name
     check_round_trip(config, tmp_path)
 
@@ -300,16 +300,16 @@ def test_every_method_composes_and_comes_back(name: str, tmp_path: Path) -> None
     ids=str,
 )
 def test_changed_values_come_back(overrides: list[str], tmp_path: Path) -> None:
-    check_round_trip(compose("quickstart", ["compare=[]", *overrides]), tmp_path)
+    check_round_trip(compose("digits", ["compare=[]", *overrides]), tmp_path)
 
 
 # Methods
 
 
 def test_with_method_changes_the_method_alone() -> None:
-    config = compose("quickstart", ["seed=3", "rounds=2", "partition.alpha=0.1", "prompts.count=4"])
+    config = compose("digits", ["seed=3", "rounds=2", "partition.alpha=0.1", "prompts.count=4"])
     other = config.with_method("fedavg_pt")
-    assert (other.name, other.method, other.compare) == ("quickstart/fedavg_pt", "fedavg_pt", ())
+    assert (other.name, other.method, other.compare) == ("digits/fedavg_pt", "fedavg_pt", ())
     assert (other.aggregator.name, other.prompts.selection) == ("mean", "all")
     assert other.prompts.count == 4
     same = ("seed", "rounds", "data", "partition", "clients", "model", "head", "runtime")
@@ -318,7 +318,7 @@ def test_with_method_changes_the_method_alone() -> None:
 
 
 def test_with_method_of_its_own_method_changes_no_value() -> None:
-    config = compose("quickstart", ["compare=[]"])
+    config = compose("digits", ["compare=[]"])
     assert dataclasses.replace(config.with_method("pfpt"), name=config.name) == config
 
 
@@ -359,7 +359,7 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
     }
     for path in (CONF / group).glob("*.yaml"):
         overrides = ["compare=[]", f"{group}={path.stem}", *needs.get(path.stem, [])]
-        config = compose("quickstart", overrides)
+        config = compose("digits", overrides)
         if group != "model":
             name = yaml.safe_load(path.read_text(encoding="utf-8"))["name"]
             assert getattr(config, group).name == name
@@ -642,7 +642,7 @@ def test_more_cpus_or_threads_than_exist(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_queries_are_compared_in_the_clients_metric_where_there_are_several_domains(
     changes: list[str], expected: object
 ) -> None:
-    config = compose("quickstart", changes)
+    config = compose("digits", changes)
     assert config.prompts.whiten == expected
     assert config.with_method("fedavg_pt_plus").prompts.whiten == expected
     assert config.tree()["prompts"]["whiten"] == expected

@@ -103,7 +103,7 @@ FEDERATIONS: dict[tuple[object, ...], Federation] = {}
 @pytest.fixture
 def lay(tiny: Overrides) -> Callable[..., Laid]:
     def make(*overrides: str) -> Laid:
-        config = compose("quickstart", tiny("eval_every=9", *overrides))  # the last is evaluated
+        config = compose("digits", tiny("eval_every=9", *overrides))  # the last is evaluated
         key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:
             FEDERATIONS[key] = prepare(config)
@@ -157,7 +157,7 @@ def test_a_preset_names_its_source(name: str) -> None:
 @pytest.mark.figures
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_runs(tiny: Overrides, name: str) -> None:
-    result = fedprompt.run("quickstart", tiny("clients.per_round=2", "eval_every=2", *method(name)))
+    result = fedprompt.run("digits", tiny("clients.per_round=2", "eval_every=2", *method(name)))
     last = result.reports[-1]
     personal = name == "local_only"
     assert (last["accuracy"] is None) == personal
@@ -169,9 +169,9 @@ def test_every_preset_runs(tiny: Overrides, name: str) -> None:
 
 
 def test_a_comparison_does_not_inherit_what_the_main_method_set(tiny: Overrides) -> None:
-    main = compose("quickstart", tiny("method=scaffold_pt"))
+    main = compose("digits", tiny("method=scaffold_pt"))
     other = main.with_method("fedavg_pt")
-    plain = compose("quickstart", tiny("method=fedavg_pt"))
+    plain = compose("digits", tiny("method=fedavg_pt"))
     assert dataclasses.replace(other, name=plain.name, run_dir=plain.run_dir) == plain
 
 
@@ -249,7 +249,7 @@ def test_what_does_not_fit_together_is_refused(
     tiny: Overrides, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        compose("quickstart", tiny(*overrides))
+        compose("digits", tiny(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_does_not_fit_together_is_refused(
 def test_a_pool_without_choice_is_known(
     tiny: Overrides, overrides: list[str], expected: bool
 ) -> None:
-    assert compose("quickstart", tiny(*overrides)).selects_in_vain == expected
+    assert compose("digits", tiny(*overrides)).selects_in_vain == expected
 
 
 class Stop(Exception):
@@ -284,7 +284,7 @@ def test_a_pool_without_choice_is_said(tiny: Overrides) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        fedprompt.run("quickstart", tiny("method=fedavg_pt_plus"), on_event=listen)
+        fedprompt.run("digits", tiny("method=fedavg_pt_plus"), on_event=listen)
     assert any("nothing to select" in note for note in notes)
 
 
@@ -461,7 +461,7 @@ def test_bytes_of_fedavg_pt_are_the_published_count(lay: Callable[..., Laid]) ->
     rounds: 884,736,000 bytes.
     """
     config = compose(
-        "quickstart", ["method=fedavg_pt", "head=linear", "prompts.count=20", "compare=[]"]
+        "digits", ["method=fedavg_pt", "head=linear", "prompts.count=20", "compare=[]"]
     )
     head = build_head(config.head, 768, 100, torch.Generator())
     shared = Parts(head={name: value.detach() for name, value in head.named_parameters()})

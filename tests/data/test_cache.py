@@ -637,11 +637,11 @@ def test_no_cache_is_an_empty_one(tmp_path: Path) -> None:
 )
 def test_wrong_options_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose("quickstart", [override])
+        compose("digits", [override])
 
 
 def test_the_yaml_file_lists_the_defaults() -> None:
-    assert compose("quickstart").cache == CacheOptions()
+    assert compose("digits").cache == CacheOptions()
 
 
 # ---------------------------------------------------------------- whole runs
@@ -691,7 +691,7 @@ def test_cached_and_uncached_runs_have_the_same_bits(
 
     def state(name: str, *overrides: str) -> str:
         result = fedprompt.run(
-            "quickstart",
+            "digits",
             tiny(
                 "prompts.selection=keyed",  # queries are cached, too
                 f"cache.folder={folder}",

@@ -160,7 +160,7 @@ def test_a_damaged_list(tmp_path: Path, content: str) -> None:
 def test_selection_is_keyed_where_clients_have_several_styles() -> None:
     def selection(*overrides: str) -> str:
         overrides = ("prompts.pool=null", "data=emoji", *overrides)
-        return compose("quickstart", overrides).prompts.selection
+        return compose("digits", overrides).prompts.selection
 
     assert selection() == "keyed"
     assert selection("data.styles=[noto]") == "all"
@@ -200,7 +200,7 @@ def test_the_others_divide_each_style(packages: Path, name: str, options: dict[s
 
 def test_a_run(tiny: Callable[..., list[str]], packages: Path) -> None:
     overrides = tiny("data=emoji", f"data.root={packages}", "data.size=32", "partition=iid")
-    result = fedprompt.run("quickstart", [*overrides, "clients.count=10", "clients.per_round=5"])
+    result = fedprompt.run("digits", [*overrides, "clients.count=10", "clients.per_round=5"])
     assert len(result.reports) == 2
 
 

@@ -162,7 +162,7 @@ def test_missing_packages_give_the_command(home: Path, tmp_path: Path) -> None:
 def test_a_run(tiny: Callable[..., list[str]], home: Path) -> None:
     few = [f"data.max_{split}=20" for split in ("train", "validation", "test")]
     overrides = tiny("data=mixed", f"data.root={home}", "data.size=32", "partition=iid", *few)
-    assert len(fedprompt.run("quickstart", overrides).reports) == 2
+    assert len(fedprompt.run("digits", overrides).reports) == 2
 
 
 @pytest.mark.skipif(not (REAL / "fonts").is_dir(), reason="`make real` has not been called")

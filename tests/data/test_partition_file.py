@@ -153,25 +153,25 @@ def test_a_path_where_nothing_is(tmp_path: Path) -> None:
 
 def test_the_file_alone_picks_the_entry(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(saved.parent)
-    short = compose("quickstart", ["partition.file=mine.npz"])
+    short = compose("digits", ["partition.file=mine.npz"])
     assert short.partition.tree() == {"name": "file", "file": str(saved.resolve())}
-    named = compose("quickstart", ["partition.file=mine.npz", "partition=file"])
+    named = compose("digits", ["partition.file=mine.npz", "partition=file"])
     assert named.partition == short.partition
     assert compose(yaml.safe_load(short.to_yaml())) == short
     assert compose({"partition": {"file": "mine.npz"}}).partition == short.partition
-    assert compose("quickstart", ["partition=file"]).partition.tree()["file"] is None
+    assert compose("digits", ["partition=file"]).partition.tree()["file"] is None
 
 
 def test_options_of_another_partition_beside_a_file(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"'partition\.alpha': expected one of file"):
-        compose("quickstart", [f"partition.file={saved}", "partition.alpha=1"])
+        compose("digits", [f"partition.file={saved}", "partition.alpha=1"])
     with pytest.raises(ConfigError, match=r"unknown config key 'partition\.file'"):
-        compose("quickstart", [f"partition.file={saved}", "partition=dirichlet"])
+        compose("digits", [f"partition.file={saved}", "partition=dirichlet"])
 
 
 def test_options_of_the_partition_behind_the_long_tail() -> None:
     config = compose(
-        "quickstart",
+        "digits",
         ["partition=long_tail", "partition.then=shards", "partition.options.classes_per_client=3"],
     )
     assert config.partition.tree() == {
@@ -182,23 +182,21 @@ def test_options_of_the_partition_behind_the_long_tail() -> None:
     }
     assert compose(yaml.safe_load(config.to_yaml())) == config
     with pytest.raises(ConfigError, match="unknown option 'alpha' for partition 'shards'"):
-        compose("quickstart", ["partition={name: long_tail, then: shards, options: {alpha: 1}}"])
+        compose("digits", ["partition={name: long_tail, then: shards, options: {alpha: 1}}"])
 
 
 def test_a_run_on_a_saved_partition_has_the_same_bits(
     tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """From the run directory, from its file, and from a run that was reloaded itself."""
-    first = fedprompt.run("quickstart", tiny("rounds=1"))
+    first = fedprompt.run("digits", tiny("rounds=1"))
     recipe = json.loads((first.run_dir / "partition.json").read_text())["recipe"]
     assert (recipe["name"], recipe["seed"], recipe["clients"]) == ("dirichlet", 0, 6)
     assert recipe["options"] == {"alpha": 0.5, "min_samples": 1}
     assert read_partition(first.run_dir).recipe == recipe
 
     def again(name: str, *overrides: str) -> fedprompt.RunResult:
-        return fedprompt.run(
-            "quickstart", tiny("rounds=1", f"run_dir={tmp_path / name}", *overrides)
-        )
+        return fedprompt.run("digits", tiny("rounds=1", f"run_dir={tmp_path / name}", *overrides))
 
     second = again("second", f"partition.file={first.run_dir}")
     third = again("third", "partition=file", f"partition.file={second.run_dir}/partition.npz")
@@ -217,5 +215,5 @@ def test_a_run_refuses_clients_without_samples(
     tiny: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"expected at least 1 sample for each of 6 clients"):
-        fedprompt.run("quickstart", tiny("partition.min_samples=0", "partition.alpha=1e-6"))
+        fedprompt.run("digits", tiny("partition.min_samples=0", "partition.alpha=1e-6"))
     assert not (tmp_path / "run").exists()

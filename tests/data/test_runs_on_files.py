@@ -21,7 +21,7 @@ Overrides = Callable[..., list[str]]
 def run(tiny: Overrides, tmp_path: Path) -> Callable[..., fedprompt.RunResult]:
     def two_rounds(name: str, *more: str, **options: Any) -> fedprompt.RunResult:
         overrides = tiny(f"data={name}", f"data.root={tmp_path / 'files'}", "partition=iid", *more)
-        return fedprompt.run("quickstart", overrides, **options)
+        return fedprompt.run("digits", overrides, **options)
 
     return two_rounds
 

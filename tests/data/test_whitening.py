@@ -179,7 +179,7 @@ def test_whole_runs_select_by_whitened_queries_where_there_are_keys(
 
 
 def test_without_public_images_one_line_says_what_to_do(tiny: Callable[..., list[str]]) -> None:
-    config = compose("quickstart", tiny("method=fedavg_pt_plus", "prompts.whiten=true"))
+    config = compose("digits", tiny("method=fedavg_pt_plus", "prompts.whiten=true"))
     expected = (
         r"prompts\.whiten=public: .* got data=digits, which has none; set prompts\.whiten=clients"
     )
@@ -188,7 +188,7 @@ def test_without_public_images_one_line_says_what_to_do(tiny: Callable[..., list
 
 
 def test_selection_without_keys_ignores_it(tiny: Callable[..., list[str]]) -> None:
-    federation = prepare(compose("quickstart", tiny("method=pfpt_plus", "prompts.whiten=true")))
+    federation = prepare(compose("digits", tiny("method=pfpt_plus", "prompts.whiten=true")))
     assert not federation.data.table.derived
 
 
@@ -202,7 +202,7 @@ def test_it_is_a_flag_or_a_name(value: object) -> None:
 def test_whitened_queries_travel_to_workers(tiny: Callable[..., list[str]]) -> None:
     """As Ray sends them: what actors select by is what the serial runtime selects by."""
     few = "data={name: domains, train: 80, validation: 40, test: 40, public: 80}"
-    config = compose("quickstart", tiny(few, "prompts.whiten=true", "prompts.pool=3"))
+    config = compose("digits", tiny(few, "prompts.whiten=true", "prompts.pool=3"))
     setup = prepare(config).setup
     sent = pickle.loads(pickle.dumps(setup))
     kind = config.prompts.query_kind

@@ -788,7 +788,7 @@ def test_a_run_with_drawn_weights_and_with_the_same_from_a_file(
 ) -> None:
     def run(pretrained: str, folder: str) -> fedprompt.RunResult:
         return fedprompt.run(
-            "quickstart",
+            "digits",
             tiny(
                 "model=timm",
                 f"model.backbone={SMALLEST}",

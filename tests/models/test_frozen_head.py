@@ -103,10 +103,10 @@ def test_one_public_class_is_refused(backbone: Backbone) -> None:
 def test_a_run_trains_prompts_alone(tiny: Callable[..., list[str]]) -> None:
     plain = "prompts.whiten=false"  # nothing else is sent at the first contact
     overrides = tiny("data=domains", "head=frozen", "partition.alpha=100", plain, *SMALL)
-    result = fedprompt.run("quickstart", overrides)
+    result = fedprompt.run("digits", overrides)
     assert set(result.state.fixed.tensors()) == {"head.0.weight", "head.0.bias"}
     assert not result.state.shared.tensors()
-    start = fedprompt.run("quickstart", [*overrides, "rounds=1"], overwrite=True)
+    start = fedprompt.run("digits", [*overrides, "rounds=1"], overwrite=True)
     for path, value in result.state.fixed.tensors().items():
         assert torch.equal(start.state.fixed.tensors()[path], value)
     assert not torch.equal(start.state.prompts, result.state.prompts)
@@ -116,7 +116,7 @@ def test_a_run_trains_prompts_alone(tiny: Callable[..., list[str]]) -> None:
 
 def test_a_resumed_run_keeps_the_head(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     overrides = tiny("data=domains", "head=frozen", "partition.alpha=100", *SMALL)
-    straight = fedprompt.run("quickstart", overrides)
+    straight = fedprompt.run("digits", overrides)
     rounds = [each for each in overrides if not each.startswith("run_dir")]
 
     class Stop(Exception):
@@ -127,7 +127,7 @@ def test_a_resumed_run_keeps_the_head(tiny: Callable[..., list[str]], tmp_path: 
             raise Stop
 
     with pytest.raises(Stop):
-        fedprompt.run("quickstart", [*rounds, f"run_dir={tmp_path / 'again'}"], on_event=stop)
+        fedprompt.run("digits", [*rounds, f"run_dir={tmp_path / 'again'}"], on_event=stop)
     resumed = fedprompt.experiment.resume(tmp_path / "again")
     assert resumed.state.sha256() == straight.state.sha256()
 
@@ -142,12 +142,12 @@ def test_a_resumed_run_keeps_the_head(tiny: Callable[..., list[str]], tmp_path: 
 )
 def test_what_cannot_be_frozen(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        compose("quickstart", ["compare=[]", *overrides])
+        compose("digits", ["compare=[]", *overrides])
 
 
 def test_data_without_public_images(tiny: Callable[..., list[str]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a data set with public images"):
-        fedprompt.run("quickstart", tiny("head=frozen"))
+        fedprompt.run("digits", tiny("head=frozen"))
     assert not (tmp_path / "run").exists()
 
 

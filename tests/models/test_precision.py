@@ -20,7 +20,7 @@ def run(backbone: str, folder: Path, *more: str) -> fedprompt.RunResult:
     settings = ["rounds=1", "compare=[]", "clients.count=8", "clients.per_round=4", FEW_DIGITS]
     settings += ["clients.epochs=1", "prompts.count=2", "prompts.pool=null", "runtime=serial"]
     return fedprompt.run(
-        "quickstart", [*settings, f"model.backbone={backbone}", f"run_dir={folder}", *more]
+        "digits", [*settings, f"model.backbone={backbone}", f"run_dir={folder}", *more]
     )
 
 
@@ -62,4 +62,4 @@ def test_a_run_in_mixed_precision_is_as_reproducible(random_backbone: str, tmp_p
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"precision: expected one of 32-true, bf16-mixed"):
-        compose("quickstart", ["runtime.precision=bf16"])
+        compose("digits", ["runtime.precision=bf16"])

@@ -65,7 +65,7 @@ def configs(
     """An experiment with the objective, and the same one without."""
     monkeypatch.setitem(objectives._entries, "awkward", Entry("awkward", Awkward, Nothing))
     method = ("method=fedavg_pt", "aggregator=server_opt", "clients.per_round=6", "runtime.pack=2")
-    plain = compose("quickstart", tiny(*method))
+    plain = compose("digits", tiny(*method))
     choice = dataclasses.replace(plain.objective, name="awkward", options=Nothing())
     yield dataclasses.replace(plain, objective=choice), plain, prepare(plain)
 

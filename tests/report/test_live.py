@@ -91,7 +91,7 @@ def test_resumed_phase_counts_its_finished_rounds() -> None:
 
 def test_terminal_shows_bar_percent_and_the_latest_rounds() -> None:
     console, file = make_console(terminal=True)
-    with RoundDisplay(24, "quickstart", console) as display:
+    with RoundDisplay(24, "digits", console) as display:
         display.start_phase("pfpt", 12)
         for round_index in range(1, 13):
             display.update(make_report(round_index, 1.0, accuracy=round_index / 100))

@@ -30,11 +30,9 @@ def test_a_run_ends_in_the_state_of_the_cpu(
     """Prefix, head, rounds and evaluation; `pack=auto` is the whole cohort of three on a GPU."""
     with fused_optimizers():
         pack = changes or ("runtime.pack=3",)
-        expected = fedprompt.run(
-            "quickstart", tiny(*changes, pack[0], f"run_dir={tmp_path / 'cpu'}")
-        )
+        expected = fedprompt.run("digits", tiny(*changes, pack[0], f"run_dir={tmp_path / 'cpu'}"))
         with simulated_gpu() as gpu:
-            found = fedprompt.run("quickstart", tiny(*changes, "runtime.device=cuda"))
+            found = fedprompt.run("digits", tiny(*changes, "runtime.device=cuda"))
     assert gpu.operations > 1000
     assert found.state.sha256() == expected.state.sha256()
     assert found.reports[-1]["accuracy"] == expected.reports[-1]["accuracy"]
@@ -47,7 +45,7 @@ def test_a_driver_without_a_gpu_says_so_before_anything_is_written(
 ) -> None:
     """On a cluster this process does not know what the driver's node has."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    config = compose("quickstart", tiny("runtime=ray", "runtime.device=cuda"))
+    config = compose("digits", tiny("runtime=ray", "runtime.device=cuda"))
     with pytest.raises(ConfigError, match=r"^runtime.device=cuda: expected .*, got .*; set .*$"):
         prepare(config)
     assert not (tmp_path / "run").exists()

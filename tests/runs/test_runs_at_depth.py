@@ -32,7 +32,7 @@ FEW_DOMAINS = ["data=domains", *(f"data.{each}=80" for each in ("train", "valida
 
 def test_client_and_evaluation_compute_what_a_hook_in_plain_timm_does(tiny: Overrides) -> None:
     """From the pixels on: the training step's logits, and those by which the model is measured."""
-    config = compose("quickstart", tiny("prompts.depth=2", "head=linear"))
+    config = compose("digits", tiny("prompts.depth=2", "head=linear"))
     federation = prepare(config)
     settings, worker = settings_of(config, federation), federation.setup.build()
     job = make_jobs(initial_state(config, federation), settings)[0]
@@ -80,9 +80,7 @@ def test_every_kind_of_method_runs_and_the_depth_counts(
     for depth in (0, 4):
         more = [f"method={method}", "rounds=1", f"prompts.depth={depth}"]
         count = [] if method in ("pfpt", "pfedpg") else ["prompts.count=0"]
-        result = fedprompt.run(
-            "quickstart", tiny(*more, *count, f"run_dir={tmp_path / str(depth)}")
-        )
+        result = fedprompt.run("digits", tiny(*more, *count, f"run_dir={tmp_path / str(depth)}"))
         states.append(result.state)
     tuned = [state.shared.adaptation for state in states]
     if tuned[0]:
@@ -107,7 +105,7 @@ def test_one_frozen_head_serves_for_all_depths(tiny: Overrides, tmp_path: Path) 
             *(f"cache.folder={tmp_path / 'cache'}", f"run_dir={tmp_path / str(depth)}"),
         )
         overrides = [each for each in overrides if not each.startswith("model.backbone")]
-        result = fedprompt.run("quickstart", overrides)
+        result = fedprompt.run("digits", overrides)
         heads.append(result.state.fixed.tensors())
         prompts.append(result.state.prompts)
     assert heads[0].keys() == heads[1].keys() == {"head.0.weight", "head.0.bias"}
@@ -121,7 +119,7 @@ def test_one_frozen_head_serves_for_all_depths(tiny: Overrides, tmp_path: Path) 
 
 def test_a_run_is_resumed_and_a_client_done_again(tiny: Overrides, tmp_path: Path) -> None:
     overrides = tiny("prompts.depth=2", "compare=[fedavg_pt]")
-    straight = fedprompt.run("quickstart", [*overrides, f"run_dir={tmp_path / 'straight'}"])
+    straight = fedprompt.run("digits", [*overrides, f"run_dir={tmp_path / 'straight'}"])
 
     class Stop(Exception):
         pass
@@ -131,7 +129,7 @@ def test_a_run_is_resumed_and_a_client_done_again(tiny: Overrides, tmp_path: Pat
             raise Stop
 
     with pytest.raises(Stop):
-        fedprompt.run("quickstart", overrides, on_event=stop)
+        fedprompt.run("digits", overrides, on_event=stop)
     resumed = fedprompt.resume(tmp_path / "run")
     assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
     for method in (None, "fedavg_pt"):
@@ -156,7 +154,7 @@ def test_a_depth_beyond_the_network_is_refused_before_anything_is_computed(
     message = r"prompts.depth: expected the number of a block, 0 to 4 .* 5 blocks, got 5"
     folder = tmp_path / "cache"
     with pytest.raises(ConfigError, match=message) as caught:
-        fedprompt.run("quickstart", tiny("prompts.depth=5", f"cache.folder={folder}"))
+        fedprompt.run("digits", tiny("prompts.depth=5", f"cache.folder={folder}"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists() and not folder.exists()
 
@@ -164,14 +162,14 @@ def test_a_depth_beyond_the_network_is_refused_before_anything_is_computed(
 @pytest.mark.parametrize("depth", ["-1", "1.5", "x"])
 def test_a_depth_that_is_no_number_of_a_block(tiny: Overrides, depth: str) -> None:
     with pytest.raises(ConfigError, match=r"prompts.depth: expected an integer"):
-        compose("quickstart", tiny(f"prompts.depth={depth}"))
+        compose("digits", tiny(f"prompts.depth={depth}"))
 
 
 def test_methods_without_prompts_ignore_the_depth(tiny: Overrides, tmp_path: Path) -> None:
     hashes = []
     for depth in (0, 99):
         more = ["method=head_only", "prompts.count=0", f"prompts.depth={depth}"]
-        result = fedprompt.run("quickstart", tiny(*more, f"run_dir={tmp_path / str(depth)}"))
+        result = fedprompt.run("digits", tiny(*more, f"run_dir={tmp_path / str(depth)}"))
         hashes.append(result.summary["state_sha256"])
     assert hashes[0] == hashes[1]
 
@@ -185,22 +183,22 @@ def preset(name: str, depth: int) -> dict[str, dict[str, Any]]:
 
 
 def test_compared_methods_share_one_depth() -> None:
-    composed = compose("quickstart", ["prompts.depth=2", "compare=[fedavg_pt, head_only]"])
+    composed = compose("digits", ["prompts.depth=2", "compare=[fedavg_pt, head_only]"])
     assert composed.cut == composed.with_method("fedavg_pt").cut == 2
     message = r"prompts.depth: expected the same .* got 0 for pfpt, 3 for fedavg_pt; compare them"
     with pytest.raises(ConfigError, match=message) as caught:
-        compose("quickstart", ["compare=[fedavg_pt]"], files=preset("fedavg_pt", 3))
+        compose("digits", ["compare=[fedavg_pt]"], files=preset("fedavg_pt", 3))
     assert "\n" not in str(caught.value)
     # Who needs no tokens may stand beside any depth, also at the head of the comparison.
-    beside = compose("quickstart", ["compare=[head_only]", "prompts.depth=1"])
+    beside = compose("digits", ["compare=[head_only]", "prompts.depth=1"])
     assert beside.cut == 1
     leading = ["method=head_only", "prompts.count=0", "compare=[fedavg_pt]"]
     files = preset("fedavg_pt", 3)
     files["method/fedavg_pt"]["prompts"]["count"] = 2
-    assert compose("quickstart", leading, files=files).cut == 3
+    assert compose("digits", leading, files=files).cut == 3
 
 
 def test_a_table_of_another_depth_is_refused_by_a_worker(tiny: Overrides) -> None:
-    setup = prepare(compose("quickstart", tiny("prompts.depth=2"))).setup
+    setup = prepare(compose("digits", tiny("prompts.depth=2"))).setup
     with pytest.raises(InputError, match=r"before block 1, .* got those before block 2"):
         dataclasses.replace(setup, cut=1).build()

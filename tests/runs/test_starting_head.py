@@ -26,15 +26,15 @@ def test_it_is_the_head_of_a_closed_form_run(tiny: Overrides, tmp_path: Path, ru
         "clients.per_round=null",
         "prompts.count=0",
     )
-    ended = fedprompt.run("quickstart", tiny(*closed))
-    config = compose("quickstart", tiny(LINEAR, f"head.start={rule}"))
+    ended = fedprompt.run("digits", tiny(*closed))
+    config = compose("digits", tiny(LINEAR, f"head.start={rule}"))
     state = initial_state(config, prepare(config))
     assert torch.equal(state.shared.head["0.weight"], ended.state.shared.head["0.weight"])
 
     own = f"run_dir={tmp_path / 'own'}"
-    drawn = fedprompt.run("quickstart", tiny(LINEAR, own))
+    drawn = fedprompt.run("digits", tiny(LINEAR, own))
     started = fedprompt.run(
-        "quickstart", tiny(LINEAR, f"head.start={rule}", f"run_dir={tmp_path / 'started'}")
+        "digits", tiny(LINEAR, f"head.start={rule}", f"run_dir={tmp_path / 'started'}")
     )
     more = [
         there["bytes_up"] - here["bytes_up"]
@@ -44,7 +44,7 @@ def test_it_is_the_head_of_a_closed_form_run(tiny: Overrides, tmp_path: Path, ru
     assert started.summary["state_sha256"] != drawn.summary["state_sha256"]
 
     solved = fedprompt.run(
-        "quickstart", tiny(*closed, f"head.start={rule}", f"run_dir={tmp_path / 'solved'}")
+        "digits", tiny(*closed, f"head.start={rule}", f"run_dir={tmp_path / 'solved'}")
     )
     assert solved.summary["state_sha256"] == ended.summary["state_sha256"]
     assert solved.reports[0]["bytes_up"] == ended.reports[0]["bytes_up"], "sums were sent twice"
@@ -52,8 +52,8 @@ def test_it_is_the_head_of_a_closed_form_run(tiny: Overrides, tmp_path: Path, ru
 
 def test_a_head_that_no_rule_gives_is_refused(tiny: Overrides) -> None:
     with pytest.raises(ConfigError, match=r"head.name=linear, head.bias=false .* got 'released'"):
-        compose("quickstart", tiny("head.start=cof"))
+        compose("digits", tiny("head.start=cof"))
     with pytest.raises(ConfigError, match="got 'linear', false and 'frozen'"):
         compose("domains", ["head={name: linear, bias: false, mode: frozen, start: cof}"])
     with pytest.raises(ConfigError, match="did you mean 'cof'"):
-        compose("quickstart", tiny(LINEAR, "head.start=cov"))
+        compose("digits", tiny(LINEAR, "head.start=cov"))

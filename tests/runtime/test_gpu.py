@@ -62,7 +62,7 @@ def test_a_gpu_packs_all_clients_of_an_actor(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # more actors than this machine has cores for
     options = RuntimeOptions(device="cuda", actors=actors)
-    recipe = compose("quickstart").recipe(10)
+    recipe = compose("digits").recipe(10)
     assert options.pack_size(jobs, recipe) == size
     assert options.pack_size(jobs, dataclasses.replace(recipe, tuning="lora")) == 1
     # Serial has one worker, however many cores there are.

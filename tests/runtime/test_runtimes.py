@@ -44,7 +44,7 @@ Overrides = Callable[..., list[str]]
 def straight(random_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """State hash of the tiny experiment, run serially without interruption."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    result = fedprompt.run("quickstart", experiment_of(random_backbone, folder))
+    result = fedprompt.run("digits", experiment_of(random_backbone, folder))
     return str(result.summary["state_sha256"])
 
 
@@ -130,7 +130,7 @@ def watched(
     backbone: str, folder: Path, failing: int | None = None
 ) -> tuple[Iterator[object], Watched, RunDirectory]:
     """A run of three rounds, each evaluated, in this process."""
-    config = compose("quickstart", experiment_of(backbone, folder, "eval_every=1"))
+    config = compose("digits", experiment_of(backbone, folder, "eval_every=1"))
     runtime = Watched(config.runtime, failing)
     return (
         driver.drive(runtime, Plan(config, str(folder)), make_html),
@@ -243,7 +243,7 @@ def test_resume_equals_straight(straight: str, random_backbone: str, tmp_path: P
     """After the first round; after the second, and after crashes in between: test_cli.py."""
     with pytest.raises(Stop):
         fedprompt.run(
-            "quickstart",
+            "digits",
             experiment_of(random_backbone, tmp_path / "run"),
             on_event=stop_after(1),
         )
@@ -256,10 +256,10 @@ def test_resume_equals_straight(straight: str, random_backbone: str, tmp_path: P
 def test_resume_goes_on_with_unfinished_comparisons(random_backbone: str, tmp_path: Path) -> None:
     """The second one was cut before its header, and starts again."""
     more = ["rounds=1", "compare=[head_only, fedavg_pt]"]
-    whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *more))
+    whole = fedprompt.run("digits", experiment_of(random_backbone, tmp_path / "whole", *more))
     with pytest.raises(Stop):
         fedprompt.run(
-            "quickstart",
+            "digits",
             experiment_of(random_backbone, tmp_path / "cut", *more),
             on_event=stop_after(2),
         )
@@ -297,7 +297,7 @@ def test_resume_refuses_another_backbone_or_partition(random_backbone: str, tmp_
     save_file(tensors, weights)
     run_dir = tmp_path / "run"
     with pytest.raises(Stop):
-        fedprompt.run("quickstart", experiment_of(str(weights), run_dir), on_event=stop_after(1))
+        fedprompt.run("digits", experiment_of(str(weights), run_dir), on_event=stop_after(1))
     name = "vit.blocks.0.attn.qkv.weight"
     save_file({**tensors, name: tensors[name] * 1.5}, weights)
     with pytest.raises(CheckpointError, match="the backbone's weights differ"):
@@ -321,7 +321,7 @@ def test_a_full_disk_is_one_line_and_a_failed_status(
 
     monkeypatch.setattr(RunDirectory, "append_round", full)
     run_dir = tmp_path / "run"
-    result = call("run", "quickstart", *experiment_of(random_backbone, run_dir))
+    result = call("run", "digits", *experiment_of(random_backbone, run_dir))
     assert result.exit_code == 1
     assert result.stderr == (
         "error: No space left on device (rounds.jsonl); "
@@ -333,7 +333,7 @@ def test_a_full_disk_is_one_line_and_a_failed_status(
 
 
 def test_every_method_starts_from_the_same_head(random_backbone: str, tmp_path: Path) -> None:
-    config = compose("quickstart", experiment_of(random_backbone, tmp_path / "run"))
+    config = compose("digits", experiment_of(random_backbone, tmp_path / "run"))
     federation = prepare(config)
     states = [
         initial_state(each, federation)
@@ -392,7 +392,7 @@ def test_a_wrong_request_writes_nothing_under_ray(
         random_backbone, tmp_path / "run", "runtime=ray", "clients.count=5000"
     )
     with pytest.raises(ConfigError, match="5000 clients"):
-        fedprompt.run("quickstart", overrides)
+        fedprompt.run("digits", overrides)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -470,7 +470,7 @@ def test_a_stopped_run_keeps_its_rounds(
     run_dir = tmp_path / "run"
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        result = call("run", "quickstart", *experiment_of(random_backbone, run_dir))
+        result = call("run", "digits", *experiment_of(random_backbone, run_dir))
     finally:  # on its way out the program does not put them back
         for each, handler in handlers.items():
             signal.signal(each, handler)
@@ -521,7 +521,7 @@ def test_a_killed_and_stopped_run_ends_with_the_same_bits(
     plugin, gate, run_dir = (tmp_path / name for name in ("gate.py", "gate", "run"))
     plugin.write_text(GATE.format(folder=str(tmp_path)), encoding="utf-8")
     gated = [f"plugins=[{plugin}]", "clients.callbacks=[gate]", "rounds=8", "eval_every=8"]
-    whole = fedprompt.run("quickstart", experiment_of(random_backbone, tmp_path / "whole", *gated))
+    whole = fedprompt.run("digits", experiment_of(random_backbone, tmp_path / "whole", *gated))
     victims: list[int] = []
 
     def kill(event: object) -> None:
@@ -535,7 +535,7 @@ def test_a_killed_and_stopped_run_ends_with_the_same_bits(
     gate.write_text("3")
     overrides = experiment_of(random_backbone, run_dir, "runtime=ray", "runtime.actors=3", *gated)
     with pytest.raises(WorkerError, match="the driver process died"):
-        fedprompt.run("quickstart", overrides, on_event=kill)
+        fedprompt.run("digits", overrides, on_event=kill)
     assert len(victims) == 2
     assert json.loads((run_dir / "status.json").read_text())["state"] == "failed"
     assert not (run_dir / "summary.json").exists()

@@ -65,7 +65,7 @@ def test_clients_shares_make_up_the_pooled_accuracy(tiny: Overrides) -> None:
     """With one model for all, the clients' correct images add up to the pooled ones; and class
     accuracies to the balanced one.
     """
-    result = fedprompt.run("quickstart", tiny("method=head_only", "prompts.count=0", "rounds=1"))
+    result = fedprompt.run("digits", tiny("method=head_only", "prompts.count=0", "rounds=1"))
     [report] = result.reports
     own = report["personalised"]["test"]
     partition = RunDirectory.open(result.run_dir).read_indices()
@@ -89,7 +89,7 @@ def test_clients_shares_make_up_the_pooled_accuracy(tiny: Overrides) -> None:
 )
 def test_when_clients_are_measured(tiny: Overrides, when: str, expected: list[bool]) -> None:
     overrides = tiny("method=head_only", "prompts.count=0", f"eval_clients={when}")
-    reports = fedprompt.run("quickstart", overrides).reports
+    reports = fedprompt.run("digits", overrides).reports
     assert [bool(report["personalised"]) for report in reports] == expected
 
 
@@ -97,7 +97,7 @@ def test_when_clients_are_measured(tiny: Overrides, when: str, expected: list[bo
     ("when", "expected"), [("last", [False, True]), ("every", [True, True]), ("never", [False] * 2)]
 )
 def test_when_images_alone_are_measured(tiny: Overrides, when: str, expected: list[bool]) -> None:
-    reports = fedprompt.run("quickstart", tiny(f"eval_alone={when}")).reports
+    reports = fedprompt.run("digits", tiny(f"eval_alone={when}")).reports
     for split in ("alone_accuracy", "alone_validation_accuracy"):
         assert [report[split] is not None for report in reports] == expected
 
@@ -106,9 +106,9 @@ def test_images_alone_are_measured_as_with_an_eval_batch_of_one(
     tiny: Overrides, tmp_path: Path
 ) -> None:
     keyed = tiny("prompts.selection=keyed", "prompts.pool=12", "prompts.init_std=1")
-    together = fedprompt.run("quickstart", keyed)
+    together = fedprompt.run("digits", keyed)
     again = [*keyed, "prompts.eval_batch=1", f"run_dir={tmp_path / 'alone'}"]
-    alone = fedprompt.run("quickstart", again)
+    alone = fedprompt.run("digits", again)
     assert together.summary["state_sha256"] == alone.summary["state_sha256"]
     losses = [result.reports[-1]["loss"] for result in (together, alone)]
     assert losses[0] != losses[1]  # images have other prompts
@@ -120,17 +120,17 @@ def test_images_alone_are_measured_as_with_an_eval_batch_of_one(
 
 
 def test_images_that_select_nothing_are_always_alone(tiny: Overrides) -> None:
-    result = fedprompt.run("quickstart", tiny("method=fedavg_pt", "rounds=1"))
+    result = fedprompt.run("digits", tiny("method=fedavg_pt", "rounds=1"))
     assert result.summary["alone_accuracy"] == result.summary["accuracy"]
 
 
 def test_where_there_is_no_global_model_none_is_measured_alone(tiny: Overrides) -> None:
-    result = fedprompt.run("quickstart", tiny("method=local_only", "rounds=1"))
+    result = fedprompt.run("digits", tiny("method=local_only", "rounds=1"))
     assert result.summary["alone_accuracy"] is None
 
 
 def test_a_method_without_a_global_model_has_the_clients_figures(tiny: Overrides) -> None:
-    result = fedprompt.run("quickstart", tiny("method=local_only"))
+    result = fedprompt.run("digits", tiny("method=local_only"))
     [row] = comparison_table([result.run_dir])
     means = [report["personalised"]["validation"]["mean"] for report in result.reports]
     tests = [report["personalised"]["test"]["mean"] for report in result.reports]

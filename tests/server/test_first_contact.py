@@ -243,7 +243,7 @@ def test_one_domain_runs_as_well_and_selection_without_keys_ignores_it(
     for method in ("pfpt", "pfpt_plus"):
         changes = ("prompts.whiten=clients", f"method={method}", f"run_dir={tmp_path / method}")
         keyed = ("prompts.selection=keyed",) if method == "pfpt" else ()
-        result = fedprompt.run("quickstart", tiny(*changes, *keyed))
+        result = fedprompt.run("digits", tiny(*changes, *keyed))
         state = load_latest(tmp_path / method / "state").state
         assert bool(state.spread) == (method == "pfpt")  # the other one has no keys
         assert np.isfinite(result.reports[-1]["accuracy"])

@@ -37,7 +37,7 @@ class Keeping(Objective):
 @pytest.fixture(scope="module")
 def expected() -> Expected:
     """Of client 3 in round 2: three prompts of 4 with keys of 2, personal prompts and head."""
-    config = compose("quickstart", ["method=local_only", "head.mode=personal", "compare=[]"])
+    config = compose("digits", ["method=local_only", "head.mode=personal", "compare=[]"])
     recipe = config.recipe(10)
     assert recipe.personal == {"prompts", "head"}
     fixed = Parts(prompts=torch.zeros(3, 4), head={"0.bias": torch.zeros(2)})
@@ -170,7 +170,7 @@ def test_one_update_of_each_client_of_the_cohort(expected: Expected) -> None:
 
 def test_a_client_that_does_not_train_has_no_loss() -> None:
     """As it has none to report, none is asked for."""
-    config = compose("quickstart", ["method=fedcof", "compare=[]"])
+    config = compose("digits", ["method=fedcof", "compare=[]"])
     recipe = config.recipe(2)
     head = Parts(head={"0.weight": torch.zeros(2, 4)})
     state = ServerState(0, torch.zeros(0, 4), torch.zeros(0, 0), head)

@@ -83,7 +83,7 @@ KEYED = "prompts.selection=keyed"
 @pytest.fixture
 def bench(tiny: Overrides) -> Callable[..., Bench]:
     def make(*overrides: str) -> Bench:
-        config = compose("quickstart", tiny(*overrides))
+        config = compose("digits", tiny(*overrides))
         # Data and partition do not depend on the method: prepared once for all tests.
         key = (config.data, config.clients.count, config.partition.name)
         if key not in FEDERATIONS:

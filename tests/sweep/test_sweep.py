@@ -31,7 +31,7 @@ from fedprompt.sweep.table import interval, table_csv
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TREE = {
-    "experiment": "quickstart",
+    "experiment": "digits",
     "set": {"compare": [], "prompts.pool": None},
     "space": {"partition.alpha": {"grid": [0.1, 1.0]}, "prompts.count": {"grid": [2, 5]}},
     "seeds": [3, 7],
@@ -51,7 +51,7 @@ def test_cells_and_seeds_in_order() -> None:
     assert (last.partition.options.alpha, last.prompts.count, last.seed) == (1.0, 5, 7)
     assert len({each.folder for each in trials}) == 8
     whole = ["compare=[]", "prompts.pool=null", "partition.alpha=1.0", "prompts.count=5", "seed=7"]
-    assert last == compose("quickstart", whole)
+    assert last == compose("digits", whole)
     assert trials[0].folder == "000-alpha=0.1,count=2,seed=3"
 
 
@@ -90,7 +90,7 @@ def test_equal_draws_are_one_cell() -> None:
 def test_numbers_in_a_sweep_are_those_of_an_experiment(tmp_path: Path) -> None:
     """PyYAML alone takes 1e-3 for text."""
     (tmp_path / "mine.yaml").write_text(
-        "experiment: quickstart\nspace: {prompts.lr: {loguniform: [1e-4, 1e-1]}}\n"
+        "experiment: digits\nspace: {prompts.lr: {loguniform: [1e-4, 1e-1]}}\n"
     )
     sweep = load_sweep(str(tmp_path / "mine.yaml"), ["head.lr=1e-3"])
     assert sweep.space[0].values == (1e-4, 0.1)

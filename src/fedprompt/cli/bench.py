@@ -164,7 +164,7 @@ def timed_steps(clock: Clock = time.perf_counter) -> Iterator[list[float]]:
 def measure_clients(
     device: str, threads: int, clock: Clock = time.perf_counter
 ) -> tuple[list[float], list[float], int]:
-    """Train the first cohort of the quickstart one client at a time.
+    """Train the first cohort of `digits` one client at a time.
 
     Args:
         device: where.
@@ -175,7 +175,7 @@ def measure_clients(
         Per client the seconds outside its training steps, those inside, and the images of all.
     """
     overrides = ["runtime=serial", "compare=[]", f"runtime.device={device}"]
-    config = compose("quickstart", [*overrides, f"runtime.threads={threads}"])
+    config = compose("digits", [*overrides, f"runtime.threads={threads}"])
     federation = prepare(config)
     settings = driver.settings_of(config, federation)
     worker: ClientWorker = federation.setup.build()
@@ -203,7 +203,7 @@ def run_bench(threads: int = 1, device: str = "auto") -> tuple[float, list[Rate]
     Returns:
         The ceiling in operations a second, and the rows of the table.
     """
-    config = compose("quickstart", [f"runtime.device={device}", f"runtime.threads={threads}"])
+    config = compose("digits", [f"runtime.device={device}", f"runtime.threads={threads}"])
     place = torch.device(config.runtime.torch_device)
     rows = []
     with limited_threads(threads):
@@ -219,9 +219,7 @@ def run_bench(threads: int = 1, device: str = "auto") -> tuple[float, list[Rate]
             rows.append(Rate(name, seconds * 1e3, 16 / seconds, rate / _GIGA, rate / peak))
         outside, inside, images = measure_clients(place.type, threads)
         seconds = sum(inside) + sum(outside)
-        rows.append(
-            Rate("a client of the quickstart", statistics.median(inside) * 1e3, images / seconds)
-        )
+        rows.append(Rate("a client of `digits`", statistics.median(inside) * 1e3, images / seconds))
         rows.append(Rate("framework around it", statistics.median(outside) * 1e3))
     return peak, rows
 

@@ -253,8 +253,9 @@ def weights() -> Iterator[Finding]:
 
 def _bad_weights(name: str, text: str) -> Finding:
     fix = "install fedprompt again; in a clone, 'git checkout' the folder models/nano/weights"
-    # The quickstart needs `nano` alone.
-    state = "problem" if name == "nano" else "warning"
+    from fedprompt.config import compose
+
+    state = "problem" if name == compose("quickstart").model.backbone else "warning"
     return Finding("quickstart", f"weights of {name}", text, state, fix)
 
 
