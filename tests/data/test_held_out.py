@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import cifar10_binary, class_folders, noise, png
+from layouts import cifar10_binary, class_folders, four, noise, png
 
 import fedprompt
+import package_trees
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
 from fedprompt.data.partition.base import create as create_partition
@@ -101,6 +102,20 @@ def test_everything_trains_without_a_validation_split(tmp_path: Path) -> None:
         ConfigError, match=r"^data\.validation: .*, got -0\.1; 0 means no such split$"
     ):
         datasets.create("cifar10", root=str(tmp_path), validation=-0.1)
+
+
+@pytest.mark.parametrize("name", ["emoji", "mixed", "fourdataset"])
+def test_composed_data_sets_without_a_validation_split(name: str, tmp_path: Path) -> None:
+    """Of fourdataset, two domains keep the split of their publishers."""
+    {"emoji": package_trees.emoji, "mixed": package_trees.mixed, "fourdataset": four}[name](
+        tmp_path
+    )
+    options = {"root": str(tmp_path), "size": 32, "max_train": None, "max_test": None}
+    task = datasets.create(name, **options, validation=0)
+    before = datasets.create(name, **options, validation=0.25)
+    cut = len(before.validation) - len(task.validation)
+    assert cut > 0 and len(task.train) == len(before.train) + cut
+    assert len(np.unique(task.validation.groups)) == (2 if name == "fourdataset" else 0)
 
 
 def test_a_run_without_a_validation_split(tiny: Overrides) -> None:

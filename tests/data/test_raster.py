@@ -113,6 +113,8 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.svg")
     for name in ("pipe.png", "pipe.svg"):
         refused(tmp_path / name, "no plain file")
+    os.mkfifo(tmp_path / "pipe.webp")
+    assert not len(ImageFiles(tmp_path, ["pipe.webp"], 8).animated())
     with pytest.raises(InputError, match=r"device\.png: the image does not decode"):
         (tmp_path / "device.png").symlink_to("/dev/zero")
         decode(tmp_path / "device.png", 8)

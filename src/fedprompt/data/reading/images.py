@@ -394,7 +394,7 @@ def _undecodable(decode_one: Callable[[Any], Pixels], items: Items) -> Indices:
 
 def _is_animated(path: Path) -> bool:
     """Whether a file is an animated WebP: the second flag of the chunk VP8X, which comes first."""
-    if path.suffix.lower() != ".webp":
+    if path.suffix.lower() != ".webp" or not path.is_file():
         return False
     with path.open("rb") as file:
         header = file.read(21)
