@@ -189,6 +189,30 @@ def test_a_run_reports_accuracy_by_domain(tmp_path: Path, tiny: Callable[..., li
     assert any("read as 3 domains" in event.text for event in seen if isinstance(event, Note))
 
 
+def test_folders_may_be_links(tmp_path: Path) -> None:
+    """As in a tree that is put together of parts of others."""
+    written = tree(tmp_path / "store", "a", "b", "c", "d")
+    for link, target in (
+        ("art/cat", "a"),
+        ("art/dog", "b"),
+        ("photo/cat", "c"),
+        ("photo/dog", "d"),
+    ):
+        (tmp_path / "nested" / link).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nested" / link).symlink_to(tmp_path / "store" / target)
+    (tmp_path / "whole").mkdir()
+    for domain in ("art", "photo"):
+        (tmp_path / "whole" / domain).symlink_to(tmp_path / "nested" / domain)
+    for root in ("nested", "whole"):
+        task = create(tmp_path / root)
+        assert task.group_names == ("art", "photo") and task.class_names == CLASSES
+        assert sum(map(len, (task.train, task.validation, task.test))) == len(written)
+    (tmp_path / "flat").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "flat" / name).symlink_to(tmp_path / "store" / name)
+    assert create(tmp_path / "flat").class_names == ("a", "b")
+
+
 # Hidden files and folders
 
 

@@ -9,11 +9,11 @@ A tree that could be both, or is neither, is refused with the folders that say s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedprompt.core.errors import InputError
-from fedprompt.data.reading.files import class_folders, is_image_name
+from fedprompt.data.reading.files import class_folders, image_names, is_image_name
 
 LAYOUTS = ("auto", "class", "domain")
 
@@ -33,8 +33,29 @@ def looks_nested(folder: Path) -> bool:
 
 def has_images(folder: Path) -> bool:
     """Whether an image lies in a folder itself; stops at the first."""
+    return any(True for _ in _own_images(folder))
+
+
+def names_in_folders(folder: Path) -> list[str]:
+    """Names of the images in the folders of a folder, relative to it, with `/` between parts.
+
+    Folder after folder, each in the order of `image_names`. Links to folders are followed where
+    domains and classes stand, and not further down.
+    """
+    names: list[str] = []
+    for upper in class_folders(folder):
+        own = list(_own_images(folder / upper))
+        for inner in class_folders(folder / upper):
+            own += [f"{inner}/{name}" for name in image_names(folder / upper / inner)]
+        names += [f"{upper}/{name}" for name in sorted(own)]
+    return names
+
+
+def _own_images(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
-        return any(is_image_name(entry.name) and not entry.is_dir() for entry in entries)
+        for entry in entries:
+            if is_image_name(entry.name) and not entry.is_dir():
+                yield entry.name
 
 
 def recognise(root: Path, splits: Mapping[str, Sequence[str]]) -> str:
@@ -58,10 +79,9 @@ def recognise(root: Path, splits: Mapping[str, Sequence[str]]) -> str:
     for prefix, names in splits.items():
         for name in names:
             *folders, _ = name.split("/")
-            if folders:  # an image beside the folders is of no class
-                where = f"{prefix}{'/'.join(folders)}"
-                depths.setdefault(len(folders), {}).setdefault(folders[0], where)
-                inner.setdefault(folders[0], set()).update(folders[1:2])
+            where = f"{prefix}{'/'.join(folders)}"
+            depths.setdefault(len(folders), {}).setdefault(folders[0], where)
+            inner.setdefault(folders[0], set()).update(folders[1:2])
     if not depths or depths.keys() == {1}:
         return "class"
     if depths.keys() != {2}:
@@ -104,7 +124,7 @@ def in_domains(folder: Path, names: Sequence[str]) -> list[tuple[str, str, str]]
 
     Args:
         folder: of the split, for messages.
-        names: of images, relative to it; one beside the domain folders is left out.
+        names: of images, relative to it.
 
     Raises:
         InputError: an image lies in a domain folder itself, or a class folder is empty.
@@ -117,8 +137,7 @@ def in_domains(folder: Path, names: Sequence[str]) -> list[tuple[str, str, str]]
                 f"{folder}: data.layout=domain expected DOMAIN/CLASS/IMAGE, got the image {name} "
                 f"in {parts[0]} itself; move it into the folder of its class"
             )
-        if len(parts) > 2:
-            found.append((parts[0], parts[1], name))
+        found.append((parts[0], parts[1], name))
     full = {(domain, class_name) for domain, class_name, _ in found}
     for domain in class_folders(folder):
         for class_name in class_folders(folder / domain):

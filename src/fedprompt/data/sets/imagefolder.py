@@ -20,8 +20,15 @@ import numpy as np
 
 from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, FedpromptError, InputError, suggest
-from fedprompt.data.reading.files import class_folders, data_folder, image_names
-from fedprompt.data.reading.folders import LAYOUTS, in_domains, looks_nested, recognise, some
+from fedprompt.data.reading.files import class_folders, data_folder
+from fedprompt.data.reading.folders import (
+    LAYOUTS,
+    in_domains,
+    looks_nested,
+    names_in_folders,
+    recognise,
+    some,
+)
 from fedprompt.data.reading.images import ImageFiles
 from fedprompt.data.reading.published import (
     SPLIT_NAMES,
@@ -105,7 +112,7 @@ def _from_folders(root: Path, options: ImageFolderOptions) -> Published:
             "CLASS/, with images in them; say where they are with data.root=FOLDER"
         )
     found = _split_folders(root) or {"train": root}
-    images = {split: image_names(folder) for split, folder in found.items()}
+    images = {split: names_in_folders(folder) for split, folder in found.items()}
     layout = options.layout
     if layout == "auto":
         prefixes = {
@@ -139,11 +146,14 @@ def _from_domains(
     domains, classes = (
         tuple(sorted({row[column] for own in rows.values() for row in own})) for column in (0, 1)
     )
+    domain_number, class_number = (
+        {name: number for number, name in enumerate(names)} for names in (domains, classes)
+    )
     splits = {
         split: Labelled(
             ImageFiles(found[split], [name for _, _, name in own], options.size),
-            np.array([classes.index(name) for _, name, _ in own], np.int64),
-            np.array([domains.index(name) for name, _, _ in own], np.int64),
+            np.array([class_number[name] for _, name, _ in own], np.int64),
+            np.array([domain_number[name] for name, _, _ in own], np.int64),
         )
         for split, own in rows.items()
     }
