@@ -29,7 +29,7 @@ from benchmarks.methods import grid
 from benchmarks.methods.grid import Cell
 from benchmarks.methods.results import FOLDER, Configuration, Run, Store, rest_of
 from fedprompt.config import ExperimentConfig, compose
-from fedprompt.core.errors import RoundError
+from fedprompt.core.errors import ConfigError, RoundError
 from fedprompt.core.files import json_ready
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.events import RoundFinished
@@ -277,10 +277,20 @@ def best_scale(tried: Mapping[float, float]) -> float:
 
 
 def tried_scales(setting: str, method: str, store: Store) -> dict[float, float]:
-    """Validation accuracy of every scale that was tried; 0 where training diverged."""
+    """Validation accuracy of every scale that was tried; 0 where training diverged.
+
+    Raises:
+        ConfigError: a run has no validation accuracy, though it did not diverge.
+    """
     cells = (Cell(setting, method, grid.RATE_SEED, scale) for scale in grid.ALL_SCALES)
-    found = (store.find(cell) for cell in cells)
-    return {run.scale: run.validation_accuracy or 0.0 for run in found if run is not None}
+    found = [run for run in map(store.find, cells) if run is not None]
+    for run in found:
+        if run.accuracy is not None and run.validation_accuracy is None:
+            raise ConfigError(
+                f"{setting}: rates are chosen by validation accuracy, and the run of {method} with "
+                f"scale {run.scale} has none; set data.validation to a share above 0"
+            )
+    return {run.scale: run.validation_accuracy or 0.0 for run in found}
 
 
 def neighbours(rates: Sequence[Cell], store: Store) -> list[Cell]:

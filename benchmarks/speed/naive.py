@@ -50,7 +50,7 @@ class EncodedDigits(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.open(io.BytesIO(self.files[index]))
+        image = Image.open(io.BytesIO(self.files[index]), formats=["PNG"])
         large = image.resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
         pixels = torch.from_numpy(np.array(large)).permute(2, 0, 1).float() / 255
         return (pixels - 0.5) / 0.5, int(self.labels[index])

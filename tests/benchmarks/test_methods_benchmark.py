@@ -22,7 +22,7 @@ from benchmarks.methods.results import FOLDER, Configuration, Run, Store, rest_o
 from benchmarks.methods.runner import MissingRunError
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.config import compose, conf_root
-from fedprompt.core.errors import RoundError
+from fedprompt.core.errors import ConfigError, RoundError
 from fedprompt.core.types import ServerState
 from fedprompt.data.prefix.tables import FeatureTable
 from fedprompt.models.backbone import load_backbone
@@ -304,6 +304,10 @@ def test_a_run_that_diverges_is_a_row_without_figures(
     assert found == run
     assert (run.accuracy, run.error) == (None, "round 3: every client was left out")
     assert runner.tried_scales(cell.setting, cell.method, store) == {3.0: 0.0}
+    unmeasured = dataclasses.replace(run, accuracy=0.5, error="")
+    store.add(cell, unmeasured, runner.configuration_of(cell.setting, changes))
+    with pytest.raises(ConfigError, match=r"chosen by validation accuracy.*set data\.validation"):
+        runner.tried_scales(cell.setting, cell.method, store)
     with pytest.raises(RoundError):  # of a run that is reported
         runner.run_cell(dataclasses.replace(cell, scale=None), changes, 3.0, store.pools("x/y"))
 

@@ -78,8 +78,9 @@ def test_images_in_folders_below_a_class(tmp_path: Path) -> None:
     for number, image in enumerate(noise(8, 16, 16, 0)):
         png(tmp_path / "ant" / f"day {number % 2}" / f"{number}.PNG", image)
         png(tmp_path / "bee" / f"{number}.png", 255 - image)
-    task = create(root=str(tmp_path))
+    task = create(root=str(tmp_path), layout="class")
     assert np.bincount(np.concatenate([task.train.labels, task.test.labels])).tolist() == [6, 6]
+    refused(r"got images in bee and in ant/day [01]; set data\.layout=class", root=str(tmp_path))
 
 
 def test_folders_bad_input(tmp_path: Path) -> None:
@@ -192,6 +193,28 @@ def test_a_csv_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     refused("data.csv: expected a CSV file, got .*gone.csv", csv=str(tmp_path / "gone.csv"))
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     refused("cannot be read as CSV", csv=str(tmp_path / "list.csv"))
+
+
+def test_labels_that_differ_by_blanks_are_one_class(pictures: Path) -> None:
+    """Blanks around a value and doubled ones inside do not count; the names have single ones."""
+    labels = ("big cat", " big cat", "big  cat ", "dog", "dog\t", "dog")
+    lines = [f"img/{n}.png,{labels[n % 6]}, site {n % 2} , {n % 3}" for n in range(12)]
+    task = create(csv=table(pictures, "path, label ,group, client", *lines))
+    assert task.class_names == ("big cat", "dog") and task.group_names == ("site 0", "site 1")
+    each = [split.labels for split in (task.train, task.validation, task.test)]
+    assert np.bincount(np.concatenate(each)).tolist() == [6, 6]
+    assert task.train.clients is not None and set(task.train.clients) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("column", ["label", "group", "client"])
+def test_values_that_differ_by_blanks_inside_are_refused(pictures: Path, column: str) -> None:
+    row = ["label", "group", "client"]
+    odd = ["ab c" if name == column else "abc" for name in row]
+    lines = [",".join([f"img/{n}.png", *(odd if n == 2 else ["abc"] * 3)]) for n in range(4)]
+    refused(
+        f"line 4: {column} 'ab c' differs from 'abc' in line 2 by blanks alone; write both alike",
+        csv=table(pictures, "path,label,group,client", *lines),
+    )
 
 
 def test_svg_and_webp(tmp_path: Path) -> None:

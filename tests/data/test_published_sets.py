@@ -31,6 +31,7 @@ from layouts import (
     noise,
     png,
     python2_pickle,
+    saved_to_disk,
     tinyimagenet,
 )
 from PIL import Image
@@ -121,6 +122,7 @@ SAMPLES: dict[str, Callable[[Path], Any]] = {
     "emoji": package_trees.emoji,
     "fashion_mnist": fashion_mnist,
     "fourdataset": four,
+    "huggingface": lambda root: saved_to_disk(root, 40, 32),
     "imagefolder": lambda root: class_folders(root, ["."], CINIC, 8, 40),
     "imagenet_lt": lambda root: imagenet_lt(root, root),
     "mixed": package_trees.mixed,

@@ -121,7 +121,7 @@ def partition(arguments: tuple[str, ...], picture: Path | None, save: Path | Non
     draw_picture(preview, picture)
     click.echo(preview.title)
     Console().print(render_table(preview))
-    for note in preview.task.notes:
+    for note in preview.notes:
         click.echo(f"note: {note}")
     click.echo(f"picture: {picture}")
     if saved:

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json, atomic_write
-from fedprompt.data.partition.base import Indices, class_counts, partitioners, split_task
+from fedprompt.data.partition.base import (
+    Indices,
+    class_counts,
+    left_out,
+    partitioners,
+    split_task,
+)
 from fedprompt.data.partition.file import FILE_NAME, make_recipe, partition_bytes
 from fedprompt.data.task import Task, datasets
 from fedprompt.report.figures import clients_figure
@@ -43,6 +49,8 @@ class Preview:
     config: ExperimentConfig
     task: Task
     parts: list[Indices]
+    notes: tuple[str, ...] = ()
+    """What the user should know about the reading and the partition."""
 
     @property
     def title(self) -> str:
@@ -68,7 +76,8 @@ def make_preview(config: ExperimentConfig) -> Preview:
         config.partition.name, **dataclasses.asdict(config.partition.options)
     )
     task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
-    return Preview(config, task, split_task(partition, task, config.clients.count, config.seed))
+    parts = split_task(partition, task, config.clients.count, config.seed)
+    return Preview(config, task, parts, (*task.notes, *left_out(partition, parts)))
 
 
 def divergences(counts: NDArray[np.int64]) -> NDArray[np.float64]:

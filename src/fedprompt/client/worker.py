@@ -60,7 +60,7 @@ class WorkerSetup:
     """Which backbone, for `load_backbone`."""
     data: ClientData
     splits: tuple[FeatureTable, ...]
-    """Splits on which the global model is measured: test and validation."""
+    """Splits on which the global model is measured: test and, if there is one, validation."""
     device: str
     threads: int
     precision: str = "32-true"

@@ -45,6 +45,27 @@ def fingerprint(images: NDArray[np.uint8] | Images) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the images of a split stand in the split as it was published, of which validation or
+    test images may have been cut out since. Partitions of other programs are of that one.
+    """
+
+    positions: NDArray[np.int64]
+    """(N,) of each image, from 0."""
+    published: NDArray[np.uint8] | Images
+    """All images of the published split, in its order."""
+
+    def take(self, index: NDArray[np.int64]) -> Origin:
+        """The same of the images at these positions of the split."""
+        return Origin(self.positions[index], self.published)
+
+    def paths(self) -> list[str] | None:
+        """Absolute paths of the published images; None where they are no files."""
+        paths = getattr(self.published, "paths", None)
+        return None if paths is None else paths()
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
     """Images with labels; `groups` names the visual domain that each image belongs to."""
 
@@ -56,9 +77,15 @@ class Split:
     """(N,) index into `Task.group_names`."""
     clients: NDArray[np.int64] | None = None
     """(N,) number of the owner of each image, from 0, where the data say who owns what."""
+    origin: Origin | None = None
+    """None if the split is as it was published."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def origins(self) -> Origin:
+        """Where the images stand in the split as it was published."""
+        return self.origin or Origin(np.arange(len(self), dtype=np.int64), self.images)
 
 
 @dataclasses.dataclass(frozen=True)

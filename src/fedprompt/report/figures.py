@@ -81,7 +81,8 @@ def draw_all(runs: Sequence[Run]) -> dict[str, Figure]:
 
 def accuracy_figure(runs: Sequence[Run]) -> Figure:
     """Test accuracy over rounds (solid) and validation accuracy (dashed), one colour a run."""
-    with_validation = len(runs) <= MOST_DASHED
+    measured = any(run.series("validation_accuracy")[1] for run in runs)
+    with_validation = measured and len(runs) <= MOST_DASHED
     splits = "solid: test split, dashed: validation split" if with_validation else "test split"
     figure, axes = canvas("Accuracy of the global model", splits)
     labels = []

@@ -21,7 +21,6 @@ from fedprompt.core.plugins import find
 from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
 from fedprompt.data.partition.base import class_counts
 from fedprompt.data.partition.file import make_recipe
-from fedprompt.data.partition.mirror import mirror_partition
 from fedprompt.data.task import Task
 from fedprompt.models.frozen_head import FrozenHead
 from fedprompt.runs.checkpoint import load_latest, save_state
@@ -236,7 +235,8 @@ def evaluator(
         waiting = evaluate(runtime, recipe, splits, subjects)
 
         def wait() -> tuple[Evaluation, Evaluation]:
-            test, validation = waiting()
+            test, *others = waiting()
+            validation = others[0] if others else Evaluation()  # no such split: no figures
             if alone and not recipe.prompts.selects_together:
                 test, validation = map(as_if_alone, (test, validation))
             return test, validation
@@ -267,9 +267,8 @@ def client_subjects(
     queries = table.queries(options.query_kind)
     by_client = options.sends_keys and options.choose_by == "client"
     subjects = []
-    for split, held in enumerate(federation.setup.splits):
-        shares = mirror_partition(data.parts, table.labels, table.groups, held.labels, held.groups)
-        for client, share in enumerate(shares):
+    for split in range(len(federation.setup.splits)):
+        for client, share in enumerate(federation.own_images(split)):
             if not len(share):
                 continue
             job = make_job(state, settings, client, broadcast)

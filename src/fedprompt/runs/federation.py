@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprompt.client.loop import make_fabric
@@ -16,7 +17,14 @@ from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
-from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
+from fedprompt.data.partition.base import (
+    WholePartitioner,
+    check_none_empty,
+    left_out,
+    partitioners,
+    split_task,
+)
+from fedprompt.data.partition.mirror import mirror_partition, owned_shares
 from fedprompt.data.prefix.cache import PrefixCache
 from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
 from fedprompt.data.task import Split, Task, datasets
@@ -40,11 +48,29 @@ class Federation:
     """What the user should read about the data and the cache."""
     whitening: Mapping[str, Whitening] = dataclasses.field(default_factory=dict)
     """With `prompts.whiten=public`, the maps of the queries that prompts are selected by."""
+    by_owner: bool = False
+    """Whether clients are owners that the data name."""
 
     @property
     def data(self) -> ClientData:
         """The clients' data."""
         return self.setup.data
+
+    def own_images(self, split: int) -> list[NDArray[np.int64]]:
+        """Each client's own images of a held-out split: its owners', where the data name owners and
+        the partition goes by them, else a share in the proportions of its training images.
+
+        Args:
+            split: its number among those of the workers.
+        """
+        parts, table, held = self.data.parts, self.data.table, self.setup.splits[split]
+        owners = self.task.train.clients
+        held_owners = (self.task.test, self.task.validation)[split].clients
+        if self.by_owner and owners is not None and held_owners is not None:
+            owned = owned_shares(parts, owners, held_owners)
+            if owned is not None:
+                return owned
+        return mirror_partition(parts, table.labels, table.groups, held.labels, held.groups)
 
 
 def prepare(config: ExperimentConfig) -> Federation:
@@ -57,6 +83,12 @@ def prepare(config: ExperimentConfig) -> Federation:
         config.partition.name, **dataclasses.asdict(config.partition.options)
     )
     task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    if task.num_classes < 2:
+        raise ConfigError(
+            f"data={task.name}: expected at least two classes, got "
+            f"{', '.join(map(repr, task.class_names)) or 'none'}; give each class a folder or a "
+            "label of its own"
+        )
     device = torch.device(config.runtime.torch_device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -70,15 +102,17 @@ def prepare(config: ExperimentConfig) -> Federation:
     # No client trains on public images: one table of theirs, and one head, serves for all cuts.
     whole = backbone.cut_at(0)
     public = PrefixCache(whole, device, config.cache) if backbone.cut else cache
-    tables = list(map(cache.table, (task.train, task.validation, task.test)))
+    # The order in which they are computed; without a validation split there are two.
+    splits = (task.train, *([task.validation] if len(task.validation) else []), task.test)
+    tables = list(map(cache.table, splits))
     maps = whitenings_of(config, task, public)
-    train, validation, test = add_whitened(tables, maps) if maps else tables
+    train, *validation, test = add_whitened(tables, maps) if maps else tables
     data = ClientData(train, tuple(parts), task.class_mask)
     runtime = config.runtime
     setup = WorkerSetup(
         config.model,
         data,
-        (test, validation),
+        (test, *validation),
         device.type,
         runtime.threads,
         runtime.precision,
@@ -92,10 +126,12 @@ def prepare(config: ExperimentConfig) -> Federation:
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
         frozen_head = fit_or_find_head(config, whole, public, task.public, task.num_classes)
-    notes = (*task.notes, *dict.fromkeys((*cache.notes, *public.notes)))
+    about_cache = dict.fromkeys((*cache.notes, *public.notes))
+    notes = (*task.notes, *left_out(partition, parts), *about_cache)
     # From here on; what is cached is exact.
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
-    return Federation(task, backbone, setup, frozen_head, notes, maps)
+    by_owner = isinstance(partition, WholePartitioner) and partition.by_owner
+    return Federation(task, backbone, setup, frozen_head, notes, maps, by_owner)
 
 
 def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:

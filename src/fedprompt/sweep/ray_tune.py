@@ -323,11 +323,13 @@ def run_trial(config: dict[str, Any], parcel: Parcel[list[Plan]]) -> None:
     def report(event: Any) -> None:
         if isinstance(event, RoundFinished):
             values = dataclasses.asdict(event.report)
-            if math.isnan(values["validation_accuracy"]):  # not evaluated in this round
+            if math.isnan(values["accuracy"]):  # not evaluated in this round
                 return
             names = ("round", "accuracy", "validation_accuracy")
             last.update({name: values[name] for name in names})
-            if event.report.round < plan.config.rounds:
+            # Without a validation split no rule can judge a trial before its end.
+            judged = not math.isnan(values["validation_accuracy"])
+            if judged and event.report.round < plan.config.rounds:
                 tune.report(dict(last))
 
     try:

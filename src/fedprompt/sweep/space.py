@@ -211,6 +211,12 @@ class Sweep:
                 config = compose(self.experiment, overrides, self.files)
             except ConfigError as error:
                 raise ConfigError(f"sweep cell {describe(cell)}: {error}") from error
+            if self.stop is not None and getattr(config.data.options, "validation", None) == 0:
+                raise ConfigError(
+                    f"stop: expected trials with a validation split to judge them by, got "
+                    f"data.validation=0 in sweep cell {describe(cell)}; set data.validation to a "
+                    "share, or sweep.stop=null to let every trial end"
+                )
             for seed in self.seeds:
                 folder = f"{number:03d}-{label},seed={seed}"
                 # Composing takes longer than all else here, and the seed changes nothing else.

@@ -73,6 +73,8 @@ def render_table(table: Json) -> Table:
 
 
 def _with_interval(measure: Mapping[str, float | None]) -> str:
+    if measure["mean"] is None:
+        return "-"
     half = measure["half_width"]
     suffix = "" if half is None else f" ± {100 * half:.1f}"
     return percent(measure["mean"]).removesuffix(" %") + suffix + " %"

@@ -20,7 +20,7 @@ from fedprompt.core.checks import check_integer, is_integer
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.core.registry import Registry
 from fedprompt.core.seeding import derive_seed
-from fedprompt.data.task import Task
+from fedprompt.data.task import Origin, Task
 
 Indices = NDArray[np.int64]
 Partitioner = Callable[[Indices, int, int], list[Indices]]
@@ -49,6 +49,8 @@ class Columns:
     """(N,) visual domain."""
     owners: Indices | None = None
     """(N,) who owns the sample, where the data name an owner."""
+    origin: Origin | None = None
+    """Where the samples stand in the split as it was published."""
 
 
 class WholePartitioner:
@@ -58,10 +60,20 @@ class WholePartitioner:
 
     Args:
         divide: (columns, clients, seed) -> one index array per client.
+        by_owner: whether, for data that name owners, these are what it deals to the clients.
+        listed: how many images a file lists, of which some may be held out; None if all that are
+            listed are training images.
     """
 
-    def __init__(self, divide: Callable[[Columns, int, int], list[Indices]]) -> None:
+    def __init__(
+        self,
+        divide: Callable[[Columns, int, int], list[Indices]],
+        by_owner: bool = False,
+        listed: int | None = None,
+    ) -> None:
         self._divide = divide
+        self.by_owner = by_owner
+        self.listed = listed
 
     def __call__(
         self,
@@ -71,6 +83,7 @@ class WholePartitioner:
         *,
         groups: Indices | None = None,
         owners: Indices | None = None,
+        origin: Origin | None = None,
     ) -> list[Indices]:
         """Divide (N,) samples.
 
@@ -85,7 +98,7 @@ class WholePartitioner:
                     f"{name}: expected one value for each of {len(labels)} labels, "
                     f"got an array of shape {np.shape(column)}"
                 )
-        return self._divide(Columns(labels, groups, owners), num_clients, seed)
+        return self._divide(Columns(labels, groups, owners, origin), num_clients, seed)
 
 
 def split_task(partitioner: Partitioner, task: Task, num_clients: int, seed: int) -> list[Indices]:
@@ -104,11 +117,33 @@ def split_task(partitioner: Partitioner, task: Task, num_clients: int, seed: int
     train = task.train
     if isinstance(partitioner, WholePartitioner):
         return partitioner(
-            train.labels, num_clients, seed, groups=train.groups, owners=train.clients
+            train.labels,
+            num_clients,
+            seed,
+            groups=train.groups,
+            owners=train.clients,
+            origin=train.origins(),
         )
     return split_by_group(
         partitioner, train.labels, train.groups, num_clients, seed, task.group_names
     )
+
+
+def left_out(partitioner: Partitioner, parts: Sequence[Indices]) -> list[str]:
+    """What the user should read about images that a file lists and no client trains on.
+
+    Args:
+        partitioner: that divided.
+        parts: what the clients got.
+    """
+    listed = getattr(partitioner, "listed", None)
+    missing = 0 if listed is None else listed - sum(map(len, parts))
+    if not missing:
+        return []
+    return [
+        f"partition: {missing} of {listed} images that the file lists are held out of the training "
+        "split, for validation, for the test or by a limit, and no client has them"
+    ]
 
 
 def split_by_group(

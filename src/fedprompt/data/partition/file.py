@@ -7,7 +7,7 @@ A partition file is a NumPy archive (`.npz`, nothing pickled):
     recipe   text           JSON: name, options, seed, clients, samples, labels_sha256
 
 `indices` and `sizes` are enough to read one, so that other programs can write it easily; what else
-there is, is checked.
+there is, is checked. Formats of other programs are in `data.partition.foreign`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from fedprompt.data.partition.base import (
     WholePartitioner,
     partitioners,
 )
+from fedprompt.data.partition.foreign import is_foreign, read_foreign, resolve
+from fedprompt.data.reading.bounded import read_arrays
 
 FILE_NAME = "partition.npz"
 
@@ -102,19 +104,13 @@ def read_partition(path: str | Path) -> SavedPartition:
             f"where there is no {'such file' if file == Path(path) else FILE_NAME}"
         )
     try:
-        with file.open("rb") as stream:  # NumPy does not close what it cannot read
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("one array and no archive")
-            content = {name: archive[name] for name in archive.files}
+        content = read_arrays(file)
         parts = _parts(content)
         recipe = json.loads(str(content["recipe"])) if "recipe" in content else {}
         if not isinstance(recipe, dict):
             raise ValueError(f"a recipe that is a {type(recipe).__name__}")
     except Exception as error:  # a damaged archive can raise anything
         cause = " ".join(str(error).split()) or type(error).__name__
-        if "allow_pickle" in cause:  # NumPy's advice to trust the file
-            cause = "pickled objects, which are not read"
         raise ConfigError(
             f"partition.file: expected a partition (.npz with `indices` and `sizes`) in {file}, "
             f"got {cause}"
@@ -148,7 +144,8 @@ class FileOptions:
     """Options of `file`."""
 
     file: str | None = None
-    """A run directory, or a partition file; made absolute, so that the config holds anywhere."""
+    """A run directory, or a partition file: ours, {client: [numbers or paths]} as JSON or `.npz`,
+    or LEAF's JSON. Made absolute, so that the config holds anywhere."""
 
     def __post_init__(self) -> None:
         if self.file is not None:
@@ -166,18 +163,40 @@ def from_file(options: FileOptions) -> Partitioner:
             "partition.file: expected the path of a run directory or a partition file, got nothing;"
             " set partition.file=runs/NAME"
         )
-    saved = read_partition(options.file)
+    file = options.file
+    if is_foreign(Path(file)):
+        foreign = read_foreign(Path(file))
+
+        def divide_foreign(columns: Columns, num_clients: int, seed: int) -> list[Indices]:
+            _check_count(file, len(foreign.clients), num_clients)
+            return resolve(foreign, columns, file)
+
+        return WholePartitioner(divide_foreign, listed=foreign.listed)
+    saved = read_partition(file)
 
     def divide(columns: Columns, num_clients: int, seed: int) -> list[Indices]:
-        check_fits(saved, columns.labels, options.file or "")
-        if len(saved.parts) != num_clients:
-            raise ConfigError(
-                f"clients.count: the partition in {options.file} is for {len(saved.parts)} "
-                f"clients, got {num_clients}; set clients.count={len(saved.parts)}"
-            )
+        check_fits(saved, columns.labels, file)
+        _check_count(file, len(saved.parts), num_clients)
         return [part.copy() for part in saved.parts]
 
-    return WholePartitioner(divide)
+    return WholePartitioner(divide, by_owner=_went_by_owner(saved.recipe))
+
+
+def _check_count(file: str, expected: int, num_clients: int) -> None:
+    if expected != num_clients:
+        raise ConfigError(
+            f"clients.count: the partition in {file} is for {expected} clients, got {num_clients}; "
+            f"set clients.count={expected}"
+        )
+
+
+def _went_by_owner(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe, or the one that it was read with, is that of `natural` by clients."""
+    origin, options = recipe.get("origin"), recipe.get("options")
+    if isinstance(origin, Mapping):
+        return _went_by_owner(origin)
+    by = options.get("by") if isinstance(options, Mapping) else None
+    return recipe.get("name") == "natural" and by in ("auto", "client")
 
 
 def check_fits(saved: SavedPartition, labels: Indices, path: str) -> None:

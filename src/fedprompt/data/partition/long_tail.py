@@ -72,14 +72,15 @@ def long_tail(options: LongTailOptions) -> Partitioner:
         groups = None if columns.groups is None else columns.groups[kept]
         owners = None if columns.owners is None else columns.owners[kept]
         if isinstance(then, WholePartitioner):
-            parts = then(labels, num_clients, seed, groups=groups, owners=owners)
+            origin = None if columns.origin is None else columns.origin.take(kept)
+            parts = then(labels, num_clients, seed, groups=groups, owners=owners, origin=origin)
         elif groups is None:
             parts = then(labels, num_clients, seed)
         else:
             parts = split_by_group(then, labels, groups, num_clients, seed)
         return [kept[part] for part in parts]
 
-    return WholePartitioner(divide)
+    return WholePartitioner(divide, by_owner=getattr(then, "by_owner", False))
 
 
 def tail_sizes(sizes: Indices, imbalance_factor: float) -> Indices:

@@ -1,4 +1,6 @@
-"""Each client's own share of a held-out split: the split partitioned as the training split was."""
+"""Each client's own share of a held-out split: what belongs to its owners, where the partition goes
+by owners, else the split partitioned as the training split was.
+"""
 
 from __future__ import annotations
 
@@ -60,3 +62,30 @@ def mirror_partition(
                 shares[client].append(share)
     empty = np.empty(0, dtype=np.int64)
     return [np.sort(np.concatenate([empty, *own])) for own in shares]
+
+
+def owned_shares(
+    parts: Sequence[Indices], owners: Indices, held_owners: Indices
+) -> list[Indices] | None:
+    """Each client's held-out samples where clients hold all training samples of their owners.
+
+    Args:
+        parts: per client the training samples that it owns.
+        owners: (N,) owner of each training sample.
+        held_owners: (M,) owner of each held-out sample.
+
+    Returns:
+        Per client its owners' held-out samples, ascending; those of an owner who trains with no
+        client go to no one. None if an owner's training samples are divided between clients.
+
+    >>> parts, owners = [np.array([0, 3]), np.array([1, 2])], np.array([7, 5, 6, 7])
+    >>> [part.tolist() for part in owned_shares(parts, owners, np.array([6, 7, 9, 5])) or ()]
+    [[1], [0, 3]]
+    """
+    clients_of: dict[int, int] = {}
+    for client, part in enumerate(parts):
+        for owner in np.unique(owners[part]).tolist():
+            if clients_of.setdefault(owner, client) != client:
+                return None
+    holders = np.array([clients_of.get(owner, -1) for owner in held_owners.tolist()], np.int64)
+    return [np.flatnonzero(holders == client).astype(np.int64) for client in range(len(parts))]

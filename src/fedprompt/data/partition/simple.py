@@ -111,7 +111,7 @@ def natural(options: NaturalOptions) -> Partitioner:
             clients_of[order] = np.arange(len(values)) * num_clients // len(values)
         return collect(np.arange(len(column)), clients_of[members], num_clients)
 
-    return WholePartitioner(divide)
+    return WholePartitioner(divide, by_owner=options.by in ("auto", "client"))
 
 
 def _natural_column(columns: Columns, by: str) -> tuple[str, Indices]:

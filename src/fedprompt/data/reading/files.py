@@ -32,6 +32,11 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".svg", ".tif", ".tiff", ".webp"}
 )
 
+SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+)
+"""Folders that systems put beside a user's files, in small letters; some hold copies of images."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -265,13 +270,22 @@ def check_labels(path: Path, labels: NDArray[np.integer], num_classes: int, firs
         )
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no data: its name begins with a dot, or a system made it.
+
+    >>> [is_hidden(name) for name in (".DS_Store", "__MACOSX", ".ipynb_checkpoints", "cat")]
+    [True, True, True, False]
+    """
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
 def class_folders(folder: Path) -> list[str]:
     """Names of the folders in a folder, in alphabetical order; hidden ones are no classes."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
         return sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)
         )
 
 
@@ -296,15 +310,20 @@ def check_same_names(path: Path, listed: Sequence[str], folder: Path) -> None:
     )
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file's name is that of an image, and the file not hidden."""
+    return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES and not is_hidden(name)
+
+
 def image_names(folder: Path) -> list[str]:
-    """Names of the image files in a folder and those below it, sorted, with `/` between parts."""
+    """Names of the image files in a folder and those below it, sorted, with `/` between parts.
+
+    What is hidden is left out, and what is in hidden folders.
+    """
     names: list[str] = []
-    for directory, _, files in os.walk(folder):
+    for directory, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
         inner = Path(directory).relative_to(folder).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
-        names += [
-            f"{prefix}{file}"
-            for file in files
-            if not file.startswith(".") and f".{file.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
-        ]
+        names += [f"{prefix}{file}" for file in files if is_image_name(file)]
     return sorted(names)

@@ -6,17 +6,17 @@ torchvision's `Resize(size)` and `CenterCrop(size)`; an image that is a square o
 it is. Grey, palette, CMYK and 16-bit grey images become RGB; transparency is dropped, or gets
 a colour behind it where a data set asks for one; an orientation in EXIF data is left alone, as
 torchvision does. Of an animation, the first frame is read. SVG drawings are rendered on white
-(`reading.svg`).
+(`reading.svg`). Which formats are opened, and up to which size, says `reading.raster`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL
@@ -25,11 +25,14 @@ from PIL import Image
 
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.core.machine import available_cpus
-from fedprompt.data.reading import svg
+from fedprompt.data.reading import raster, svg
 from fedprompt.data.task import Images
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
+Items = Sequence[Any] | NDArray[np.object_]
+CHUNK = 256
+"""Encoded images that are held at a time."""
 VERSION = f"fedprompt images 1, Pillow {PIL.__version__}"
 """Part of every fingerprint: another decoder may give other pixels."""
 
@@ -42,30 +45,37 @@ class LazyImages(Images, Protocol):
         ...
 
 
-def decode(path: str | os.PathLike[str], size: int, background: str | None = None) -> Pixels:
+def decode(
+    source: str | os.PathLike[str] | bytes,
+    size: int,
+    background: str | None = None,
+    name: str | None = None,
+) -> Pixels:
     """One file as RGB: (size, size, 3) uint8.
 
     Args:
-        path: the file.
+        source: the file, or its content.
         size: side in pixels.
         background: colour behind transparent pixels; None drops the transparency.
+        name: what messages call it; by default the path.
 
     Raises:
         InputError: the file is no image that can be decoded; it is named.
         ConfigError: reading it needs a package that is not installed.
     """
     try:
-        if svg.is_svg(os.fspath(path)):
-            return np.asarray(square(svg.render(Path(path), size), size))
-        with Image.open(path) as image:
+        if not isinstance(source, bytes) and svg.is_svg(os.fspath(source)):
+            return np.asarray(square(svg.render(Path(source), size), size))
+        with raster.opened(source) as image:
             return np.asarray(square(to_rgb(image, background), size))
     except ConfigError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them raise
         message = " ".join(str(error).split()) or type(error).__name__
+        where = name or ("an image" if isinstance(source, bytes) else os.fspath(source))
         raise InputError(
-            f"{os.fspath(path)}: the image does not decode ({message}); replace the file, or leave "
-            "such images out with data.on_bad_image=skip"
+            f"{where}: the image does not decode ({message}); replace the file, or leave such "
+            "images out with data.on_bad_image=skip"
         ) from error
 
 
@@ -82,8 +92,9 @@ def to_rgb(image: Image.Image, background: str | None = None) -> Image.Image:
         image = image.convert("RGBA")
     if background is not None and "A" in image.getbands():
         behind = Image.new("RGBA", image.size, background)
-        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        front = image if image.mode == "RGBA" else image.convert("RGBA")
+        return Image.alpha_composite(behind, front).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy may be 200 MB
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
@@ -92,7 +103,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
     short = min(width, height)
     if short != size:
         width, height = (size if side == short else int(size * side / short) for side in image.size)
-        if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
+        if width * height > raster.MAX_PIXELS:
             raise ValueError(f"its sides {image.size[0]} x {image.size[1]} are too unequal")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
@@ -151,12 +162,11 @@ class ImageFiles:
         return (len(self.names), self.size, self.size, 3)
 
     def __getitem__(self, index: slice | Indices) -> Pixels:
-        names = self.names[index]
-        result = np.empty((len(names), self.size, self.size, 3), np.uint8)
-        with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
-            for position, image in enumerate(pool.map(self._decode, names)):
-                result[position] = image
-        return result
+        return _decoded(self._decode, self.names[index], self.size)
+
+    def name_of(self, position: int) -> str:
+        """The path of an image, for messages."""
+        return str(self.root / self.names[position])
 
     def _decode(self, name: str) -> Pixels:
         return decode(self.root / name, self.size, self.background)
@@ -168,18 +178,15 @@ class ImageFiles:
         chosen._status = None if self._status is None else self._status[index]
         return chosen
 
+    def paths(self) -> list[str]:
+        """The files' absolute paths."""
+        root = os.path.abspath(self.root)  # noqa: PTH100
+        return [os.path.normpath(f"{root}/{name}") for name in self.names]
+
     def undecodable(self) -> Indices:
         """Positions of the files that do not decode; every file is read."""
 
-        def fails(name: str) -> bool:
-            try:
-                self._decode(name)
-            except InputError:
-                return True
-            return False
-
-        with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
-            return np.flatnonzero(list(pool.map(fails, self.names))).astype(np.int64)
+        return _undecodable(self._decode, self.names)
 
     def animated(self) -> Indices:
         """Positions of the WebP files that are animations; a few bytes of each file are read."""
@@ -199,6 +206,69 @@ class ImageFiles:
         digest = hashlib.sha256(text.encode(errors="surrogateescape"))
         for name, (length, time) in zip(self.names, self.status.tolist(), strict=True):
             digest.update(f"{name}\0{length}\0{time}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+class EncodedImages:
+    """Images whose encoded bytes something else holds; they are decoded on access.
+
+    Args:
+        read: positions of some images -> their bytes.
+        where: what messages call the collection.
+        identity: text that is another one whenever the images may be other ones.
+        count: how many there are.
+        size: side of the squares that they become.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Indices], Sequence[bytes]],
+        where: str,
+        identity: str,
+        count: int,
+        size: int,
+    ) -> None:
+        self.read, self.where, self.identity = read, where, identity
+        self.size = size
+        self.index: Indices = np.arange(count, dtype=np.int64)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, size, size, 3)"""
+        return (len(self.index), self.size, self.size, 3)
+
+    def __getitem__(self, index: slice | Indices) -> Pixels:
+        chosen = self.index[index]
+        each = zip(chosen.tolist(), self.read(chosen) if len(chosen) else (), strict=True)
+        return _decoded(self._decode, list(each), self.size)
+
+    def _decode(self, numbered: tuple[int, bytes]) -> Pixels:
+        number, content = numbered
+        return decode(content, self.size, name=f"{self.where}, row {number}")
+
+    def name_of(self, position: int) -> str:
+        """The row of an image, for messages."""
+        return f"{self.where}, row {self.index[position]}"
+
+    def take(self, index: Indices) -> EncodedImages:
+        """The images at these positions, in this order."""
+        chosen = EncodedImages(self.read, self.where, self.identity, 0, self.size)
+        chosen.index = self.index[index]
+        return chosen
+
+    def undecodable(self) -> Indices:
+        """Positions of the images that do not decode; every image is read."""
+        bad: list[Indices] = []
+        for start in range(0, len(self.index), CHUNK):
+            rows = self.index[start : start + CHUNK]
+            numbered = list(zip(rows.tolist(), self.read(rows), strict=True))
+            bad.append(start + _undecodable(self._decode, numbered))
+        return np.concatenate([np.zeros(0, np.int64), *bad])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the identity, the size and the positions."""
+        digest = hashlib.sha256(f"{VERSION}, rows {self.identity} {self.size}\n".encode())
+        digest.update(np.ascontiguousarray(self.index).data)
         return digest.hexdigest()
 
 
@@ -284,6 +354,14 @@ class JoinedImages:
         """The images at these positions, in this order."""
         return JoinedImages(self.parts, self.index[index])
 
+    def paths(self) -> list[str] | None:
+        """The files' absolute paths; None if some images are no files."""
+        each = [part.paths() if isinstance(part, ImageFiles) else None for part in self.parts]
+        if any(paths is None for paths in each):
+            return None
+        everything = [path for paths in each for path in paths or ()]
+        return [everything[number] for number in self.index]
+
     def fingerprint(self) -> str:
         """SHA-256 over the sources' fingerprints and the positions."""
         digest = hashlib.sha256("\n".join(part.fingerprint() for part in self.parts).encode())
@@ -291,9 +369,32 @@ class JoinedImages:
         return digest.hexdigest()
 
 
+def _decoded(decode_one: Callable[[Any], Pixels], items: Items, size: int) -> Pixels:
+    """Some images, several at a time: (N, size, size, 3)."""
+    result = np.empty((len(items), size, size, 3), np.uint8)
+    with ThreadPoolExecutor(available_cpus()) as pool:  # Pillow decodes outside the GIL
+        for position, image in enumerate(pool.map(decode_one, items)):
+            result[position] = image
+    return result
+
+
+def _undecodable(decode_one: Callable[[Any], Pixels], items: Items) -> Indices:
+    """Positions of those that do not decode."""
+
+    def fails(item: object) -> bool:
+        try:
+            decode_one(item)
+        except InputError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        return np.flatnonzero(list(pool.map(fails, items))).astype(np.int64)
+
+
 def _is_animated(path: Path) -> bool:
     """Whether a file is an animated WebP: the second flag of the chunk VP8X, which comes first."""
-    if path.suffix.lower() != ".webp":
+    if path.suffix.lower() != ".webp" or not path.is_file():
         return False
     with path.open("rb") as file:
         header = file.read(21)

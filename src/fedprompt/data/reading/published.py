@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,23 @@ from fedprompt.core.checks import check_choice, check_integer
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.core.seeding import numpy_generator
 from fedprompt.data.reading.files import image_names
-from fedprompt.data.reading.images import ImageFiles, Indices, JoinedImages, LazyImages
+from fedprompt.data.reading.images import (
+    EncodedImages,
+    ImageFiles,
+    Indices,
+    JoinedImages,
+    LazyImages,
+)
 from fedprompt.data.stratified import stratified_parts
-from fedprompt.data.task import Split, Task
+from fedprompt.data.task import Origin, Split, Task
 
 BAD_IMAGE = ("refuse", "skip")
 LIMITS = ("max_train", "max_validation", "max_test")
 SPLITS = ("train", "validation", "test", "public")
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("val", "valid", "validation"), "validation"
+)
+"""What users call their splits, and what it means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +68,12 @@ class ValidationOptions(DataOptions):
     """Options of a data set whose publisher has no validation split."""
 
     validation: float = 0.1
-    """Share of each class's training images that becomes the validation split."""
+    """Share of each class's training images that becomes the validation split; with 0 there is
+    none, and all of them are trained on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("validation", self.validation)
+        check_share("validation", self.validation, or_none=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +93,20 @@ class ImageOptions(DataOptions):
         check_choice("data.on_bad_image", self.on_bad_image, BAD_IMAGE)
 
 
-def check_share(name: str, share: float) -> None:
+def check_share(name: str, share: float, *, or_none: bool = False) -> None:
     """Refuse a share that leaves one side empty.
+
+    Args:
+        name: of the option.
+        share: what was given.
+        or_none: whether 0 is allowed, for no such split.
 
     Raises:
         ConfigError: it is not between 0 and 1.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"data.{name}: expected a share between 0 and 1, got {share}")
+    if not (0 < share < 1 or (or_none and share == 0)):
+        zero = "; 0 means no such split" if or_none else ""
+        raise ConfigError(f"data.{name}: expected a share between 0 and 1, got {share}{zero}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +119,8 @@ class Labelled:
     """Zeros where there is one domain."""
     clients: Indices | None = None
     """Who owns each image, where the data name an owner."""
+    origin: Origin | None = None
+    """Set by `take`: where the images stood before they were cut out of others."""
 
     @classmethod
     def of(cls, images: LazyImages, labels: NDArray[np.integer]) -> Labelled:
@@ -119,7 +138,17 @@ class Labelled:
     def take(self, index: Indices) -> Labelled:
         """The images at these positions, in this order."""
         clients = None if self.clients is None else self.clients[index]
-        return Labelled(self.images.take(index), self.labels[index], self.groups[index], clients)
+        return Labelled(
+            self.images.take(index),
+            self.labels[index],
+            self.groups[index],
+            clients,
+            self.split().origins().take(index),
+        )
+
+    def as_published(self) -> Labelled:
+        """The same images, as those that positions are counted in."""
+        return dataclasses.replace(self, origin=None)
 
     @property
     def strata(self) -> Indices:
@@ -128,7 +157,7 @@ class Labelled:
 
     def split(self) -> Split:
         """For a `Task`."""
-        return Split(self.images, self.labels, self.groups, self.clients)
+        return Split(self.images, self.labels, self.groups, self.clients, self.origin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +232,8 @@ def draw_splits(
         train, validation = hold_out(name, train, options.seed, share)
     drawn = []
     for limit, split in zip(LIMITS, (train, validation, published.test), strict=True):
-        if not len(split):
+        none_wanted = limit == "max_validation" and getattr(options, "validation", None) == 0
+        if not len(split) and not none_wanted:
             which = limit.removeprefix("max_")
             raise InputError(f"{name}: expected images in the {which} split, got none")
         bound, strata = getattr(options, limit), split.strata
@@ -269,21 +299,23 @@ def hold_out(
         name: of the data set, for messages.
         train: the images to divide.
         seed: of the draw.
-        share: of each class that goes to validation; None if there is to be no such split.
+        share: of each class that goes to validation; 0 for an empty split.
 
     Raises:
         ConfigError: the share leaves one of them empty.
     """
     if share is None:
         raise InputError(f"{name}: expected a validation split or a share for one, got neither")
+    if share == 0:
+        return train, train.take(np.zeros(0, np.int64))
     held, kept = stratified_parts(
         train.strata, (share,), numpy_generator(seed, f"data/{name}/validation")
     )
     if not len(held) or not len(kept):
         raise ConfigError(
             f"data.validation: expected a share that leaves both splits images, got {share} of "
-            f"{len(train)} images in {len(np.unique(train.strata))} classes; change the share or "
-            "add images"
+            f"{len(train)} images in {len(np.unique(train.strata))} classes; change the share "
+            "(0: no such split) or add images"
         )
     return train.take(kept), train.take(held)
 
@@ -316,6 +348,63 @@ def limited(
         rank = np.arange(len(members))
         order[members] = rank if balanced else np.where(rank > 0, (rank + 0.5) / len(members), 0)
     return np.sort(np.argsort(order, kind="stable")[:count]).astype(np.int64)
+
+
+def with_test(
+    name: str,
+    class_names: tuple[str, ...],
+    splits: Mapping[str, Labelled],
+    options: DataOptions,
+    share: float,
+    group_names: tuple[str, ...] | None = None,
+) -> Published:
+    """The splits that there are; a test split is cut out of the training images if there is none,
+    so that each class of each domain keeps its share.
+
+    Args:
+        name: of the data set.
+        class_names: of all splits.
+        splits: `train` and, as it may be, `validation` and `test`.
+        options: hold the seed.
+        share: of the images that are tested.
+        group_names: of the domains; None for one domain.
+
+    Raises:
+        ConfigError: the share leaves a split empty.
+    """
+    train, test = splits["train"], splits.get("test")
+    if test is None:
+        generator = numpy_generator(options.seed, f"data/{name}/test")
+        held, kept = stratified_parts(train.strata, (share,), generator)
+        if not len(held) or not len(kept):
+            raise ConfigError(
+                f"data.test: expected a share that leaves both splits images, got {share} of "
+                f"{len(train)} images in {len(class_names)} classes"
+            )
+        train, test = train.take(kept), train.take(held)
+    return Published(class_names, train, test, splits.get("validation"), group_names)
+
+
+def numbered(
+    values: Sequence[str], order: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], Indices]:
+    """The different values in order, and each value's number.
+
+    Args:
+        values: (N,)
+        order: of all that may occur; by default that of the alphabet, or of numbers if all are.
+
+    >>> names, numbers = numbered(["10", "9", "10"])
+    >>> names, numbers.tolist()
+    (('9', '10'), [1, 0, 1])
+    """
+    found = sorted(set(values))
+    if order is not None:
+        found = [name for name in order if name in set(found)]
+    elif all(name.isdecimal() for name in found):
+        found.sort(key=int)
+    number_of = {name: number for number, name in enumerate(found)}
+    return tuple(found), np.array([number_of[value] for value in values], np.int64)
 
 
 def join(parts: Sequence[Labelled], label_offsets: Sequence[int]) -> Labelled:
@@ -372,13 +461,13 @@ def without_bad_images(name: str, published: Published, options: ImageOptions) -
     kept: dict[str, Labelled] = {}
     for which in SPLITS:
         split: Labelled | None = getattr(published, which)
-        if split is None or not isinstance(split.images, ImageFiles):
+        if split is None or not isinstance(split.images, ImageFiles | EncodedImages):
             continue
         bad = split.images.undecodable()
         if len(bad):
             notes.append(
                 f"{name}: {len(bad)} of {len(split)} {which} images do not decode and are left "
-                f"out, the first is {split.images.root / split.images.names[bad[0]]}"
+                f"out, the first is {split.images.name_of(bad[0])}"
             )
             kept[which] = split.take(np.setdiff1d(np.arange(len(split)), bad))
     return dataclasses.replace(published, **kept, notes=tuple(notes))  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ import collections
 import dataclasses
 import importlib.metadata
 import importlib.util
-import io
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from xml.etree.ElementTree import ParseError
 from PIL import Image
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.data.reading import raster
 
 SUFFIX = ".svg"
 PACKAGES = ("resvg_py", "defusedxml")
@@ -94,6 +94,7 @@ def render(path: Path, size: int) -> Image.Image:
         ValueError: the file is no SVG drawing, or is refused; the message does not name the file.
     """
     renderer()
+    raster.file_size(path)  # refuses what is no plain file
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -117,7 +118,7 @@ def render(path: Path, size: int) -> Image.Image:
         if type(error).__name__ != "PanicException" and not isinstance(error, ValueError):
             raise
         raise ValueError(f"the renderer refuses it: {str(error)[:100]}") from error
-    with Image.open(io.BytesIO(bytes(pixels))) as image:
+    with raster.opened(bytes(pixels)) as image:
         drawn: Image.Image = image.convert("RGB")
     if min(drawn.size) != size:
         raise ValueError("its width, height and viewBox contradict each other")
@@ -336,9 +337,11 @@ def _embedded_pixels(content: str) -> int:
     if _NOT_BASE64.search(content):
         raise UnsafeDrawing("an embedded image that is not plain base64")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+        with raster.opened(base64.b64decode(content)) as image:
             pixels = int(image.width) * int(image.height)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except raster.TooManyPixels as error:
+        raise UnsafeDrawing(f"an embedded image of {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise UnsafeDrawing("an embedded image that does not decode") from error
     if pixels > MAX_EMBEDDED_PIXELS:
         raise UnsafeDrawing(f"an embedded image of {pixels} pixels")

@@ -18,7 +18,7 @@ from fedprompt.core.checks import check_integer, check_number
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import numpy_generator
 from fedprompt.data.stratified import stratified_parts
-from fedprompt.data.task import Split, Task, datasets
+from fedprompt.data.task import Origin, Split, Task, datasets
 
 IMAGE_SIZE = 32
 
@@ -29,7 +29,7 @@ class DigitsOptions:
 
     Args:
         seed: of the division; the images themselves are always the same.
-        validation: share of each class that goes to the validation split.
+        validation: share of each class that goes to the validation split; 0 for no such split.
         test: share of each class that goes to the test split.
         train: share of each class that goes to the training split; None means all that is left.
     """
@@ -41,8 +41,8 @@ class DigitsOptions:
 
     def __post_init__(self) -> None:
         check_integer("data.seed", self.seed, 0)
-        for name in ("validation", "test"):
-            check_number(f"data.{name}", getattr(self, name), 0, above=True, below=1)
+        check_number("data.validation", self.validation, 0, below=1)
+        check_number("data.test", self.test, 0, above=True, below=1)
         if self.train is not None:
             check_number("data.train", self.train, 0, above=True, below=1)
             if self.train + self.validation + self.test > 1 + 1e-9:  # sums of shares are rounded
@@ -97,7 +97,9 @@ def digits(options: DigitsOptions) -> Task:
 
     def split(index: NDArray[np.int64]) -> Split:
         images = np.repeat(enlarge(grey[index])[..., None], 3, axis=3)
-        return Split(images, labels[index], np.zeros(len(index), np.int64))
+        everything = np.broadcast_to(grey[..., None], (*grey.shape, 3))
+        groups = np.zeros(len(index), np.int64)
+        return Split(images, labels[index], groups, origin=Origin(index, everything))
 
     return Task(
         name="digits",

@@ -268,7 +268,8 @@ def split_concepts(labels: Indices, options: EmojiOptions) -> tuple[Indices, Ind
     shares = (options.test, options.validation)
     test, validation, train = stratified_parts(labels, shares, generator)
     num_classes = len(np.unique(labels))
-    if not (len(test) and len(validation)) or len(np.unique(labels[train])) < num_classes:
+    full = len(test) and (len(validation) or not options.validation)
+    if not full or len(np.unique(labels[train])) < num_classes:
         raise ConfigError(
             f"data.test: expected shares that leave every split concepts, got {options.test} and "
             f"data.validation {options.validation} of {len(labels)} concepts in {num_classes} "

@@ -172,7 +172,8 @@ def _divide(strata: Indices, domain: str, options: MixedOptions) -> dict[str, In
     found = dict(zip(("test", "validation", "public", "train"), parts, strict=True))
     if not options.public:
         del found["public"]
-    empty = [name for name, part in found.items() if not len(part)]
+    optional = () if options.validation else ("validation",)
+    empty = [name for name, part in found.items() if not len(part) and name not in optional]
     if empty:
         raise ConfigError(
             f"data.{empty[0]}: expected shares that leave every split of {domain} something, got "
