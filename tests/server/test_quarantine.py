@@ -21,7 +21,7 @@ from fedprompt.core.types import (
     ServerState,
     Tensors,
 )
-from fedprompt.objectives import Objective
+from fedprompt.objectives import Objective, Teacher
 from fedprompt.server.quarantine import Expected, expected_of, fault, quarantine
 
 NAN = torch.tensor([math.nan, 0.0])
@@ -30,7 +30,7 @@ NAN = torch.tensor([math.nan, 0.0])
 class Keeping(Objective):
     """Broadcasts, sends and keeps one tensor of its own."""
 
-    def keeps(self, shared: Parts) -> Tensors:
+    def keeps(self, start: Teacher) -> Tensors:
         return {"memory": torch.zeros(1)}
 
 

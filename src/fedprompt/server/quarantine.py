@@ -25,7 +25,7 @@ from fedprompt.core.types import (
     ServerState,
 )
 from fedprompt.data.prefix.spread import factor_size
-from fedprompt.objectives import Objective
+from fedprompt.objectives import Objective, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def expected_of(
     """
     prompts, keys = job.broadcast.prompts, state.keys
     personal = state.fixed.kept.pick(recipe.personal)
-    kept = dataclasses.replace(personal, objective=objective.keeps(state.shared))
+    kept = dataclasses.replace(personal, objective=objective.keeps(Teacher.before(job)))
     alike = {
         **{f"shared/{path}": x for path, x in objective.reply(state.shared).tensors().items()},
         **{f"state/{path}": x for path, x in kept.tensors().items()},

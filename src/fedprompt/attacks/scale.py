@@ -1,0 +1,46 @@
+"""`scale`: the honest change, many times as large.
+
+Bagdasaryan et al., "How To Backdoor Federated Learning", AISTATS 2020, Section 4.2 (model
+replacement), here with an honest model: x + factor (y - x) for x received and y trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from fedprompt.attacks.base import Attack, AttackOptions, attacks, changed
+from fedprompt.core.checks import check_number
+from fedprompt.core.types import Broadcast, ClientUpdate
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleOptions(AttackOptions):
+    """Options of scaling."""
+
+    factor: float = 100.0
+    """By which every change is multiplied."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("attack.factor", self.factor, 0, above=True)
+
+
+@attacks.register("scale", ScaleOptions)
+class Scale(Attack):
+    """Enlarges what was trained."""
+
+    options: ScaleOptions
+
+    def tamper(
+        self, update: ClientUpdate, before: Broadcast, generator: torch.Generator
+    ) -> ClientUpdate:
+        """Scale every change.
+
+        Args:
+            update: of the attacker's training.
+            before: what it received.
+            generator: not used.
+        """
+        return changed(update, before, lambda change: change * self.options.factor)
