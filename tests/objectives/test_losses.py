@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.plugins import load_plugins
 from fedprompt.core.types import Parts
 from fedprompt.experiment import execute, plan_resume, plan_run
 from fedprompt.objectives import LossContext, Objective, Seen, Teacher, objectives
@@ -49,9 +52,7 @@ def test_smoothed_labels_on_paper() -> None:
 
 def test_smoothing_is_that_of_torch_where_all_classes_are_there() -> None:
     logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), [0, 3, 2, 2, 1]
-    expected = torch.nn.functional.cross_entropy(
-        logits, torch.tensor(labels), label_smoothing=0.3
-    )
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.3)
     actual = loss_of(objectives.create("label_smoothing", smoothing=0.3), logits, labels)
     torch.testing.assert_close(actual, expected)
 
@@ -135,8 +136,11 @@ def test_moon_s_loss_in_the_second_round_is_that_of_a_loop(
     features = []
     for adaptation, values, keys in (
         (job.broadcast.shared.adaptation, job.broadcast.prompts, job.broadcast.keys),
-        ({p[len("adaptation.") :]: v for p, v in kept.items() if p.startswith("adaptation.")},
-         prompts, kept.get("keys")),
+        (
+            {p[len("adaptation.") :]: v for p, v in kept.items() if p.startswith("adaptation.")},
+            prompts,
+            kept.get("keys"),
+        ),
     ):
         chosen = torch.arange(len(values))
         if settings.recipe.prompts.selection == "keyed":
@@ -179,6 +183,31 @@ def test_moon_is_the_same_after_a_resume_and_its_memory_stays_with_the_client(
         execute(plan_run(compose("quickstart", tiny(*options)), True), stop)
     resumed = execute(plan_resume(whole.run_dir))
     assert resumed.state.sha256() == whole.state.sha256()
+
+
+@pytest.mark.usefixtures("forgotten_plugins")
+def test_the_documented_loss(tmp_path: Path) -> None:
+    """The focal loss of docs/methods.md: two classes, p = 3/4, gamma 2."""
+    file = tmp_path / "focal.py"
+    file.write_text(documented("methods.md", '"""Focal loss'))
+    load_plugins([str(file)])
+    logits = torch.tensor([[math.log(3), 0.0, -torch.inf]], requires_grad=True)
+    loss = loss_of(objectives.create("focal"), logits, [0])
+    assert loss.item() == pytest.approx(-((1 - 0.75) ** 2) * math.log(0.75))
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad[:, :2]).all()
+
+
+def documented(page: str, begin: str) -> str:
+    """The program of a page that begins so."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    [program] = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if block.startswith(begin)
+    ]
+    return str(program)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import dataclasses
 import torch
 
 from fedprompt.attacks.base import Attack, AttackOptions, attacks, changed
-from fedprompt.core.checks import check_number
+from fedprompt.core.checks import is_number
+from fedprompt.core.errors import ConfigError
 from fedprompt.core.types import Broadcast, ClientUpdate
 
 
@@ -20,11 +21,14 @@ class ScaleOptions(AttackOptions):
     """Options of scaling."""
 
     factor: float = 100.0
-    """By which every change is multiplied."""
+    """By which every change is multiplied; below 0, it is turned round as well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("attack.factor", self.factor, 0, above=True)
+        if not is_number(self.factor) or self.factor in (0, 1):
+            raise ConfigError(
+                f"attack.factor: expected a finite number other than 0 and 1, got {self.factor!r}"
+            )
 
 
 @attacks.register("scale", ScaleOptions)

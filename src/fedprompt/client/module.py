@@ -114,7 +114,7 @@ class ClientModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One batch of one client: choose, encode, loss."""
-        inputs, queries, labels, groups = batch
+        inputs, queries, _, _ = batch
         rows, similarity = self.choose(queries)
         return self.step_loss(self.encode(inputs, rows), rows, similarity, batch)
 
@@ -179,9 +179,7 @@ class ClientModule(pl.LightningModule):
 
     def _teachers(self) -> Mapping[str, Teacher]:
         """The models that the objective compares with."""
-        return self.objective.teachers(
-            Teacher.before(self.job), self.job.state.kept.objective
-        )
+        return self.objective.teachers(Teacher.before(self.job), self.job.state.kept.objective)
 
     def _context(self, batch: Batch) -> LossContext:
         """What the loss of a batch may use."""

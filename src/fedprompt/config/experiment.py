@@ -148,7 +148,9 @@ class ExperimentConfig:
                 f"every client, and with {group}={maker.name} it is not; use defence=clip or krum, "
                 "or aggregator=mean or server_opt"
             )
-        defence.check_cohort(self.clients.cohort_size)
+        reason = defence.fault_of_cohort(self.clients.cohort_size)
+        if reason is not None:
+            raise ConfigError(f"defence={self.defence.name}: {reason}")
 
     def _check_prompts(self) -> None:
         """Refuse prompts that a method or a generator has no use for."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -129,15 +129,14 @@ class Defence(abc.ABC):
             given: a round's usable updates.
         """
 
-    def check_cohort(self, size: int) -> None:
-        """Refuse cohorts in which the rule has no meaning, when an experiment is composed.
+    def fault_of_cohort(self, size: int) -> str | None:
+        """Why the rule has no meaning for cohorts of a size, or None; asked when an experiment is
+        composed.
 
         Args:
             size: clients of a round.
-
-        Raises:
-            ConfigError: too few clients.
         """
+        return None
 
 
 class RobustMean(Defence):
@@ -166,7 +165,9 @@ class RobustMean(Defence):
             given: a round's usable updates.
         """
         shared = given.updates[0].shared.tensors()
-        flat = self.centre(np.stack([_row(each.shared.tensors().values()) for each in given.updates]))
+        flat = self.centre(
+            np.stack([_row(each.shared.tensors().values()) for each in given.updates])
+        )
         centred = Parts.from_tensors(dict(_cut(flat, shared)))
         prompts = self._rows([(each.origins, each.prompts) for each in given.updates])
         keys = self._rows([(each.origins, each.keys) for each in given.updates])
@@ -191,9 +192,9 @@ class RobustMean(Defence):
         return {row: self.centre(np.stack(values)) for row, values in users.items()}
 
 
-def _row(tensors: Iterator[Tensor] | Sequence[Tensor] | object) -> Array:
+def _row(tensors: Iterable[Tensor]) -> Array:
     """Tensors one after the other, float64."""
-    rows = [tensor.double().reshape(-1).numpy() for tensor in tensors]  # type: ignore[attr-defined]
+    rows = [tensor.double().reshape(-1).numpy() for tensor in tensors]
     return np.concatenate(rows) if rows else np.zeros(0)
 
 

@@ -18,7 +18,6 @@ import math
 import numpy as np
 
 from fedprompt.core.checks import check_integer, check_number
-from fedprompt.core.errors import ConfigError
 from fedprompt.defences.base import Array, Defence, Defended, Updates, defences
 
 
@@ -43,22 +42,20 @@ class Krum(Defence):
 
     options: KrumOptions
 
-    def check_cohort(self, size: int) -> None:
-        """Refuse cohorts for which the theorem does not hold.
+    def fault_of_cohort(self, size: int) -> str | None:
+        """Whether the theorem does not hold.
 
         Args:
             size: clients of a round.
-
-        Raises:
-            ConfigError: too few clients.
         """
         attackers = self.attackers(size)
-        if size < 2 * attackers + 3:
-            raise ConfigError(
-                f"defence=krum: expected at least 2 f + 3 clients a round, got {size} with f = "
-                f"{attackers} (defence.share={self.options.share:g}); raise clients.per_round or "
-                "lower defence.share"
-            )
+        if size >= 2 * attackers + 3:
+            return None
+        return (
+            f"expected at least 2 f + 3 clients a round, got {size} with f = {attackers} "
+            f"(defence.share={self.options.share:g}); raise clients.per_round or lower "
+            "defence.share"
+        )
 
     def attackers(self, size: int) -> int:
         """f among `size` clients.

@@ -52,7 +52,14 @@ from fedprompt.server.merge import (
     step_shared,
     teach_generator,
 )
-from fedprompt.server.quarantine import Refusal, expected_of, in_order, is_readable, quarantine
+from fedprompt.server.quarantine import (
+    Refusal,
+    expected_of,
+    in_order,
+    is_readable,
+    quarantine,
+    sound_metrics,
+)
 from fedprompt.server.sampling import sample_cohort
 from fedprompt.server.spread import (
     added,
@@ -211,9 +218,7 @@ def run_round(
     updates = in_order(arriving)  # 4
     trained = perf_counter()
 
-    expected = [
-        expected_of(job, objective, settings.recipe, state, settings.sizes) for job in jobs
-    ]
+    expected = [expected_of(job, objective, settings.recipe, state, settings.sizes) for job in jobs]
     good, refused = quarantine(updates, expected)  # 5
     check_not_empty(good, refused, round_index)
     used, actions = defend(good, jobs, settings.defence)
