@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from fedprompt.client.worker import ClientWorker, labels_of
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.types import Broadcast, ClientUpdate, Parts
+from fedprompt.experiment import execute, plan_run
 from fedprompt.runs.driver import settings_of
-from fedprompt.runs.federation import initial_state, prepare
+from fedprompt.runs.federation import Federation, initial_state, prepare
 from fedprompt.server.quarantine import expected_of, fault
 from fedprompt.server.round import make_jobs
 
 Overrides = Callable[..., list[str]]
+FEDERATION: list[Federation] = []
 NAMES = [name for name in attacks.names() if name != "none"]
 
 
@@ -85,6 +88,15 @@ def test_labels_are_flipped_within_a_domain() -> None:
         attacks.create("backdoor", source=2, target=9).labels(labels, groups, mask)
 
 
+def test_an_attack_on_classes_that_are_not_there_is_refused_before_anything_is_written(
+    tiny: Overrides, tmp_path: Path
+) -> None:
+    config = compose("quickstart", tiny("attack=backdoor", "attack.target=99"))
+    with pytest.raises(ConfigError, match="expected classes from 0 to 9, got 0 and 99"):
+        execute(plan_run(config, False))
+    assert not (tmp_path / "run").exists()
+
+
 def test_who_attacks_depends_on_the_seed_alone() -> None:
     first = attackers_of(0, 20, 0.2)
     assert len(first) == 4
@@ -102,7 +114,9 @@ def test_attackers_alone_or_in_a_pack_pass_the_check_and_others_are_honest(
     config = compose(
         "quickstart", tiny(f"attack={name}", "clients.per_round=6", "attack.share=0.3")
     )
-    federation = prepare(config)
+    if not FEDERATION:
+        FEDERATION.append(prepare(config))
+    [federation] = FEDERATION  # it does not depend on the attack
     settings, state = settings_of(config, federation), initial_state(config, federation)
     recipe, worker = settings.recipe, ClientWorker(federation.setup)
     jobs = make_jobs(state, settings)
