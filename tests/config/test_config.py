@@ -356,7 +356,7 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
     needs = {
         "closed_form": ["method=fedcof", "prompts.count=0"],
         "pfedpg": ["method=fedavg_pt"],
-        **dict.fromkeys(("median", "trimmed_mean", "geometric_median"), ["method=fedavg_pt"]),
+        **{rule: ["method=fedavg_pt"] for rule in ("median", "trimmed_mean", "geometric_median")},
     }
     for path in (CONF / group).glob("*.yaml"):
         overrides = ["compare=[]", f"{group}={path.stem}", *needs.get(path.stem, [])]
