@@ -366,6 +366,16 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
             assert getattr(config, group).name == name
 
 
+def test_a_config_of_before_there_were_defences_goes_on_without() -> None:
+    tree = compose("quickstart", ["compare=[]", "rounds=7"]).tree()
+    for group in ("defence", "attack"):
+        del tree[group], tree["sources"]["files"][f"{group}/none"]
+        del tree["sources"]["files"]["default"][group]
+    config = compose(tree)
+    assert (config.defence.name, config.attack.name, config.rounds) == ("none", "none", 7)
+    assert config.with_method("fedavg_pt").defence.name == "none"
+
+
 def test_default_yaml_holds_names_alone() -> None:
     content = yaml.safe_load((CONF / "default.yaml").read_text(encoding="utf-8"))
     assert content.keys() == {"method", "head", "model", *REGISTRIES}

@@ -27,7 +27,7 @@ from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
 
 WHEN = ("last", "every", "never")
-NEWER = {"defence": {"name": "none"}, "attack": {"name": "none"}}
+NEWER = {"defence": "none", "attack": "none"}
 """Groups that the `config.yaml` of an older run may lack, with what it ran with."""
 
 
@@ -353,9 +353,7 @@ def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> 
                 f"unknown config key '{key}': expected one of {', '.join(known)}{hint}"
             )
     parts: dict[str, Any] = {
-        key: _choice(key, tree.get(key, NEWER.get(key)))
-        for key in REGISTRIES
-        if key not in SECTIONS
+        key: _choice(key, tree.get(key)) for key in REGISTRIES if key not in SECTIONS
     }
     # What `auto` means depends on the data.
     tree["prompts"] = _settled(tree.get("prompts"), parts["data"])
@@ -391,7 +389,7 @@ _SCALARS = [field.name for field in dataclasses.fields(Scalars)]
 def _choice(group: str, value: object) -> Choice:
     """An entry of a registry with its options, from a section."""
     options = section(value, group, named=True)
-    entry = REGISTRIES[group].entry(as_name(options.pop("name", None)))
+    entry = REGISTRIES[group].entry(as_name(options.pop("name", None) or NEWER.get(group)))
     return Choice(entry.name, typed(entry.options, options, group))
 
 
