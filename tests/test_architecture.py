@@ -13,7 +13,8 @@ import fedprompt
 
 PACKAGE = Path(fedprompt.__file__).parent
 ROOMS = [
-    *("core", "aggregation", "objectives", "prompt_generators", "data", "models", "client"),
+    *("core", "aggregation", "objectives", "prompt_generators", "attacks", "defences"),
+    *("data", "models", "client"),
     *(
         "server",
         "runtime",
@@ -115,7 +116,10 @@ def test_timm_is_used_by_models_alone() -> None:
     assert users == {"models"}
 
 
-NAMELESS = ["client", "server", "objectives", "prompt_generators", "models", "runtime", "runs"]
+NAMELESS = [
+    *("client", "server", "objectives", "prompt_generators", "attacks", "defences", "models"),
+    *("runtime", "runs"),
+]
 """Rooms through which tensors travel."""
 FOREIGN = {
     "models/dinov2_onnx.py": "tensors of a graph",

@@ -154,6 +154,6 @@ def test_the_wheel_runs_in_an_empty_folder(
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["packages"]["fedprompt"] == fedprompt.__version__
     kept = [record["copy"] for record in manifest["plugins"]]
-    assert kept == ["plugins/fedcm.py", "plugins/medmnist.py", "plugins/trimmed_mean.py"]
+    assert kept == [f"plugins/{n}.py" for n in ("fedcm", "fedproto", "medmnist", "trimmed_mean")]
     expected = {"config.yaml", "status.json", "state", "figures", "report.html", "plugins"}
     assert expected <= {path.name for path in run_dir.iterdir()}

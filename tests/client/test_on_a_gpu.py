@@ -55,6 +55,8 @@ CASES = {
     "proximal": (*PLAIN, "objective=proximal", "objective.mu=0.1"),
     "scaffold": ("method=scaffold_pt",),
     "logit adjusted": (*PLAIN, "objective=logit_adjusted"),
+    "label smoothing": (*PLAIN, "objective=label_smoothing"),
+    "moon": (*PLAIN, "objective=moon"),
     "closed form": ("method=fedcof", "prompts.count=0", "objective.rule=ridge"),
     "adapter": (*PLAIN, "tuning=adapter"),
     "lora": (*PLAIN, "tuning=lora"),

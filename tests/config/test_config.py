@@ -356,6 +356,7 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
     needs = {
         "closed_form": ["method=fedcof", "prompts.count=0"],
         "pfedpg": ["method=fedavg_pt"],
+        **{rule: ["method=fedavg_pt"] for rule in ("median", "trimmed_mean", "geometric_median")},
     }
     for path in (CONF / group).glob("*.yaml"):
         overrides = ["compare=[]", f"{group}={path.stem}", *needs.get(path.stem, [])]
@@ -363,6 +364,16 @@ def test_every_file_of_a_group_can_be_picked(group: str) -> None:
         if group != "model":
             name = yaml.safe_load(path.read_text(encoding="utf-8"))["name"]
             assert getattr(config, group).name == name
+
+
+def test_a_config_of_before_there_were_defences_goes_on_without() -> None:
+    tree = compose("quickstart", ["compare=[]", "rounds=7"]).tree()
+    for group in ("defence", "attack"):
+        del tree[group], tree["sources"]["files"][f"{group}/none"]
+        del tree["sources"]["files"]["default"][group]
+    config = compose(tree)
+    assert (config.defence.name, config.attack.name, config.rounds) == ("none", "none", 7)
+    assert config.with_method("fedavg_pt").defence.name == "none"
 
 
 def test_default_yaml_holds_names_alone() -> None:

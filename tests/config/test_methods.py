@@ -43,6 +43,7 @@ LISTED = [
     "fedavg_pt",
     "fedprox_pt",
     "scaffold_pt",
+    "moon_pt",
     "fedopt_pt",
     "gmm_pt",
     "pfedpg",
@@ -295,6 +296,21 @@ def test_fedprox_without_weight_is_fedavg(lay: Callable[..., Laid]) -> None:
     plain, _ = lay("method=fedavg_pt").play(2)
     zero, _ = lay("method=fedprox_pt", "objective.mu=0").play(2)
     assert_equal_bits(plain, zero)
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        ["method=moon_pt", "objective.mu=0"],
+        ["method=fedavg_pt", "objective=label_smoothing", "objective.smoothing=0"],
+    ],
+)
+def test_a_loss_whose_own_term_has_no_weight_is_fedavg(
+    lay: Callable[..., Laid], neutral: list[str]
+) -> None:
+    plain, _ = lay("method=fedavg_pt", "clients.per_round=6").play(2)
+    zero, _ = lay(*neutral, "clients.per_round=6").play(2)
+    assert plain.sha256() == zero.sha256()
 
 
 def test_scaffold_with_zero_variates_is_fedavg(lay: Callable[..., Laid]) -> None:

@@ -17,11 +17,12 @@ import torch
 import yaml
 
 from fedprompt.config import REGISTRIES, compose
-from fedprompt.core.errors import CheckpointError, InputError
+from fedprompt.core.errors import CheckpointError, ConfigError, InputError
 from fedprompt.core.plugins import load_plugins
 from fedprompt.core.types import Parts
 from fedprompt.experiment import execute, plan_resume, plan_run
-from fedprompt.objectives.base import LocalResult
+from fedprompt.objectives import LocalResult, LossContext
+from fedprompt.runs.federation import prepare
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -87,9 +88,9 @@ def test_all_three_run_under_ray_as_in_one_process_and_are_kept(
 
 
 def test_the_yaml_files_say_the_defaults() -> None:
-    load_plugins(["medmnist.py", "fedcm.py", "trimmed_mean.py"], EXAMPLES)
+    load_plugins(["medmnist.py", "fedcm.py", "fedproto.py", "trimmed_mean.py"], EXAMPLES)
     files = list(EXAMPLES.glob("conf/*/*.yaml"))
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         values = yaml.safe_load(file.read_text())
         options = REGISTRIES[file.parent.name].entry(values.pop("name")).options
@@ -159,6 +160,54 @@ def test_fedcm_follows_its_paper() -> None:
     shared, memory = objective.combine(own[0], mean, updates, 2, {})
     assert shared.tensors() == {"head.w": moved, "objective.head.w": torch.tensor([2.5])}
     assert memory == {}
+
+
+def test_fedproto_follows_its_paper() -> None:
+    """Two classes of features of width 2; the second has no prototype yet."""
+    module = example("fedproto")
+    proto = module.FedProto(module.FedProtoOptions(weight=3.0))
+    received = proto.begin(Parts(head={"0.weight": torch.ones(2, 2)}))
+    received = {**received, "prototypes": torch.tensor([[1.0, 0.0], [9.0, 9.0]])}
+    received["known"] = torch.tensor([1.0, 0.0])
+    logits, labels = torch.zeros(2, 2), torch.tensor([0, 1])
+    features = torch.tensor([[3.0, 4.0], [5.0, 5.0]])
+    context = LossContext(None, labels, {}, received, {})
+    # ((3 - 1)^2 + 4^2) / 2 = 10 for the first image, nothing for the second.
+    expected = torch.tensor(2.0).log() + 3 * (10 + 0) / 2
+    torch.testing.assert_close(proto.loss(logits, labels, features, context), expected)
+
+    work = LocalResult(
+        *(Parts(), Parts(), Parts(), {}, 0, {}, torch.empty(0), torch.tensor([0, 0])),
+        num_classes=2,
+        encode=lambda: features,
+    )
+    sent = proto.finish(work).sent
+    assert sent["prototypes"].tolist() == [[8.0, 9.0], [0.0, 0.0]]
+    update = SimpleNamespace(shared=Parts(objective=sent))
+    shared, _ = proto.combine(Parts(objective=received), Parts(), [update, update], 2, {})
+    assert shared.objective["prototypes"].tolist() == [[4.0, 4.5], [9.0, 9.0]]
+    assert shared.objective["known"].tolist() == [1.0, 0.0]
+
+
+def test_fedproto_runs_and_its_prototypes_are_the_mean_features(
+    tiny: Callable[..., list[str]],
+) -> None:
+    options = [f"plugins=[{EXAMPLES / 'fedproto.py'}]", "objective=fedproto", "head=linear"]
+    more = ["method=fedavg_pt", "clients.per_round=6", "partition=iid", "clients.lr=0", "rounds=1"]
+    config = compose("digits", tiny(*options, *more))
+    result = execute(plan_run(config, False))
+    federation = prepare(config)
+    table, backbone = federation.data.table, federation.backbone
+    rows = np.sort(np.concatenate(federation.data.parts))
+    with torch.no_grad():
+        prompts = result.state.prompts.expand(len(rows), -1, -1)
+        features = backbone.encode(table.tokens_at(rows), prompts)
+    labels = torch.from_numpy(table.labels[rows])
+    expected = torch.stack([features[labels == c].mean(dim=0) for c in range(10)])
+    actual = result.state.shared.objective["prototypes"]
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="objective=fedproto: expected head=linear and"):
+        execute(plan_run(compose("digits", tiny(*options[:2], *more)), True))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedprompt.core.errors import ConfigError, RoundError
 from fedprompt.core.types import ClientUpdate, Parts
-from fedprompt.objectives import LocalResult, Objective, objectives
+from fedprompt.objectives import LocalResult, Objective, Teacher, objectives
 
 NOTHING = torch.empty(0)
 
@@ -148,7 +148,7 @@ def head_of(objective: Objective, features: Tensor, labels: Tensor, clients: int
         done = objective.finish(result)
         reply = objective.reply(head).objective
         assert {n: v.shape for n, v in done.sent.items()} == {n: v.shape for n, v in reply.items()}
-        assert done.kept == objective.keeps(head)
+        assert done.kept == objective.keeps(Teacher(head, NOTHING))
         again = objective.finish(dataclasses.replace(result, own=done.kept))
         assert not any(value.any() for value in again.sent.values())  # counted once
         updates.append(update(client, done.sent, int(rows.sum())))

@@ -16,7 +16,7 @@ from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.registry import Entry
 from fedprompt.core.types import ClientUpdate, Parts, ServerState, Tensors
-from fedprompt.objectives import Finished, LocalResult, Objective, objectives
+from fedprompt.objectives import Finished, LocalResult, Objective, Teacher, objectives
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.driver import settings_of
 from fedprompt.runs.federation import Federation, initial_state, prepare
@@ -38,8 +38,8 @@ class Awkward(Objective):
     def begin(self, trainable: Parts) -> Tensors:
         return {name: torch.zeros(1) for name in NAMES}
 
-    def keeps(self, shared: Parts) -> Tensors:
-        return shared.objective
+    def keeps(self, start: Teacher) -> Tensors:
+        return start.parts.objective
 
     def finish(self, result: LocalResult) -> Finished:
         sent = {name: value + 1 for name, value in result.received.objective.items()}

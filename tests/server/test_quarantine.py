@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprompt.config import compose
 from fedprompt.core.types import (
@@ -21,16 +23,27 @@ from fedprompt.core.types import (
     ServerState,
     Tensors,
 )
-from fedprompt.objectives import Objective
-from fedprompt.server.quarantine import Expected, expected_of, fault, quarantine
+from fedprompt.objectives import Objective, Teacher
+from fedprompt.server.quarantine import (
+    Expected,
+    expected_of,
+    fault,
+    in_order,
+    is_readable,
+    quarantine,
+    sound_metrics,
+)
+from fedprompt.server.traffic import upload_bytes
 
 NAN = torch.tensor([math.nan, 0.0])
+HUGE = 10**10_000
+"""More digits than Python puts into a text."""
 
 
 class Keeping(Objective):
     """Broadcasts, sends and keeps one tensor of its own."""
 
-    def keeps(self, shared: Parts) -> Tensors:
+    def keeps(self, start: Teacher) -> Tensors:
         return {"memory": torch.zeros(1)}
 
 
@@ -44,7 +57,7 @@ def expected() -> Expected:
     shared = Parts(adaptation={"a": torch.zeros(2)}, objective={"head.x": torch.zeros(2)})
     state = ServerState(1, torch.zeros(3, 4), torch.zeros(3, 2), shared, fixed=ClientState(fixed))
     job = ClientJob(3, 2, 0, state.broadcast())
-    return expected_of(job, Keeping(None), recipe, state)
+    return expected_of(job, Keeping(None), recipe, state, sizes=[1, 2, 3, 8])
 
 
 def good_update(**changes: object) -> ClientUpdate:
@@ -146,26 +159,161 @@ SENT = good_update().shared
         ({"metrics": {"loss": 0.0}}, "got no steps, seconds, pack, accuracy"),
         ({"metrics": measured(loss=math.nan)}, "loss: expected a finite number, got nan"),
         ({"metrics": measured(more=math.inf)}, "more: expected a finite number, got inf"),
+        # numbers
+        ({"client_id": 4}, "expected client 3, got 4"),
+        ({"client_id": "3"}, "expected client 3, got '3'"),
+        ({"client_id": 3.0}, "expected client 3, got 3.0"),
+        ({"client_id": True}, "expected client 3, got True"),
+        ({"client_id": None}, "expected client 3, got None"),
+        ({"client_id": [3]}, "expected client 3, got a list"),
+        ({"client_id": HUGE}, "expected client 3, got an integer of 33220 bits"),
+        ({"round_index": "2"}, "expected an update of round 2, got '2'"),
+        ({"round_index": math.nan}, "expected an update of round 2, got nan"),
+        ({"round_index": HUGE}, "expected an update of round 2, got an integer of 33220 bits"),
+        ({"num_examples": "8"}, "expected num_examples >= 1, got '8'"),
+        ({"num_examples": math.nan}, "expected num_examples >= 1, got nan"),
+        ({"num_examples": math.inf}, "expected num_examples >= 1, got inf"),
+        ({"num_examples": -8}, "expected num_examples >= 1, got -8"),
+        ({"num_examples": True}, "expected num_examples >= 1, got True"),
+        ({"num_examples": None}, "expected num_examples >= 1, got None"),
+        ({"num_examples": torch.tensor(8)}, "expected num_examples >= 1, got a Tensor"),
+        ({"num_examples": 9}, "expected num_examples <= 8, got 9"),
+        ({"num_examples": 10**30}, "expected num_examples <= 8, got an integer of 100 bits"),
+        ({"num_examples": HUGE}, "expected num_examples <= 8, got an integer of 33220 bits"),
+        # types and layouts
+        ({"prompts": None}, "prompts: expected a Tensor, got NoneType"),
+        ({"prompts": np.zeros((2, 4), np.float32)}, "prompts: expected a Tensor, got ndarray"),
+        ({"prompts": torch.tensor(0.0)}, "prompts: expected a row for each prompt, got a tensor w"),
+        ({"use_counts": torch.tensor(1)}, "use_counts: expected a row for each prompt"),
+        ({"prompts": torch.zeros(2, 4).to_sparse()}, "prompts: expected a dense tensor of the CPU"),
+        ({"prompts": torch.zeros(2, 4, device="meta")}, "expected a dense tensor of the CPU"),
+        ({"prompts": torch.zeros(2, 4, requires_grad=True)}, "expected a tensor without gradient"),
+        ({"prompts": nn.Parameter(torch.zeros(2, 4))}, "expected a plain Tensor, got Parameter"),
+        ({"prompts": torch.zeros(2, 4, dtype=torch.complex64)}, "got (2, 4) torch.complex64"),
+        (
+            {"prompts": torch.quantize_per_tensor(torch.zeros(2, 4), 1.0, 0, torch.qint8)},
+            "prompts: expected a dense tensor of the CPU",
+        ),
+        ({"prompts": torch.zeros(2, 4, 1)}, "prompts: expected (2, 4) torch.float32, got (2, 4, 1"),
+        ({"keys": [0.0]}, "keys: expected a Tensor, got list"),
+        ({"origins": [2, 0]}, "origins: expected a Tensor, got list"),
+        ({"spread": "wide"}, "spread: expected a Tensor or None, got str"),
+        ({"spread": torch.zeros(3)}, "expected tensors [] and got ['spread']"),
+        ({"shared": None}, "shared: expected a Parts, got NoneType"),
+        ({"shared": Parts(prompts=[0.0])}, "shared/prompts: expected a Tensor or None, got list"),
+        ({"shared": Parts(head=[1])}, "shared/head: expected a Mapping, got list"),
+        ({"shared": Parts(head={1: torch.zeros(1)})}, "shared/head: expected names, got 1"),
+        (
+            {"shared": Parts(adaptation={"a": np.zeros(2)})},
+            "shared/adaptation.a: expected a Tensor, got ndarray",
+        ),
+        (
+            {"shared": dataclasses.replace(SENT, adaptation={"a": torch.zeros(2).to_sparse()})},
+            "shared/adaptation.a: expected a dense tensor",
+        ),
+        (
+            {"shared": dataclasses.replace(SENT, adaptation={"a": torch.zeros(())})},
+            "shared/adaptation.a: expected (2,) torch.float32, got ()",
+        ),
+        ({"state": [1, 2]}, "state: expected a ClientState, got list"),
+        ({"state": ClientState(kept={})}, "state: expected a Parts, got dict"),
+        ({"state": ClientState(start=3)}, "state/start: expected a Parts, got int"),
+        (
+            {"state": kept(memory={"memory": torch.zeros(1), "more": torch.zeros(1 << 20)})},
+            "expected tensors [] and got ['state/objective.more']",
+        ),
+        # rows
+        (
+            {
+                "prompts": torch.zeros(5000, 4),
+                "keys": torch.zeros(5000, 2),
+                "origins": torch.arange(5000),
+                "use_counts": torch.ones(5000, dtype=torch.int64),
+            },
+            "prompts: expected at most 3 rows, got 5000",
+        ),
+        ({"use_counts": torch.tensor([-5, 1])}, "use_counts: expected numbers >= 1, got -5"),
+        ({"use_counts": torch.tensor([1, 1 << 40])}, "use_counts: expected numbers below 2^31"),
+        ({"use_counts": torch.ones(2)}, "use_counts: expected (2,) torch.int64"),
+        ({"keys": torch.full((2, 2), 1e20)}, "keys: expected a length of at most 1, got 1.414e+20"),
+        # metrics
+        ({"metrics": [1.0]}, "metrics: expected a Mapping, got list"),
+        ({"metrics": measured(loss="low")}, "loss: expected a finite number, got 'low'"),
+        ({"metrics": measured(loss=None)}, "loss: expected a finite number, got None"),
+        ({"metrics": measured(loss=10**400)}, "loss: expected a finite number, got an integer of"),
+        ({"metrics": measured(loss=True)}, "loss: expected a finite number, got True"),
+        ({"metrics": measured(loss=torch.tensor(1.0))}, "loss: expected a finite number, got a Te"),
+        ({"metrics": measured(accuracy=2.0)}, "accuracy: expected a number from 0 to 1, got 2"),
+        ({"metrics": measured(seconds=-1.0)}, "seconds: expected a number from 0 to"),
+        ({"metrics": measured(pack=0.0)}, "pack: expected a number from 1 to"),
+        ({"metrics": measured(client=5)}, "metrics: expected a name of their own, got 'client'"),
+        ({"metrics": {**measured(), 7: 1.0}}, "metrics: expected a name of their own, got 7"),
+        ({"metrics": {**measured(), "m" * 9999: 1.0}}, "metrics: expected a name of their own"),
+        (
+            {"metrics": measured(**{f"m{n}": 0.0 for n in range(100)})},
+            "expected at most 64 metrics, got 105",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_anything_else_is_refused(
     expected: Expected, changes: dict[str, object], reason: str
 ) -> None:
-    found = fault(good_update(**changes), expected)
+    bad = good_update(**changes)
+    found = fault(bad, expected)
     assert found is not None
     assert re.search(re.escape(reason), found), found
+    assert len(found) < 300
+    assert "\n" not in found
+    # And what a round does with it raises nothing either.
+    good, refused = quarantine(in_order([bad]), [expected])
+    assert good == []
+    assert refused
+    if is_readable(bad):
+        assert upload_bytes(bad) >= 0
+        json.dumps(sound_metrics(bad.metrics), allow_nan=False)
 
 
 def test_one_update_of_each_client_of_the_cohort(expected: Expected) -> None:
     other = dataclasses.replace(expected, client_id=5)
     updates = [good_update(), good_update(), good_update(client_id=4), good_update(client_id=5)]
-    good, refused = quarantine(updates, [expected, other])
-    assert [update.client_id for update in good] == [3, 5]
+    last = dataclasses.replace(expected, client_id=7)
+    good, refused = quarantine(in_order(reversed(updates)), [expected, other, last])
+    assert [update.client_id for update in good] == [5]
     assert [(each.client, each.reason) for each in refused] == [
-        (3, "expected one update of each client, got another one"),
-        (4, "expected a client of the cohort [3, 5], got client 4"),
+        (3, "expected one update of each client, got 2"),
+        (3, "expected one update of each client, got 2"),
+        (4, "expected a client of the cohort [3, 5, 7], got client 4"),
+        (7, "expected an update of the client, got none"),
     ]
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [None, 3, "update", b"", {}, [good_update()], object(), ClientUpdate, math.nan, HUGE],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_update_at_all_is_refused(expected: Expected, thing: object) -> None:
+    good, refused = quarantine(in_order([thing, good_update()]), [expected])  # type: ignore[list-item]
+    assert [update.client_id for update in good] == ([3] if thing != 3 else [])
+    assert all(isinstance(each.client, int) or len(each.client) < 90 for each in refused)
+
+
+class Trap(Mapping[str, float]):
+    """Raises whatever is asked of it."""
+
+    def __getitem__(self, name: str) -> float:
+        raise RuntimeError("trap")
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("trap")
+
+    def __len__(self) -> int:
+        raise RuntimeError("trap")
+
+
+def test_a_check_that_itself_fails_is_the_updates_fault(expected: Expected) -> None:
+    assert fault(good_update(metrics=Trap()), expected) == "cannot be checked: RuntimeError"
 
 
 def test_a_client_that_does_not_train_has_no_loss() -> None:

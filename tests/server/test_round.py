@@ -709,7 +709,8 @@ def test_adjusted_logits_with_zero_tau_are_plain_and_take_the_classes_share_out(
     features = torch.randn(3, 128)
     wanted = torch.from_numpy(labels[:3])
     nobody = torch.zeros(3, dtype=torch.int64)
-    loss = module.step_loss(features, torch.arange(2), None, wanted, nobody)
+    batch = (features, features, wanted, nobody)
+    loss = module.step_loss(features, torch.arange(2), None, batch)
     share = torch.from_numpy((counts + 1) / (counts + 1).sum())
     expected = F.cross_entropy(module.head(features) + 2 * share.log(), wanted)
     torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=1e-6)
@@ -749,7 +750,8 @@ def test_loss_and_predictions_are_among_the_classes_of_an_images_domain(
 
     job = dataclasses.replace(job, broadcast=broadcast)
     module = ClientModule(b.recipe, b.worker.backbone, job, mask).eval()
-    loss = module.step_loss(features, torch.arange(0), None, labels, groups)
+    batch = (features, features, labels, groups)
+    loss = module.step_loss(features, torch.arange(0), None, batch)
     torch.testing.assert_close(loss, F.cross_entropy(own, labels - 5 * groups))
     assert loss < F.cross_entropy(free, labels)
 

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.devices import send
 from fedprompt.core.seeding import torch_generator
-from fedprompt.core.types import ClientJob, Parts, fresh
+from fedprompt.core.types import ClientJob, Parts, Tensors, fresh
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.prompted import PromptedNetwork
+from fedprompt.objectives import LossContext, Seen, Teacher
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """(B, T, d) tokens, or (B, d) features without prompts; (B, q) queries; (B,) labels and groups"""
@@ -70,6 +70,13 @@ class ClientModule(pl.LightningModule):
         self.start = self.trainable().mapped(fresh)
         self._start_here: Parts | None = None
         self._constants: dict[str, Tensor] | None = None
+        self._sent: tuple[Tensors, Tensors] | None = None
+        self.teachers = nn.ModuleDict(
+            {
+                name: _frozen(recipe, backbone, teacher, class_mask, job)
+                for name, teacher in self._teachers().items()
+            }
+        )
         # Sums over the last epoch, kept as tensors so that a step needs no synchronisation.
         self.register_buffer("sums", torch.zeros(3))
 
@@ -107,31 +114,25 @@ class ClientModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One batch of one client: choose, encode, loss."""
-        inputs, queries, labels, groups = batch
+        inputs, queries, _, _ = batch
         rows, similarity = self.choose(queries)
-        return self.step_loss(self.encode(inputs, rows), rows, similarity, labels, groups)
+        return self.step_loss(self.encode(inputs, rows), rows, similarity, batch)
 
     def step_loss(
-        self,
-        features: Tensor,
-        rows: Tensor,
-        similarity: Tensor | None,
-        labels: Tensor,
-        groups: Tensor,
+        self, features: Tensor, rows: Tensor, similarity: Tensor | None, batch: Batch
     ) -> Tensor:
-        """Cross-entropy over the classes of each image's domain, similarity and objective terms.
+        """The objective's loss over the classes of each image's domain, and its other terms.
 
         Args:
             features: (B, feature_dim) from `encode`.
             rows: (k,) and
             similarity: from `choose`.
-            labels: (B,)
-            groups: (B,)
+            batch: of which they were made.
         """
+        _, _, labels, groups = batch
         logits = self.model.classify(features, groups)
         self.use_counts[rows] += 1
-        shifted = logits if self.logit_shift is None else logits + self.logit_shift
-        loss = F.cross_entropy(shifted, labels)
+        loss = self.objective.loss(logits, labels, features, self._context(batch))
         self._record(loss.detach(), logits.detach(), labels)
         if similarity is not None:
             loss = loss + self.recipe.prompts.similarity_weight * similarity
@@ -168,13 +169,41 @@ class ClientModule(pl.LightningModule):
         return torch.optim.Adam(groups, betas=(0.9, 0.98), eps=1e-6)
 
     def metrics(self) -> dict[str, float]:
-        """Mean cross-entropy and accuracy over the last epoch; nothing if there was no training."""
+        """Mean loss and accuracy over the last epoch; nothing if there was no training."""
         loss, correct, count = self.sums.tolist()
         return {"loss": loss / count, "accuracy": correct / count} if count else {}
 
     def _record(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         correct = (logits.argmax(dim=1) == labels).sum()
         self.sums += torch.stack([loss * len(labels), correct, torch.full_like(loss, len(labels))])
+
+    def _teachers(self) -> Mapping[str, Teacher]:
+        """The models that the objective compares with."""
+        return self.objective.teachers(Teacher.before(self.job), self.job.state.kept.objective)
+
+    def _context(self, batch: Batch) -> LossContext:
+        """What the loss of a batch may use."""
+        inputs, queries, _, groups = batch
+        received, own = self._own_tensors()
+        seen = {}
+        with torch.no_grad():
+            for name, teacher in self.teachers.items():
+                assert isinstance(teacher, PromptedNetwork)
+                features = teacher.encode(inputs, teacher.choose(queries)[0])
+                seen[name] = Seen(features, teacher.classify(features, groups))
+        return LossContext(self.logit_shift, groups, seen, received, own)
+
+    def _own_tensors(self) -> tuple[Tensors, Tensors]:
+        """What the objective received and kept; brought to the device once, if its loss asks."""
+        if not self.objective.has_own_loss:
+            return {}, {}
+        if self._sent is None:
+            received, own = self.job.broadcast.shared.objective, self.job.state.kept.objective
+            self._sent = self._on_device(received), self._on_device(own)
+        return self._sent
+
+    def _on_device(self, tensors: Tensors) -> dict[str, Tensor]:
+        return {name: send(value, self.device) for name, value in tensors.items()}
 
     def _started_from(self) -> Parts:
         """The trainable tensors as training began; brought to the device once."""
@@ -187,5 +216,28 @@ class ClientModule(pl.LightningModule):
         if self._constants is None:
             received, own = self.job.broadcast.shared.objective, self.job.state.kept.objective
             constants = self.objective.correction(received, own)
-            self._constants = {path: send(value, self.device) for path, value in constants.items()}
+            self._constants = self._on_device(constants)
         return self._constants
+
+
+class _Teaching(PromptedNetwork):
+    """A model that is only looked at: its head drops nothing out, whatever mode it is put into."""
+
+    def train(self, mode: bool = True) -> _Teaching:
+        """Stay as it is."""
+        super().train(False)
+        return self
+
+
+def _frozen(
+    recipe: LocalRecipe,
+    backbone: Backbone,
+    teacher: Teacher,
+    class_mask: NDArray[np.bool_],
+    job: ClientJob,
+) -> PromptedNetwork:
+    """A teacher as a network without gradients."""
+    draws = torch_generator(job.seed, "head")  # of a head that the teacher may lack
+    network = _Teaching(recipe, backbone, teacher.parts, teacher.keys, class_mask, draws)
+    network.requires_grad_(False)
+    return network.eval()

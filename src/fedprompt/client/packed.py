@@ -70,8 +70,8 @@ class PackedClients(pl.LightningModule):
         inputs = [inputs for _, (inputs, _, _, _) in batch]
         features = encode_together(members, inputs, [rows for rows, _ in chosen])
         losses = [
-            client.step_loss(own, rows, similarity, labels, groups)
-            for client, own, (rows, similarity), (_, (_, _, labels, groups)) in zip(
+            client.step_loss(own, rows, similarity, client_batch)
+            for client, own, (rows, similarity), (_, client_batch) in zip(
                 members, features, chosen, batch, strict=True
             )
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from fedprompt.attacks import Attack, attacks
 from fedprompt.client.callbacks import callbacks
 from fedprompt.core.checks import check_choice, check_integer, check_number
 from fedprompt.core.errors import ConfigError
@@ -86,6 +87,10 @@ class LocalRecipe:
     num_classes: int
     tuning: str = "none"
     tuning_options: dict[str, object] = dataclasses.field(default_factory=dict)
+    attack: str = "none"
+    attack_options: dict[str, object] = dataclasses.field(default_factory=dict)
+    attackers: frozenset[int] = frozenset()
+    """The clients that attack; all others are honest."""
 
     def build_objective(self) -> Objective:
         """The objective that the recipe names."""
@@ -94,6 +99,12 @@ class LocalRecipe:
     def build_tuning(self) -> Tuning:
         """What the recipe tunes inside the backbone."""
         return tunings.create(self.tuning, **self.tuning_options)
+
+    def attack_of(self, client_id: int) -> Attack | None:
+        """What a client does instead of honest work; None if it is honest."""
+        if client_id not in self.attackers:
+            return None
+        return attacks.create(self.attack, **self.attack_options)
 
     def build_callbacks(self) -> list[Callback]:
         """New callbacks for one client's fit."""

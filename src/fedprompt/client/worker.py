@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from fedprompt.attacks import Attack
 from fedprompt.client.loop import fit, make_fabric
 from fedprompt.client.module import Batch, ClientModule
 from fedprompt.client.packed import PackedBatches, PackedClients
@@ -91,6 +92,7 @@ class ClientBatches(IterableDataset[Batch]):
         tokens: whether tokens or the CLS features are needed; by default as there are prompts.
         pooled: take the data of all clients.
         device: where the batches lie; the client's data go there once.
+        attack: what the client does instead of honest work, if anything.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ClientBatches(IterableDataset[Batch]):
         tokens: bool | None = None,
         pooled: bool = False,
         device: torch.device | str = "cpu",
+        attack: Attack | None = None,
     ) -> None:
         table = data.table
         tokens = prompts.count > 0 if tokens is None else tokens
@@ -114,7 +117,8 @@ class ClientBatches(IterableDataset[Batch]):
         """(k, q) of each image, on the CPU."""
         if prompts.selection == "keyed" and prompts.choose_by == "client":
             queries = queries.mean(dim=0).expand(len(index), -1)
-        labels, groups = (torch.from_numpy(each[index]) for each in (table.labels, table.groups))
+        labels = torch.from_numpy(labels_of(data, index, attack))
+        groups = torch.from_numpy(table.groups[index])
         self.on_host: Batch = (inputs, queries, labels, groups)
         """All the client's data in the memory of the CPU, whatever the device."""
         self.inputs, self.queries, self.labels, self.groups = (
@@ -223,7 +227,8 @@ class ClientWorker:
     def _module(self, recipe: LocalRecipe, job: ClientJob) -> ClientModule:
         data = self.data
         rows = data.rows(job.client_id, recipe.training.pooled)
-        counts = np.bincount(data.table.labels[rows], minlength=recipe.num_classes)
+        labels = labels_of(data, rows, recipe.attack_of(job.client_id))
+        counts = np.bincount(labels, minlength=recipe.num_classes)
         module = ClientModule(recipe, self.backbone, job, data.class_mask, counts)
         return module.to(self.device)
 
@@ -237,7 +242,22 @@ class ClientWorker:
             tokens=recipe.needs_tokens,
             pooled=recipe.training.pooled,
             device=self.device,
+            attack=recipe.attack_of(job.client_id),
         )
+
+
+def labels_of(
+    data: ClientData, rows: NDArray[np.int64], attack: Attack | None
+) -> NDArray[np.int64]:
+    """(k,) the labels that a client trains on.
+
+    Args:
+        data: all clients' data.
+        rows: (k,) of the table.
+        attack: what the client does instead of honest work, if anything.
+    """
+    labels, groups = data.table.labels[rows], data.table.groups[rows]
+    return labels if attack is None else attack.labels(labels, groups, data.class_mask)
 
 
 def collect(
@@ -271,6 +291,8 @@ def collect(
             features=inputs,
             labels=labels,
             num_classes=recipe.num_classes,
+            keys=job.broadcast.keys,
+            encode=lambda: encoded(module, batches),
         )
     )
     returned = tuned.updated(finished.instead.trained()).mapped(_copy)
@@ -280,7 +302,7 @@ def collect(
         rows = rows[:0]
     prompts = _copy(module.prompts) if returned.prompts is None else returned.prompts
     key = queries.mean(dim=0)[: module.keys.shape[1]]
-    return ClientUpdate(
+    update = ClientUpdate(
         client_id=job.client_id,
         round_index=job.round_index,
         num_examples=len(labels),
@@ -300,6 +322,27 @@ def collect(
         },
         spread=triangular_factor(batches.own_queries) if job.tells_spread else None,
     )
+    attack = recipe.attack_of(job.client_id)
+    if attack is None:
+        return update
+    return attack.tamper(update, job.broadcast, torch_generator(job.seed, "attack"))
+
+
+def encoded(module: ClientModule, batches: ClientBatches) -> Tensor:
+    """(N, feature_dim) what a client's model makes of its images, in the order of its data.
+
+    Args:
+        module: the client's, trained.
+        batches: its data.
+    """
+    pieces = zip(
+        torch.split(batches.inputs, batches.batch_size),
+        torch.split(batches.queries, batches.batch_size),
+        strict=True,
+    )
+    with torch.no_grad():
+        features = [module.encode(inputs, module.choose(own)[0]) for inputs, own in pieces]
+    return _copy(torch.cat(features))
 
 
 def _copy(tensor: Tensor) -> Tensor:

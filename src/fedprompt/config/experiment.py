@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedprompt.aggregation import Aggregator, aggregators
+from fedprompt.attacks import attackers_of, attacks
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
 from fedprompt.config.groups import REGISTRIES, SECTIONS, Choice, Scalars, owners
 from fedprompt.config.layers import Sources, difference, flatten, merge, rival
@@ -17,6 +18,7 @@ from fedprompt.config.typed import Tree, as_name, section, typed
 from fedprompt.core.checks import check_choice, check_integer
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.data.prefix.cache import CacheOptions
+from fedprompt.defences import Defence, defences
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.options import ModelOptions
 from fedprompt.models.selection import SELECTIONS, PromptOptions
@@ -25,6 +27,8 @@ from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
 
 WHEN = ("last", "every", "never")
+NEWER = {"defence": "none", "attack": "none"}
+"""Groups that the `config.yaml` of an older run may lack, with what it ran with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class ExperimentConfig:
     objective: Choice
     generator: Choice
     tuning: Choice
+    defence: Choice
+    attack: Choice
     runtime: RuntimeOptions
     model: ModelOptions
     head: HeadOptions
@@ -108,8 +114,43 @@ class ExperimentConfig:
                 " expected prompts.count=0, tuning=none, head.name=linear, head.bias=false and "
                 "head.mode=shared; method=fedcof sets them"
             )
+        if bare and getattr(objective, "compares_features", False):
+            raise ConfigError(
+                f"objective={self.objective.name}: compares features of two models, and with "
+                "prompts.count=0 and tuning=none nothing changes them; use objective=plain, or a "
+                "method with prompts such as method=moon_pt"
+            )
         self._check_prompts()
         self._check_aggregator()
+        self._check_trust(getattr(objective, "trains", True))
+
+    def _check_trust(self, trains: bool) -> None:
+        """Refuse a defence that is not defined for what travels, and attacks of nobody.
+
+        Args:
+            trains: whether clients send trained tensors.
+        """
+        _ = self.attackers
+        defence = self.build_defence()
+        if not defence.acts:
+            return
+        if not trains:
+            raise ConfigError(
+                f"defence={self.defence.name}: compares trained tensors, and with objective="
+                f"{self.objective.name} clients send sums over their images; use defence=none"
+            )
+        travels = self.prompts.count > 0 and self.prompts.mode == "shared"
+        if travels and not self.keeps_rows and not defence.any_prompts:
+            maker = self.generator if self.generator.name != "none" else self.aggregator
+            group = "generator" if maker is self.generator else "aggregator"
+            raise ConfigError(
+                f"defence={self.defence.name}: needs prompts of which row i is the same prompt at "
+                f"every client, and with {group}={maker.name} it is not; use defence=clip or krum, "
+                "or aggregator=mean or server_opt"
+            )
+        reason = defence.fault_of_cohort(self.clients.cohort_size)
+        if reason is not None:
+            raise ConfigError(f"defence={self.defence.name}: {reason}")
 
     def _check_prompts(self) -> None:
         """Refuse prompts that a method or a generator has no use for."""
@@ -194,6 +235,22 @@ class ExperimentConfig:
         options = dataclasses.asdict(self.aggregator.options)
         return aggregators.create(self.aggregator.name, **options)
 
+    def build_defence(self) -> Defence:
+        """What sees the whole updates before they are merged."""
+        return defences.create(self.defence.name, **dataclasses.asdict(self.defence.options))
+
+    @property
+    def attackers(self) -> frozenset[int]:
+        """The clients that attack.
+
+        Raises:
+            ConfigError: the share that is to attack is none of the clients, or all.
+        """
+        if not getattr(attacks.entry(self.attack.name).factory, "acts", True):
+            return frozenset()
+        share = getattr(self.attack.options, "share", 0.0)
+        return attackers_of(self.seed, self.clients.population, share)
+
     def build_generator(self) -> PromptGenerator | None:
         """The generator of prompts, if the experiment has one."""
         options = dataclasses.asdict(self.generator.options)
@@ -246,6 +303,9 @@ class ExperimentConfig:
             num_classes=num_classes,
             tuning=self.tuning.name,
             tuning_options=dataclasses.asdict(self.tuning.options),
+            attack=self.attack.name,
+            attack_options=dataclasses.asdict(self.attack.options),
+            attackers=self.attackers,
         )
 
     def with_method(self, method: str) -> ExperimentConfig:
@@ -329,7 +389,7 @@ _SCALARS = [field.name for field in dataclasses.fields(Scalars)]
 def _choice(group: str, value: object) -> Choice:
     """An entry of a registry with its options, from a section."""
     options = section(value, group, named=True)
-    entry = REGISTRIES[group].entry(as_name(options.pop("name", None)))
+    entry = REGISTRIES[group].entry(as_name(options.pop("name", None) or NEWER.get(group)))
     return Choice(entry.name, typed(entry.options, options, group))
 
 

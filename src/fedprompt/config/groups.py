@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt.aggregation import aggregators
+from fedprompt.attacks import attacks
 from fedprompt.client.recipe import TrainingOptions
 from fedprompt.config import files
 from fedprompt.config.files import FILE_NAME, read_yaml
@@ -21,6 +22,7 @@ from fedprompt.core.registry import Registry
 from fedprompt.data.partition.base import partitioners
 from fedprompt.data.prefix.cache import CacheOptions
 from fedprompt.data.task import datasets
+from fedprompt.defences import defences
 from fedprompt.models.adaptation import tunings
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.options import ModelOptions
@@ -38,6 +40,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "runtime": runtimes,
     "generator": generators,
     "tuning": tunings,
+    "defence": defences,
+    "attack": attacks,
 }
 GROUPS = (*REGISTRIES, "head", "model")
 """Keys that take the name of a file in `conf/GROUP`, or a section."""

@@ -82,7 +82,10 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite real number and no bool."""
-    fits = isinstance(value, numbers.Real) and math.isfinite(value)
+    try:
+        fits = isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
     return fits and not is_flag(value)
 
 

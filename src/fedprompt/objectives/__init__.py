@@ -1,5 +1,13 @@
-"""Local objectives: what a client minimises beside cross-entropy, and its server half."""
+"""Local objectives: what a client minimises, and its server half."""
 
-from fedprompt.objectives.base import Finished, LocalResult, Objective, objectives
+from fedprompt.objectives.base import (
+    Finished,
+    LocalResult,
+    LossContext,
+    Objective,
+    Seen,
+    Teacher,
+    objectives,
+)
 
-__all__ = ["Finished", "LocalResult", "Objective", "objectives"]
+__all__ = ["Finished", "LocalResult", "LossContext", "Objective", "Seen", "Teacher", "objectives"]

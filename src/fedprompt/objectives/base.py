@@ -1,4 +1,4 @@
-"""What a local objective is: what a client minimises beside cross-entropy, and its server half.
+"""What a local objective is: what a client minimises, and its server half.
 
 An objective is pure: tensors in, tensors out. What it remembers lies where the federation keeps it,
 under names of its own choice that no one else reads: a client's memory in
@@ -9,12 +9,64 @@ in `ServerState.objective` (if they do not).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.core.registry import Registry
-from fedprompt.core.types import ClientUpdate, Parts, Tensors
+from fedprompt.core.types import ClientJob, ClientUpdate, Parts, Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Another model whose view of each batch a loss compares with; it is not trained."""
+
+    parts: Parts
+    """Prompts, query projection, head and adaptation; without head tensors its logits mean nothing.
+    """
+    keys: Tensor
+    """(n, q) as they were broadcast with these prompts."""
+
+    @classmethod
+    def before(cls, job: ClientJob) -> Teacher:
+        """The model that a client's training begins with; `parts.objective` are the objective's
+        own tensors of the broadcast.
+        """
+        broadcast = job.broadcast
+        parts = broadcast.start(job.state)
+        return cls(dataclasses.replace(parts, objective=broadcast.shared.objective), broadcast.keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a teacher makes of a batch, without gradient."""
+
+    features: Tensor
+    """(B, feature_dim)"""
+    logits: Tensor
+    """(B, C); minus infinity for classes of other domains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossContext:
+    """What a loss may use beside logits, labels and features; all of it on the client's device."""
+
+    logit_shift: Tensor | None
+    """(C,) of `Objective.logit_shift`."""
+    groups: Tensor
+    """(B,) each image's domain."""
+    teachers: Mapping[str, Seen]
+    """What each of `Objective.teachers` makes of the batch."""
+    received: Tensors
+    """The objective's own tensors of the broadcast; empty with the loss of `Objective`."""
+    own: Tensors
+    """What the objective kept at the client; empty with the loss of `Objective`."""
+
+
+def _no_model() -> Tensor:
+    raise ValueError("encode: expected the work of a client's model, got tensors alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +89,10 @@ class LocalResult:
     labels: Tensor
     """(N,)"""
     num_classes: int
+    keys: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0))
+    """(n, q) as they were broadcast."""
+    encode: Callable[[], Tensor] = _no_model
+    """Computes (N, feature_dim), what the trained model makes of the client's images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +117,47 @@ class Objective:
     so that an aggregator with a rule for shared tensors leaves them alone."""
     needs_sgd: bool = False
     """True: the arithmetic holds for plain gradient steps only (`clients.optimizer=sgd`)."""
+    compares_features: bool = False
+    """True: the loss compares features, which prompts or a tuning have to change."""
 
     def __init__(self, options: object) -> None:
         self.options = options
 
     # The client's half.
+
+    def loss(
+        self, logits: Tensor, labels: Tensor, features: Tensor, context: LossContext
+    ) -> Tensor:
+        """What every local step minimises, but for `penalty` and the similarity of prompts.
+
+        It runs within a step: nothing in it may wait for the device (no `item`, no condition on a
+        value). The loss that a client reports is this one.
+
+        Args:
+            logits: (B, C), minus infinity for the classes of other domains.
+            labels: (B,) of the image's domain, so that their logits are finite.
+            features: (B, feature_dim) of which the head made the logits.
+            context: what else there is.
+
+        Returns:
+            A scalar; by default the cross-entropy of the shifted logits.
+        """
+        shift = context.logit_shift
+        return F.cross_entropy(logits if shift is None else logits + shift, labels)
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether `loss` is its own; what it received and keeps is on the device only then."""
+        return type(self).loss is not Objective.loss
+
+    def teachers(self, start: Teacher, own: Tensors) -> Mapping[str, Teacher]:
+        """Models that `loss` compares with; each costs a forward pass of every batch.
+
+        Args:
+            start: the model that training begins with: the server's, with what is personal.
+            own: what the objective kept at the client; empty before its first round.
+        """
+        return {}
 
     @property
     def penalises(self) -> bool:
@@ -147,9 +239,12 @@ class Objective:
         """
         return shared
 
-    def keeps(self, shared: Parts) -> Tensors:
-        """Like what `finish` keeps at a client, given what the server shares: same names, shapes
-        and dtypes.
+    def keeps(self, start: Teacher) -> Tensors:
+        """Like what `finish` keeps at a client: same names, shapes and dtypes.
+
+        Args:
+            start: what the client's training begins with; `start.parts.objective` are the
+                objective's own tensors of the broadcast.
         """
         return {}
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from fedprompt.core.checks import check_choice, check_number
 from fedprompt.core.errors import ConfigError, RoundError
 from fedprompt.core.types import ClientUpdate, Parts, Tensors
-from fedprompt.objectives.base import Finished, LocalResult, Objective, objectives
+from fedprompt.objectives.base import Finished, LocalResult, Objective, Teacher, objectives
 
 RULES = ("ncm", "cof", "ridge")
 WEIGHT = "0.weight"
@@ -90,7 +90,7 @@ class ClosedForm(Objective):
             sums["second"] = weight.new_zeros(weight.shape[1], weight.shape[1])
         return Parts(objective=sums)
 
-    def keeps(self, shared: Parts) -> Tensors:
+    def keeps(self, start: Teacher) -> Tensors:
         """That the client's sums were sent."""
         return {"sent": torch.ones(1)}
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from fedprompt.core.checks import check_choice
 from fedprompt.core.types import ClientUpdate, Parts, Tensors
-from fedprompt.objectives.base import Finished, LocalResult, Objective, objectives
+from fedprompt.objectives.base import Finished, LocalResult, Objective, Teacher, objectives
 
 VARIANTS = ("scaffold", "released", "sampled")
 
@@ -99,9 +99,9 @@ class Scaffold(Objective):
             return [1.0] * len(num_examples)
         return super().weights(num_examples)
 
-    def keeps(self, shared: Parts) -> Tensors:
+    def keeps(self, start: Teacher) -> Tensors:
         """A variate like each of the server's."""
-        return shared.objective
+        return start.parts.objective
 
     def combine(
         self,

@@ -110,7 +110,17 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
     sent = 0
     if config.solves_first:
         sent = starting_head(config.head.start, federation.data, recipe.num_classes).bytes_up
-    return RoundSettings(config.seed, config.rounds, config.eval_every, recipe, generator, sent)
+    data, training = federation.data, config.clients
+    return RoundSettings(
+        config.seed,
+        config.rounds,
+        config.eval_every,
+        recipe,
+        generator,
+        sent,
+        config.build_defence(),
+        tuple(len(data.rows(client, training.pooled)) for client in range(training.population)),
+    )
 
 
 def latest_state(

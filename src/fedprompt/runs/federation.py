@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprompt.attacks import attacks
 from fedprompt.client.loop import make_fabric
 from fedprompt.client.worker import ClientData, WorkerSetup
 from fedprompt.config import ExperimentConfig
@@ -95,6 +96,7 @@ def prepare(config: ExperimentConfig) -> Federation:
             "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
             "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
         )
+    check_attack(config, task)
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
     backbone = load_backbone(config.model, config.cut).to(device)
@@ -132,6 +134,18 @@ def prepare(config: ExperimentConfig) -> Federation:
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     by_owner = isinstance(partition, WholePartitioner) and partition.by_owner
     return Federation(task, backbone, setup, frozen_head, notes, maps, by_owner)
+
+
+def check_attack(config: ExperimentConfig, task: Task) -> None:
+    """Refuse an attack on classes that the data do not have.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    if config.attackers:
+        attack = attacks.create(config.attack.name, **dataclasses.asdict(config.attack.options))
+        nobody = np.zeros(0, dtype=np.int64)
+        attack.labels(nobody, nobody, task.class_mask)
 
 
 def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:

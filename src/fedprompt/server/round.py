@@ -5,6 +5,7 @@
  3. the clients train                         `runtime.map`
  4. sort by client, so that finishing order does not matter
  5. check every update, quarantine bad ones   `quarantine`
+    let a defence see the whole updates       `defend`
  6. shared tensors: weighted mean             `merge_shared`
     the objective's server half               `objective.combine`
     the aggregator's rule, if it has one      `step_shared`
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Protocol
 
@@ -40,6 +41,8 @@ from fedprompt.core.types import (
     ServerState,
     Tensors,
 )
+from fedprompt.defences import Defence, Updates
+from fedprompt.defences.none import NoDefence, NoneOptions
 from fedprompt.prompt_generators import PromptGenerator
 from fedprompt.server.figures import Evaluation
 from fedprompt.server.merge import (
@@ -49,7 +52,14 @@ from fedprompt.server.merge import (
     step_shared,
     teach_generator,
 )
-from fedprompt.server.quarantine import Refusal, expected_of, fault_of_types, quarantine
+from fedprompt.server.quarantine import (
+    Refusal,
+    expected_of,
+    in_order,
+    is_readable,
+    quarantine,
+    sound_metrics,
+)
 from fedprompt.server.sampling import sample_cohort
 from fedprompt.server.spread import (
     added,
@@ -86,6 +96,10 @@ class RoundSettings:
     """Makes every client's prompts; without one, all get the server's."""
     bytes_before: int = 0
     """What all clients sent before the first round, in whose traffic it is counted."""
+    defence: Defence = dataclasses.field(default_factory=lambda: NoDefence(NoneOptions()))
+    """Sees the whole updates before they are merged."""
+    sizes: tuple[int, ...] | None = None
+    """Images of each client, the most that it can claim; None if the server does not know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,25 +215,26 @@ def run_round(
     arriving = runtime.map(settings.recipe, jobs)  # 3
     if before is not None:
         yield before.measured()
-    updates = sorted(arriving, key=lambda update: update.client_id)  # 4
+    updates = in_order(arriving)  # 4
     trained = perf_counter()
 
-    expected = [expected_of(job, objective, settings.recipe, state) for job in jobs]
+    expected = [expected_of(job, objective, settings.recipe, state, settings.sizes) for job in jobs]
     good, refused = quarantine(updates, expected)  # 5
     check_not_empty(good, refused, round_index)
-    weights = objective.weights([update.num_examples for update in good])
+    used, actions = defend(good, jobs, settings.defence)
+    weights = objective.weights([update.num_examples for update in used])
     population = settings.recipe.training.population
-    mean = merge_shared(good, weights)  # 6
-    shared, memory = objective.combine(state.shared, mean, good, population, state.objective)
+    mean = merge_shared(used, weights)  # 6
+    shared, memory = objective.combine(state.shared, mean, used, population, state.objective)
     shared, moments = step_shared(aggregator, objective, shared, state)
     made: Tensors = {}
-    spread = added(state.spread, good)
+    spread = added(state.spread, used)
     metric = current_metric(spread)
     if settings.generator is None:  # 7
-        others = keys_of_others(spread, [update.client_id for update in good])
-        merged = aggregate_prompts(good, weights, state, settings, aggregator, metric, others)
+        others = keys_of_others(spread, [update.client_id for update in used])
+        merged = aggregate_prompts(used, weights, state, settings, aggregator, metric, others)
     else:
-        merged, made = teach_generator(settings.generator, good, weights, jobs, state)
+        merged, made = teach_generator(settings.generator, used, weights, jobs, state)
     memories = {"aggregator": moments, "generator": made, "objective": memory, "spread": spread}
     state = next_state(state, merged, shared, good, memories)  # 8
     state = with_discriminants(state, metric)
@@ -229,12 +244,61 @@ def run_round(
 
     due = round_index % settings.eval_every == 0 or round_index == settings.rounds
     evaluation = evaluate(state) if due else None  # 9
-    sound = [update for update in updates if fault_of_types(update) is None]
+    sound = [update for update in updates if is_readable(update)]
     up, down = count_bytes(settings.recipe, jobs, sound)
     traffic = (up + settings.bytes_before * (round_index == 1), down)
     seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
     known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
+    known = with_marks(known, actions, settings.recipe.attackers)
     return Unmeasured(state, known, evaluation, aggregated)
+
+
+def defend(
+    updates: Sequence[ClientUpdate], jobs: Sequence[ClientJob], defence: Defence
+) -> tuple[Sequence[ClientUpdate], Mapping[int, str]]:
+    """What is merged of a round's good updates, and what a defence did to whose.
+
+    Args:
+        updates: usable ones.
+        jobs: what the clients were sent.
+        defence: may leave some out, or change their tensors.
+
+    Raises:
+        RoundError: a defence of the user's own left nothing.
+    """
+    if not defence.acts:
+        return updates, {}
+    prompts = {job.client_id: job.broadcast.prompts for job in jobs}
+    made = defence.defend(Updates(updates, jobs[0].broadcast, prompts))
+    if not made.updates:
+        raise RoundError(
+            f"round {jobs[0].round_index}: {type(defence).__name__} left none of "
+            f"{len(updates)} updates; expected a defence to leave at least one"
+        )
+    return made.updates, made.actions
+
+
+def with_marks(
+    report: RoundReport, actions: Mapping[int, str], attackers: Collection[int]
+) -> RoundReport:
+    """The report with what a defence did to whose update, and with who attacks.
+
+    Args:
+        report: of the round.
+        actions: of the defence, by client.
+        attackers: known to the experiment, and not to the server.
+    """
+    if not actions and not attackers:
+        return report
+    clients = tuple(
+        {
+            **client,
+            **({"attacks": client["client"] in attackers} if attackers else {}),
+            **({"defence": actions[client["client"]]} if client["client"] in actions else {}),
+        }
+        for client in report.clients
+    )
+    return dataclasses.replace(report, clients=clients)
 
 
 def check_not_empty(
@@ -382,7 +446,7 @@ def report(
             "client": update.client_id,
             "num_examples": update.num_examples,
             "num_prompts": len(update.prompts),
-            **update.metrics,
+            **sound_metrics(update.metrics),
         }
         for update in updates
     )
