@@ -24,6 +24,7 @@ from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
 from fedprompt.runs.starting_head import starting_head
+from fedprompt.server import virtual
 from fedprompt.server.spread import begin
 
 
@@ -177,7 +178,14 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
         values = maker.consensus(memory)
     spread = begin(keys) if config.prompts.tells_spread else {}
     return ServerState(
-        0, values, keys, shared, generator=memory, spread=spread, fixed=ClientState(fixed, starts)
+        0,
+        values,
+        keys,
+        shared,
+        generator=memory,
+        spread=spread,
+        system=virtual.begin(config.system.enabled),
+        fixed=ClientState(fixed, starts),
     )
 
 
