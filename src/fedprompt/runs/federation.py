@@ -16,7 +16,7 @@ from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
-from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
+from fedprompt.data.partition.base import Indices, check_none_empty, partitioners, split_task
 from fedprompt.data.prefix.cache import PrefixCache
 from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
 from fedprompt.data.task import Split, Task, datasets
@@ -54,18 +54,13 @@ def prepare(config: ExperimentConfig) -> Federation:
     Raises:
         ConfigError: the data cannot be read or partitioned as asked.
     """
-    partition = partitioners.create(
-        config.partition.name, **dataclasses.asdict(config.partition.options)
-    )
-    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    task, parts = divide(config)
     device = torch.device(config.runtime.torch_device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
             "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
         )
-    parts = split_task(partition, task, config.clients.count, config.seed)
-    check_none_empty(parts)
     backbone = load_backbone(config.model, config.cut).to(device)
     cache = PrefixCache(backbone, device, config.cache)
     # No client trains on public images: one table of theirs, and one head, serves for all cuts.
@@ -97,6 +92,21 @@ def prepare(config: ExperimentConfig) -> Federation:
     # From here on; what is cached is exact.
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     return Federation(task, backbone, setup, frozen_head, notes, maps)
+
+
+def divide(config: ExperimentConfig) -> tuple[Task, list[Indices]]:
+    """The task, and the rows of its training split that each client holds.
+
+    Raises:
+        ConfigError: the data cannot be read or partitioned as asked.
+    """
+    partition = partitioners.create(
+        config.partition.name, **dataclasses.asdict(config.partition.options)
+    )
+    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    parts = split_task(partition, task, config.clients.count, config.seed)
+    check_none_empty(parts)
+    return task, parts
 
 
 def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:

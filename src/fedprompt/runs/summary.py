@@ -110,8 +110,9 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         clients' own models on their own shares of the test split, the last time they were
         measured), `prompts`,
         `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
-        `virtual_hours` (of virtual time, over all rounds), `state_sha256`. What a run does not say is None. A method without a global model has its
-        best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
+        `virtual_hours` (of virtual time, over all rounds), `state_sha256`. What a run does not say
+        is None. A method without a global model has its best round by the clients' validation
+        accuracy, and `best_accuracy` is theirs on test.
 
     Raises:
         ConfigError: a folder is no run directory.

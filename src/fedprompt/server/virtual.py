@@ -30,7 +30,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fedprompt.core.checks import check_choice, check_number, is_number
