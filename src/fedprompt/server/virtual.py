@@ -49,11 +49,11 @@ class SystemOptions:
     """The `system` section: what devices and connections clients have. Without a word in it there
     is no virtual time."""
 
-    speed: float | str | None = None
+    speed: float | int | str | None = None
     """10^9 operations a second of a client's device: a number for all, `lognormal:MEDIAN:SIGMA` or
     `uniform:LOW:HIGH` to draw one for each, or a file with a number for each; null: computing takes
     no time."""
-    bandwidth: float | str | None = None
+    bandwidth: float | int | str | None = None
     """Mbit/s of a client's connection in each direction, written like `speed`; null: sending takes
     no time."""
     dropout: float = 0.0
@@ -132,7 +132,9 @@ def _parameters(key: str, name: str, numbers: Sequence[str]) -> tuple[float, flo
     return first, second
 
 
-def draw(key: str, given: float | str | None, count: int, seed: int) -> tuple[float, ...] | None:
+def draw(
+    key: str, given: float | int | str | None, count: int, seed: int
+) -> tuple[float, ...] | None:
     """One positive number for each client; None where none is given.
 
     Args:
@@ -178,7 +180,7 @@ def read_numbers(key: str, path: Path, count: int) -> tuple[float, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        is_list = text.lstrip().startswith("[")
+        is_list = text.strip()[:1] == "["
         values = json.loads(text if is_list else f"[{','.join(text.split())}]")
     except OSError as error:
         raise ConfigError(
