@@ -42,6 +42,9 @@ from fedprompt.server.round import is_due, make_jobs, run_rounds
 
 STEPS = 8
 """Training steps that are timed for each of two sizes of batch."""
+PATIENCE = 4.0
+"""Seconds that they may take; at least `FEWEST` are timed all the same."""
+FEWEST = 3
 IMAGES = 32
 """Images that are timed elsewhere."""
 MEGA, GIGA = 1e6, 1e9
@@ -256,14 +259,18 @@ def time_client(
     # As many images as a batch, whoever owns them; some clients may have fewer.
     rows = everybody[: min(images, len(everybody))]
     recipe = taken.settings.recipe
-    training = dataclasses.replace(recipe.training, epochs=STEPS, pooled=False)
+    training = dataclasses.replace(recipe.training, epochs=1, pooled=False)
     recipe = dataclasses.replace(recipe, training=training)
     worker.data = dataclasses.replace(data, parts=(rows,) * pack)
     jobs = [
         dataclasses.replace(taken.job, client_id=k, seed=derive_seed(k, "measured"))
         for k in range(pack)
     ]
-    worker.train(recipe, jobs)  # the first use of anything takes longer
+    with timed_steps(clock) as steps:  # the first use of anything takes longer
+        worker.train(recipe, jobs)
+    often = int(max(FEWEST, min(STEPS, PATIENCE / max(sum(steps), 1e-9))))
+    training = dataclasses.replace(training, epochs=often)
+    recipe = dataclasses.replace(recipe, training=training)
     with timed_steps(clock) as steps:
         started = clock()
         worker.train(recipe, jobs)

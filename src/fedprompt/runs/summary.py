@@ -37,6 +37,15 @@ class Run:
         pairs = [(r["round"], float(r[key])) for r in self.records if r.get(key) is not None]
         return [index for index, _ in pairs], [value for _, value in pairs]
 
+    def over_hours(self, key: str) -> tuple[list[float], list[float]]:
+        """Virtual hours since the start, and values, of the records that have both."""
+        pairs = [
+            (float(r["virtual_hours"]), float(r[key]))
+            for r in self.records
+            if r.get("virtual_hours") is not None and r.get(key) is not None
+        ]
+        return [hours for hours, _ in pairs], [value for _, value in pairs]
+
     def personalised(self, split: str) -> list[tuple[int, dict[str, float]]]:
         """Rounds in which the clients' own models were measured, and the figures over clients."""
         known = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
