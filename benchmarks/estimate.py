@@ -125,7 +125,7 @@ def table(result: Json) -> str:
         sent = "exact" if row["bytes_are_exact"] else "within bounds"
         lines.append(
             f"| {name} | {seconds['estimated']:.2f} s | {seconds['real']:.2f} s | "
-            f"{seconds['off']:+.0%} | {cache['off']:+.1%} | {sent} |"
+            f"{seconds['off']:+.1%} | {cache['off']:+.1%} | {sent} |"
         )
     return "\n".join(lines)
 

@@ -281,7 +281,14 @@ def time_client(
 def evaluation_seconds(
     federation: Federation, worker: ClientWorker, taken: Sample, clock: Clock
 ) -> float:
-    """Seconds of an image that is evaluated, by the model of a client, which has all parts."""
+    """Seconds of an image that is evaluated, by the model of a client, which has all parts.
+
+    Args:
+        federation: an outline.
+        worker: any of its setup.
+        taken: the method's sample.
+        clock: gives the seconds.
+    """
     recipe = taken.settings.recipe
     model = Model(taken.job.broadcast, taken.job.state.kept.trained(), taken.state.keys)
     images = np.arange(min(IMAGES, len(federation.setup.splits[0])), dtype=np.int64)
@@ -320,7 +327,13 @@ class _Ready:
 
 
 def aggregation_seconds(config: ExperimentConfig, taken: Sample, clock: Clock) -> float:
-    """Seconds that the server takes to check and merge the updates of a whole cohort."""
+    """Seconds that the server takes to check and merge the updates of a whole cohort.
+
+    Args:
+        config: of the method.
+        taken: its sample.
+        clock: gives the seconds.
+    """
     settings = dataclasses.replace(taken.settings, rounds=1, system=None)
 
     def nothing(state: ServerState) -> Callable[[], tuple[Evaluation, Evaluation]]:
@@ -336,7 +349,13 @@ def aggregation_seconds(config: ExperimentConfig, taken: Sample, clock: Clock) -
 
 
 def prefix_seconds(backbone: Backbone, split: Split, clock: Clock) -> float:
-    """Seconds of an image whose features are computed."""
+    """Seconds of an image whose features are computed.
+
+    Args:
+        backbone: the frozen network.
+        split: holds the images.
+        clock: gives the seconds.
+    """
     count = min(IMAGES, len(split))
     some = Split(split.images[:count], split.labels[:count], split.groups[:count])
     device = next(backbone.parameters()).device

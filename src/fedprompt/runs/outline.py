@@ -90,7 +90,14 @@ def needs_public(variants: list[ExperimentConfig]) -> bool:
 def whole(
     backbone: Backbone, public: Split, device: torch.device, config: ExperimentConfig
 ) -> FeatureTable:
-    """The table of one public image; it serves for all cuts."""
+    """The table of one public image; it serves for all cuts.
+
+    Args:
+        backbone: the frozen network.
+        public: labelled images that no client holds.
+        device: where the network is.
+        config: says how tokens are kept.
+    """
     return compute_table(backbone.cut_at(0), first_image(public), device, config.cache.dtype)
 
 

@@ -274,7 +274,13 @@ class VirtualSystem:
         return bool(generator.random() < self.options.dropout)
 
     def seconds_of(self, client: int, num_bytes: int = 0, operations: float = 0.0) -> float:
-        """Virtual seconds that a client takes to send or receive, and to compute."""
+        """Virtual seconds that a client takes to send or receive, and to compute.
+
+        Args:
+            client: which one.
+            num_bytes: that it sends or receives.
+            operations: that it computes.
+        """
         sending = num_bytes / (self.bandwidth[client] * BITS) if self.bandwidth else 0.0
         return sending + (operations / (self.speed[client] * GIGA) if self.speed else 0.0)
 
