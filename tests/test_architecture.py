@@ -91,6 +91,11 @@ STAY_OUT = [
     ("import fedprompt.sweep.ray_tune", ["ray", "timm"]),
     ("import fedprompt.runtime.serial", ["ray"]),
     ("import fedprompt.results", ["ray"]),
+    (
+        "from fedprompt.cli.estimate import make_estimate; from fedprompt.config import compose; "
+        "make_estimate(compose('quickstart', ['compare=[head_only]', 'method=fedcof']))",
+        ["ray"],
+    ),
 ]
 """What is done one after the other in one new process, and what that must not import."""
 

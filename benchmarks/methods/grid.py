@@ -167,6 +167,12 @@ NEUTRAL: dict[str, object] = {
     "plugins": [],
     "defence.name": "none",
     "attack.name": "none",
+    "system.speed": None,
+    "system.bandwidth": None,
+    "system.dropout": 0.0,
+    "system.deadline": None,
+    "system.over_select": 1.0,
+    "system.empty": "stop",
 }
 """Options that not all runs had, because they came later or are gone, with the value that leaves
 the program as it is without them."""

@@ -71,7 +71,7 @@ class RunResult:
 
         Numbers of nested objects have names such as `seconds.train`.
         """
-        nested = ("clients", "quarantined", "class_accuracy", "domain_accuracy")
+        nested = ("clients", "quarantined", "missed", "class_accuracy", "domain_accuracy")
         return self._frame(
             lambda report: [{key: each for key, each in report.items() if key not in nested}]
         )

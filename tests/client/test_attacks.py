@@ -111,9 +111,7 @@ def test_who_attacks_depends_on_the_seed_alone() -> None:
 def test_attackers_alone_or_in_a_pack_pass_the_check_and_others_are_honest(
     tiny: Overrides, name: str
 ) -> None:
-    config = compose(
-        "digits", tiny(f"attack={name}", "clients.per_round=6", "attack.share=0.3")
-    )
+    config = compose("digits", tiny(f"attack={name}", "clients.per_round=6", "attack.share=0.3"))
     if not FEDERATION:
         FEDERATION.append(prepare(config))
     [federation] = FEDERATION  # it does not depend on the attack

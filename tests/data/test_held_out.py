@@ -71,9 +71,7 @@ def test_a_reused_partition_goes_by_owners_as_before(
     )
     first = fedprompt.run("digits", [*overrides, "partition=natural"])
     assert first.reports[-1]["personalised"]["test"]["clients"] == 2
-    config = compose(
-        "digits", [*overrides, "partition=file", f"partition.file={first.run_dir}"]
-    )
+    config = compose("digits", [*overrides, "partition=file", f"partition.file={first.run_dir}"])
     assert [len(each) for each in prepare(config).own_images(0)] == [2, 6]
 
 

@@ -70,7 +70,8 @@ def experiment_of(backbone: str, folder: Path, *more: str) -> list[str]:
 def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
     """With all that may travel: control variates, generated prompts, layers inside the backbone, a
     client's own state, the spread of clients' queries, prompts before an inner block, rounded
-    features of the cache; and clients in packs (a whole one and a rest).
+    features of the cache; and clients in packs (whole ones and a rest). The first three of five
+    clients to report by the virtual clock are merged.
     """
     compared = ["scaffold_pt", "pfedpg", "lora_fedavg", "local_only"]
     hashes, figures = {}, {}
@@ -81,15 +82,19 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
             *("prompts.whiten=clients", "prompts.query=both", "prompts.choice=soft"),
             *("data.train=80", "data.validation=40", "data.test=40", "data.public=80"),
             *(f"cache.folder={tmp_path / 'cache'}", "cache.dtype=bfloat16", "runtime.pack=2"),
-            *(f"runtime={runtime}", "runtime.actors=2", f"compare={compared}"),
+            *("system.speed=uniform:1:9", "system.bandwidth=lognormal:5:1"),
+            *("system.over_select=1.5", f"runtime={runtime}", "runtime.actors=2"),
+            f"compare={compared}",
             f"run_dir={tmp_path / runtime}",
         ]
         result = fedprompt.run("domains", overrides)
         rows = [result.summary, *result.summary["comparison"]]
         hashes[runtime] = [row["state_sha256"] for row in rows]
         evaluated = ("accuracy", "loss", "validation_accuracy", "personalised")
+        evaluated = (*evaluated, "virtual_seconds", "virtual_hours", "missed")
         figures[runtime] = [[each[key] for key in evaluated] for each in result.reports]
         assert [each["round"] for each in result.reports] == [1, 2]
+        assert [len(each["missed"]) for each in result.reports] == [2, 2]
     assert hashes["ray"] == hashes["serial"]
     assert figures["ray"] == figures["serial"]
     assert len(set(hashes["serial"])) == 5

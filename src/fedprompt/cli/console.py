@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from fedprompt.cli.signals import StopSignals
 from fedprompt.core.errors import ClientError, WorkerError
 
 if TYPE_CHECKING:  # take seconds to import
+    from fedprompt.config import ExperimentConfig
     from fedprompt.runs.events import Event, Plan
 
 
@@ -34,6 +36,25 @@ def check_one_name(names: list[str], example: str) -> None:
             f"expected one experiment name or file, and key=value for what differs, got {got}; "
             f"try '{example}'"
         )
+
+
+def print_estimate(
+    config: ExperimentConfig, as_json: bool = False, gflops: float | None = None
+) -> None:
+    """Say what a run would send, keep and take.
+
+    Args:
+        config: of the experiment.
+        as_json: for programs.
+        gflops: 10^9 operations a second of one worker; None to measure this machine.
+    """
+    from fedprompt.cli.estimate import make_estimate, render
+
+    made = make_estimate(config, gflops)
+    if as_json:
+        click.echo(json.dumps(made.tree(), indent=2))
+    else:
+        Console().print(render(made))
 
 
 def run_plan(plan: Plan) -> None:

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 
 import fedprompt
-from fedprompt.cli.console import check_one_name, fail, sort_arguments
+from fedprompt.cli.console import check_one_name, fail, print_estimate, sort_arguments
 from fedprompt.cli.fetch import fetch
 from fedprompt.cli.results import evaluate, predict
 from fedprompt.cli.run import run
@@ -227,6 +227,26 @@ def bench(as_json: bool, threads: int, device: str) -> None:
         click.echo(json.dumps(table, indent=2))
     else:
         Console().print(render(peak, rows, threads))
+
+
+@main.command()
+@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option(
+    "--gflops",
+    type=click.FloatRange(0, min_open=True),
+    help="10^9 operations a second of one worker, instead of a measurement of this machine.",
+)
+def estimate(arguments: tuple[str, ...], as_json: bool, gflops: float | None) -> None:
+    """Say what a run would send, keep and take: `fedprompt estimate quickstart rounds=100`.
+
+    Nothing is written, and nothing is fetched.
+    """
+    names, overrides = sort_arguments(arguments)
+    check_one_name(names, "fedprompt estimate quickstart")
+    from fedprompt.config import compose
+
+    print_estimate(compose(names[0], overrides), as_json, gflops)
 
 
 class PretrainCommand(click.Command):

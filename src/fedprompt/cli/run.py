@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedprompt.cli.console import check_one_name, run_plan, sort_arguments
+from fedprompt.cli.console import check_one_name, print_estimate, run_plan, sort_arguments
 
 
 @click.command()
@@ -17,6 +17,7 @@ from fedprompt.cli.console import check_one_name, run_plan, sort_arguments
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run that run_dir holds.")
 @click.option("--print-config", is_flag=True, help="Print the composed config and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would send and take, and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
 @click.pass_context
 def run(
@@ -25,6 +26,7 @@ def run(
     resume: Path | None,
     overwrite: bool,
     print_config: bool,
+    dry_run: bool,
     verbose: bool,
 ) -> None:
     """Run an experiment: `fedprompt run quickstart rounds=5`."""
@@ -48,5 +50,7 @@ def run(
             plan = plan_run(config, overwrite)
     if print_config:
         click.echo(config.to_yaml(), nl=False)
+    elif dry_run:
+        print_estimate(plan.config)
     else:
         run_plan(dataclasses.replace(plan, verbose=verbose or ctx.obj))

@@ -25,6 +25,7 @@ from fedprompt.models.selection import SELECTIONS, PromptOptions
 from fedprompt.objectives import objectives
 from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
+from fedprompt.server.virtual import SystemOptions
 
 WHEN = ("last", "every", "never")
 NEWER = {"defence": "none", "attack": "none"}
@@ -67,6 +68,7 @@ class ExperimentConfig:
     prompts: PromptOptions
     clients: TrainingOptions
     cache: CacheOptions
+    system: SystemOptions
     sources: Sources = dataclasses.field(default_factory=Sources, compare=False, repr=False)
     """What it was composed of; comparisons are composed of the same."""
 

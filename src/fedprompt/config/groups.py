@@ -31,6 +31,7 @@ from fedprompt.objectives import objectives
 from fedprompt.prompt_generators import generators
 from fedprompt.runtime import runtimes
 from fedprompt.runtime.base import RuntimeOptions
+from fedprompt.server.virtual import SystemOptions
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "aggregator": aggregators,
@@ -52,6 +53,7 @@ SECTIONS: dict[str, type] = {
     "prompts": PromptOptions,
     "clients": TrainingOptions,
     "cache": CacheOptions,
+    "system": SystemOptions,
 }
 """Keys whose options are the same whatever is named."""
 

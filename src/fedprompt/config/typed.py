@@ -112,11 +112,14 @@ def shown(value: object) -> str:
 def kind(hint: object) -> str:
     """A type in words.
 
-    >>> kind(int | None)
-    'an integer or null'
+    >>> kind(int | None), kind(float | int | str)
+    ('an integer or null', 'a number or text')
     """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        kinds = ["null" if each is type(None) else kind(each) for each in typing.get_args(hint)]
+        members = typing.get_args(hint)
+        if float in members:  # an integer is a number
+            members = tuple(each for each in members if each is not int)
+        kinds = ["null" if each is type(None) else kind(each) for each in members]
         return " or ".join(kinds)
     if typing.get_origin(hint) is list:
         numbers = typing.get_args(hint) == (float,)

@@ -279,6 +279,8 @@ class ServerState:
     """The objective's own memory at the server."""
     spread: Tensors = dataclasses.field(default_factory=dict)
     """How clients' queries spread, and what is broadcast in place of the keys: `server.spread`."""
+    system: Tensors = dataclasses.field(default_factory=dict)
+    """The virtual clock, empty where there is none: `server.virtual`."""
     clients: Mapping[int, ClientState] = dataclasses.field(default_factory=dict)
     """What belongs to the clients that returned some."""
     fixed: ClientState = dataclasses.field(default_factory=ClientState)
@@ -295,8 +297,8 @@ class ServerState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by path, `FIELD` or `FIELD/PATH`: `prompts`, `keys`, `shared/PATH`,
-        `aggregator/NAME`, `generator/NAME`, `objective/NAME`, `spread/NAME`, `clients/ID/PATH`,
-        `fixed/PATH`.
+        `aggregator/NAME`, `generator/NAME`, `objective/NAME`, `spread/NAME`, `system/NAME`,
+        `clients/ID/PATH`, `fixed/PATH`.
         """
         fields: dict[str, Tensors] = {
             "shared": self.shared.tensors(),
@@ -348,7 +350,7 @@ class ServerState:
         return digest.hexdigest()
 
 
-MEMORIES = ("aggregator", "generator", "objective", "spread")
+MEMORIES = ("aggregator", "generator", "objective", "spread", "system")
 """The fields of a server state that are named tensors, which their owner alone understands."""
 
 
@@ -384,6 +386,13 @@ class RoundReport:
     personalised: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Every client's own model on its own share of a split, `test` and `validation`: mean,
     deviation, worst tenth, Jain's index and each client's accuracy. Empty if not measured."""
+    virtual_seconds: float = math.nan
+    """That the round takes on the clients' devices (`server.virtual`); NaN without virtual time."""
+    virtual_hours: float = math.nan
+    """Of virtual time since the run began."""
+    missed: tuple[Mapping[str, Any], ...] = ()
+    """`client`, `why` (`dropped`, `late` or `surplus`) and `seconds` of each client of the cohort
+    that was not merged."""
     clients: tuple[Mapping[str, Any], ...] = ()
     quarantined: tuple[Mapping[str, Any], ...] = ()
     """`client` and `reason` of each refused update."""

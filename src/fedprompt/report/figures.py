@@ -67,6 +67,8 @@ def draw_all(runs: Sequence[Run]) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     if any(run.series("accuracy")[0] for run in runs):
         drawn["accuracy"] = accuracy_figure(runs)
+    if any(run.over_hours("accuracy")[0] for run in runs):
+        drawn["virtual"] = virtual_figure(runs)
     if any(run.series("num_prompts")[0] for run in runs):
         drawn["prompts"] = prompts_figure(runs)
     if any(run.diagnostics()[0] for run in runs):
@@ -99,6 +101,29 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0), 100 if high > 90 else high)
     finish_rounds(axes, runs, labels)
+    return figure
+
+
+def virtual_figure(runs: Sequence[Run]) -> Figure:
+    """Test accuracy over the hours that the rounds take on the clients' devices, a colour a run."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = canvas("Accuracy over virtual time", "test split, hours on the clients' devices")
+    labels, ends = [], []
+    for index, run in back_to_front(runs):
+        hours, values = run.over_hours("accuracy")
+        if hours:
+            plot_line(axes, hours, in_percent(values), index)
+            text = f"{run.name}  {percent(values[-1])}"
+            labels.append((100 * values[-1], text, COLOURS[index % len(COLOURS)]))
+            ends.append(hours[-1])
+    axes.set_ylabel("accuracy (%)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), 100 if high > 90 else high)
+    finish_rounds(axes, runs, labels)
+    axes.set_xlabel("virtual hours", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    axes.set_xlim(0, max([*ends, 1e-9]))
     return figure
 
 

@@ -50,6 +50,7 @@ pre { margin: .6rem 0 0; font: 13px/1.45 ui-monospace, monospace; overflow-x: au
 
 _CAPTIONS = {
     "accuracy": "Accuracy of the global model over rounds, by method.",
+    "virtual": "Accuracy over the hours that the rounds take on the clients' devices.",
     "prompts": "Number of summarizing prompts that the server holds, by method.",
     "aggregation": "What the aggregation did with the prompts in each round.",
     "clients": "Training samples of each class that each client holds.",

@@ -70,12 +70,12 @@ def back_to_front(runs: Sequence[Run]) -> list[tuple[int, Run]]:
     return list(enumerate(runs))[::-1]
 
 
-def plot_line(axes: Axes, rounds: Sequence[int], values: Sequence[float], index: int) -> None:
+def plot_line(axes: Axes, rounds: Sequence[float], values: Sequence[float], index: int) -> None:
     """The line of run `index`; the first is the thickest, markers distinguish repeated colours.
 
     Args:
         axes: to draw into.
-        rounds: (R,) round numbers.
+        rounds: (R,) round numbers, or hours.
         values: (R,) one value for each.
         index: which run it is, from 0; decides colour, width and marker.
     """

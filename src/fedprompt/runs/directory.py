@@ -7,6 +7,7 @@ RUN_DIR/
   partition.json   recipe, and samples of each class that each client holds
   partition.npz    recipe and indices, to be used again (see `data.partition.file`)
   task.json        classes, domains, and how images were read
+  system.json      speed and bandwidth of each client, with virtual time
   whitening.npz    with `prompts.whiten=public`, the map of queries
   rounds.jsonl     one object a round
   status.json      running, finished, failed or stopped; round, message
@@ -48,7 +49,7 @@ STATES = ("running", "finished", "failed", "stopped", "interrupted")
 """The last one is what earlier versions called a run that was stopped."""
 FILES = (
     *("config.yaml", "partition.json", "partition.npz", "rounds.jsonl", "report.html"),
-    *("task.json", "whitening.npz"),
+    *("task.json", "whitening.npz", "system.json"),
     # Last, so that a folder whose clearing was interrupted still counts as a run directory.
     *("summary.json", "manifest.json", "status.json"),
 )
@@ -267,6 +268,14 @@ class RunDirectory:
     def read_task(self) -> Json:
         """Content of `task.json`; empty when there is none."""
         return self._read_json("task.json")
+
+    def write_system(self, values: Mapping[str, object]) -> None:
+        """Write `system.json`; see `runs.devices.record_of`."""
+        self._write_json("system.json", values)
+
+    def read_system(self) -> Json:
+        """Content of `system.json`; empty when there is none."""
+        return self._read_json("system.json")
 
     def write_whitening(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
         """Write `whitening.npz`: a few matrices by name."""

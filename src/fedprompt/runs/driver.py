@@ -17,6 +17,7 @@ from fedprompt.client.recipe import has_global_model
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import CheckpointError
+from fedprompt.core.files import Json, json_ready
 from fedprompt.core.plugins import find
 from fedprompt.core.types import Broadcast, ClientUpdate, RoundReport, ServerState
 from fedprompt.data.partition.base import class_counts
@@ -24,6 +25,7 @@ from fedprompt.data.partition.file import make_recipe
 from fedprompt.data.task import Task
 from fedprompt.models.frozen_head import FrozenHead
 from fedprompt.runs.checkpoint import load_latest, save_state
+from fedprompt.runs.devices import devices_of, record_of
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
@@ -55,10 +57,12 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
     config = plan.config
     try:
         runtime.warm_up()
+        devices = record_of(config)
         federation = prepare(config)
         if plan.resume:
             directory = RunDirectory.open(plan.run_dir)
             check_unchanged(directory, federation)
+            check_devices(directory, devices)
         else:
             directory = RunDirectory.create(plan.run_dir, plan.overwrite)
             write_header(directory, config, federation)
@@ -120,6 +124,7 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
         sent,
         config.build_defence(),
         tuple(len(data.rows(client, training.pooled)) for client in range(training.population)),
+        devices_of(config, federation),
     )
 
 
@@ -171,7 +176,8 @@ def run_method(
         write_round(directory, after, report, config.rounds)
         for text in notes_on(report, largest_pack):
             yield Note(text)
-        largest_pack = min(largest_pack, packed_in(report))
+        if not report.missed:
+            largest_pack = min(largest_pack, packed_in(report) or 1)
         yield RoundFinished(report)
 
 
@@ -191,11 +197,13 @@ def write_round(
     directory.write_status({"state": "running", "round": state.round_index, "rounds": rounds})
 
 
-def packed_in(report: RoundReport) -> int:
-    """Clients of the largest pack of a round, as those say whose updates were used."""
+def packed_in(report: RoundReport) -> int | None:
+    """Clients of the largest pack of a round, as those say whose updates were used; None where
+    there are none.
+    """
     refused = {each["client"] for each in report.quarantined}
     good = [client for client in report.clients if client["client"] not in refused]
-    return max(int(client["pack"]) for client in good)
+    return max((int(client["pack"]) for client in good), default=None)
 
 
 def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
@@ -205,10 +213,13 @@ def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
             f"round {report.round}: the update of client {refused['client']} was left out: "
             f"{refused['reason']}"
         )
-    if packed_in(report) < largest_pack:
+    packed = packed_in(report)
+    if packed is None:
+        yield f"round {report.round}: nobody reported in time; the model stays as it is"
+    elif packed < largest_pack and not report.missed:  # without some clients, packs are smaller
         yield (
             f"round {report.round}: {largest_pack} clients did not fit in memory together; "
-            f"going on with packs of {packed_in(report)}"
+            f"going on with packs of {packed}"
         )
 
 
@@ -305,6 +316,8 @@ def write_header(directory: RunDirectory, config: ExperimentConfig, federation: 
         about["frozen_head"] = frozen_head_conditions(federation.frozen_head, task)
     directory.write_manifest(about)
     directory.write_task(task_card(task))
+    if config.system.enabled:
+        directory.write_system(record_of(config))
     if federation.whitening:
         directory.write_whitening(whitening_arrays(federation.whitening))
     options = dataclasses.asdict(config.partition.options)
@@ -344,6 +357,21 @@ def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
             f"{directory.path}: data or partition differ from those the run started with; "
             "use the version of manifest.json or start a new run"
         )
+
+
+def check_devices(directory: RunDirectory, devices: Json) -> None:
+    """Refuse to continue a run on other devices than it started with.
+
+    Raises:
+        CheckpointError: names the file that has changed.
+    """
+    started = directory.read_system()
+    for field, values in json_ready(devices).items():
+        if started and started.get(field) != values:
+            raise CheckpointError(
+                f"{directory.path}: system.{field} of the clients differs from that of the run's "
+                "system.json; put the old file back or start a new run"
+            )
 
 
 def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> None:

@@ -19,6 +19,8 @@ from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
 from fedprompt.data.partition.base import (
+    Indices,
+    Partitioner,
     WholePartitioner,
     check_none_empty,
     left_out,
@@ -33,6 +35,7 @@ from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
 from fedprompt.runs.starting_head import starting_head
+from fedprompt.server import virtual
 from fedprompt.server.spread import begin
 
 
@@ -80,25 +83,13 @@ def prepare(config: ExperimentConfig) -> Federation:
     Raises:
         ConfigError: the data cannot be read or partitioned as asked.
     """
-    partition = partitioners.create(
-        config.partition.name, **dataclasses.asdict(config.partition.options)
-    )
-    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
-    if task.num_classes < 2:
-        raise ConfigError(
-            f"data={task.name}: expected at least two classes, got "
-            f"{', '.join(map(repr, task.class_names)) or 'none'}; give each class a folder or a "
-            "label of its own"
-        )
+    partition, task, parts = divide(config)
     device = torch.device(config.runtime.torch_device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
             "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
         )
-    check_attack(config, task)
-    parts = split_task(partition, task, config.clients.count, config.seed)
-    check_none_empty(parts)
     backbone = load_backbone(config.model, config.cut).to(device)
     cache = PrefixCache(backbone, device, config.cache)
     # No client trains on public images: one table of theirs, and one head, serves for all cuts.
@@ -146,6 +137,28 @@ def check_attack(config: ExperimentConfig, task: Task) -> None:
         attack = attacks.create(config.attack.name, **dataclasses.asdict(config.attack.options))
         nobody = np.zeros(0, dtype=np.int64)
         attack.labels(nobody, nobody, task.class_mask)
+
+
+def divide(config: ExperimentConfig) -> tuple[Partitioner, Task, list[Indices]]:
+    """The partitioner, the task, and the rows of its training split that each client holds.
+
+    Raises:
+        ConfigError: the data cannot be read or partitioned as asked.
+    """
+    partition = partitioners.create(
+        config.partition.name, **dataclasses.asdict(config.partition.options)
+    )
+    task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
+    if task.num_classes < 2:
+        raise ConfigError(
+            f"data={task.name}: expected at least two classes, got "
+            f"{', '.join(map(repr, task.class_names)) or 'none'}; give each class a folder or a "
+            "label of its own"
+        )
+    check_attack(config, task)
+    parts = split_task(partition, task, config.clients.count, config.seed)
+    check_none_empty(parts)
+    return partition, task, parts
 
 
 def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:
@@ -227,7 +240,14 @@ def initial_state(config: ExperimentConfig, federation: Federation) -> ServerSta
         values = maker.consensus(memory)
     spread = begin(keys) if config.prompts.tells_spread else {}
     return ServerState(
-        0, values, keys, shared, generator=memory, spread=spread, fixed=ClientState(fixed, starts)
+        0,
+        values,
+        keys,
+        shared,
+        generator=memory,
+        spread=spread,
+        system=virtual.begin(config.system.enabled),
+        fixed=ClientState(fixed, starts),
     )
 
 

@@ -37,6 +37,15 @@ class Run:
         pairs = [(r["round"], float(r[key])) for r in self.records if r.get(key) is not None]
         return [index for index, _ in pairs], [value for _, value in pairs]
 
+    def over_hours(self, key: str) -> tuple[list[float], list[float]]:
+        """Virtual hours since the start, and values, of the records that have both."""
+        pairs = [
+            (float(r["virtual_hours"]), float(r[key]))
+            for r in self.records
+            if r.get("virtual_hours") is not None and r.get(key) is not None
+        ]
+        return [hours for hours, _ in pairs], [value for _, value in pairs]
+
     def personalised(self, split: str) -> list[tuple[int, dict[str, float]]]:
         """Rounds in which the clients' own models were measured, and the figures over clients."""
         known = [(r["round"], (r.get("personalised") or {}).get(split)) for r in self.records]
@@ -110,8 +119,9 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         clients' own models on their own shares of the test split, the last time they were
         measured), `prompts`,
         `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
-        `state_sha256`. What a run does not say is None. A method without a global model has its
-        best round by the clients' validation accuracy, and `best_accuracy` is theirs on test.
+        `virtual_hours` (of virtual time, over all rounds), `state_sha256`. What a run does not say
+        is None. A method without a global model has its best round by the clients' validation
+        accuracy, and `best_accuracy` is theirs on test.
 
     Raises:
         ConfigError: a folder is no run directory.
@@ -166,6 +176,7 @@ def summary_row(run: Run) -> Json:
     prompts = run.series("num_prompts")[1]
     best = max(validation, key=lambda index: (validation[index], -index)) if validation else None
     digest = run.summary.get("state_sha256")
+    hours = run.series("virtual_hours")[1]
     return {
         "name": run.name,
         "state": run.status.get("state"),
@@ -181,5 +192,6 @@ def summary_row(run: Run) -> Json:
         "mb_up": sum(run.series("bytes_up")[1]) / MEGABYTE,
         "mb_down": sum(run.series("bytes_down")[1]) / MEGABYTE,
         "seconds": sum(run.wall_seconds()),
+        "virtual_hours": hours[-1] if hours else None,
         "state_sha256": digest if isinstance(digest, str) else None,
     }

@@ -119,8 +119,8 @@ def next_state(
         merged: the new prompts; None when no prompts travel.
         shared: the new shared tensors.
         updates: the round's good ones; a client without one keeps its old state.
-        memories: of the aggregator beside what `merged` has, the generator, the objective and the
-            spread of queries, by field of the state.
+        memories: of the aggregator beside what `merged` has, the generator, the objective, the
+            spread of queries and the virtual clock, by field of the state.
     """
     keys = state.keys
     if merged is not None:
@@ -137,6 +137,7 @@ def next_state(
         generator=_clone(memories["generator"]),
         objective=_clone(memories["objective"]),
         spread=_clone(memories["spread"]),
+        system=_clone(memories["system"]),
         clients={client: kept.cloned() for client, kept in {**state.clients, **own}.items()},
         fixed=state.fixed.cloned(),
     )

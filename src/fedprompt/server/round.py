@@ -3,7 +3,8 @@
  1. sample the cohort                         `make_jobs`
  2. send each client its job
  3. the clients train                         `runtime.map`
- 4. sort by client, so that finishing order does not matter
+ 4. sort by client, so that finishing order does not matter; with virtual time, leave out whoever
+    dropped out or is late                    `Cohort`
  5. check every update, quarantine bad ones   `quarantine`
     let a defence see the whole updates       `defend`
  6. shared tensors: weighted mean             `merge_shared`
@@ -54,6 +55,7 @@ from fedprompt.server.merge import (
 )
 from fedprompt.server.quarantine import (
     Refusal,
+    client_of,
     expected_of,
     in_order,
     is_readable,
@@ -68,7 +70,8 @@ from fedprompt.server.spread import (
     keys_of_others,
     with_discriminants,
 )
-from fedprompt.server.traffic import count_bytes
+from fedprompt.server.traffic import count_bytes, download_bytes, upload_bytes
+from fedprompt.server.virtual import Timing, VirtualSystem, passed
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,8 @@ class RoundSettings:
     """Sees the whole updates before they are merged."""
     sizes: tuple[int, ...] | None = None
     """Images of each client, the most that it can claim; None if the server does not know."""
+    system: VirtualSystem | None = None
+    """The clients' devices; None without virtual time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,13 +216,16 @@ def run_round(
     """
     round_index, objective = state.round_index + 1, settings.recipe.build_objective()
     started = perf_counter()
-    jobs = make_jobs(state, settings)  # 1, 2
-    arriving = runtime.map(settings.recipe, jobs)  # 3
+    cohort = Cohort(state, settings)  # 1, 2
+    arriving = runtime.map(settings.recipe, cohort.jobs)  # 3
     if before is not None:
         yield before.measured()
-    updates = in_order(arriving)  # 4
+    updates, timing = cohort.settle(in_order(arriving))  # 4
     trained = perf_counter()
+    if timing is not None and not timing.merged:
+        return skipped(state, settings, cohort, timing, evaluate, trained - started)
 
+    jobs = cohort.merged_jobs(timing)
     expected = [expected_of(job, objective, settings.recipe, state, settings.sizes) for job in jobs]
     good, refused = quarantine(updates, expected)  # 5
     check_not_empty(good, refused, round_index)
@@ -236,21 +244,153 @@ def run_round(
     else:
         merged, made = teach_generator(settings.generator, used, weights, jobs, state)
     memories = {"aggregator": moments, "generator": made, "objective": memory, "spread": spread}
+    memories["system"] = passed(state.system, timing, cohort.clients)
     state = next_state(state, merged, shared, good, memories)  # 8
     state = with_discriminants(state, metric)
     check_finite(state)
     state = note_starts(state, objective, good)
     aggregated = perf_counter()
 
-    due = round_index % settings.eval_every == 0 or round_index == settings.rounds
-    evaluation = evaluate(state) if due else None  # 9
+    evaluation = evaluate(state) if is_due(round_index, settings) else None  # 9
     sound = [update for update in updates if is_readable(update)]
-    up, down = count_bytes(settings.recipe, jobs, sound)
-    traffic = (up + settings.bytes_before * (round_index == 1), down)
+    traffic = traffic_of(settings, cohort, sound)
     seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
     known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
     known = with_marks(known, actions, settings.recipe.attackers)
-    return Unmeasured(state, known, evaluation, aggregated)
+    return Unmeasured(state, with_timing(known, state, timing), evaluation, aggregated)
+
+
+class Cohort:
+    """The clients of a round, and with virtual time who of them is in time.
+
+    Args:
+        state: before the round.
+        settings: seed, schedule, recipe and devices.
+    """
+
+    def __init__(self, state: ServerState, settings: RoundSettings) -> None:
+        self.settings = settings
+        self.round_index = state.round_index + 1
+        self.selected = make_jobs(state, settings)
+        """The jobs of all."""
+        self.jobs = self.selected
+        """Those that are worth doing."""
+        self._begun: dict[int, float] = {}
+        system = settings.system
+        if system is not None:
+            down = {job.client_id: download_bytes(job) for job in self.selected}
+            met = state.system["met"].tolist()
+            self._begun = system.before_upload(self.selected, down, met)
+            worth = system.worth_training(self.round_index, self._begun)
+            self.jobs = [job for job in self.selected if job.client_id in worth]
+
+    @property
+    def clients(self) -> list[int]:
+        """All that were selected, ascending."""
+        return [job.client_id for job in self.selected]
+
+    def settle(self, updates: list[ClientUpdate]) -> tuple[list[ClientUpdate], Timing | None]:
+        """The updates that came in time, and how the round went by the virtual clock.
+
+        What cannot be read, or is of no client of the cohort, is for `quarantine` to refuse.
+
+        Args:
+            updates: of the jobs that were done.
+
+        Raises:
+            RoundError: nobody came in time, and such a round is not to be skipped.
+        """
+        system = self.settings.system
+        if system is None:
+            return updates, None
+        selects = self.settings.recipe.prompts.selection != "all"
+        sent = {
+            client: upload_bytes(update, selects) if is_readable(update) else 0
+            for update in updates
+            if isinstance(client := client_of(update), int) and client in self._begun
+        }
+        wanted = self.settings.recipe.training.cohort_size
+        timing = system.settle(self.round_index, self._begun, sent, wanted)
+        system.check_not_empty(timing, self.round_index)
+        missed = self._begun.keys() - timing.merged
+        return [update for update in updates if client_of(update) not in missed], timing
+
+    def merged_jobs(self, timing: Timing | None) -> list[ClientJob]:
+        """The jobs whose updates came in time."""
+        return [job for job in self.jobs if timing is None or job.client_id in timing.merged]
+
+
+def is_due(round_index: int, settings: RoundSettings) -> bool:
+    """Whether a round is evaluated."""
+    return round_index % settings.eval_every == 0 or round_index == settings.rounds
+
+
+def traffic_of(
+    settings: RoundSettings, cohort: Cohort, updates: Sequence[ClientUpdate]
+) -> tuple[int, int]:
+    """Bytes up and down of a round: all that were selected received, those in time have sent.
+
+    Args:
+        settings: the recipe, and what was sent before the first round.
+        cohort: who was selected.
+        updates: that came in time and can be read.
+    """
+    up, down = count_bytes(settings.recipe, cohort.selected, updates)
+    return up + settings.bytes_before * (cohort.round_index == 1), down
+
+
+def skipped(
+    state: ServerState,
+    settings: RoundSettings,
+    cohort: Cohort,
+    timing: Timing,
+    evaluate: Evaluate,
+    seconds: float,
+) -> Unmeasured:
+    """A round in which nobody reported in time: nothing changes but the clock.
+
+    Args:
+        state: before the round.
+        settings: seed, schedule and recipe.
+        cohort: who was selected.
+        timing: when the round ended.
+        evaluate: measures a state.
+        seconds: that the clients trained in vain.
+    """
+    system = passed(state.system, timing, cohort.clients)
+    state = dataclasses.replace(state, round_index=cohort.round_index, system=system)
+    evaluation = evaluate(state) if is_due(cohort.round_index, settings) else None
+    up, down = traffic_of(settings, cohort, [])
+    known = RoundReport(
+        round=state.round_index,
+        accuracy=math.nan,
+        loss=math.nan,
+        validation_accuracy=math.nan,
+        train_loss=math.nan,
+        num_prompts=len(state.prompts),
+        bytes_up=up,
+        bytes_down=down,
+        seconds={"train": seconds, "aggregate": 0.0, "evaluate": 0.0},
+    )
+    return Unmeasured(state, with_timing(known, state, timing), evaluation, perf_counter())
+
+
+def with_timing(report: RoundReport, state: ServerState, timing: Timing | None) -> RoundReport:
+    """The report of a round with its virtual time.
+
+    Args:
+        report: of the round.
+        state: after it.
+        timing: of it; None without virtual time.
+    """
+    if timing is None:
+        return report
+    return dataclasses.replace(
+        report,
+        virtual_seconds=timing.seconds,
+        virtual_hours=float(state.system["seconds"]) / 3600,
+        missed=tuple(map(dataclasses.asdict, timing.missed)),
+    )
 
 
 def defend(
@@ -342,9 +482,10 @@ def check_finite(state: ServerState) -> None:
 def make_jobs(state: ServerState, settings: RoundSettings) -> list[ClientJob]:
     """One job for each client of the next round's cohort; all share one broadcast."""
     training = settings.recipe.training
-    cohort = sample_cohort(
-        settings.seed, state.round_index + 1, training.population, training.cohort_size
-    )
+    size = training.cohort_size
+    if settings.system is not None:
+        size = settings.system.cohort_size(size, training.population)
+    cohort = sample_cohort(settings.seed, state.round_index + 1, training.population, size)
     broadcast = broadcast_of(state, settings)
     return [make_job(state, settings, client_id, broadcast) for client_id in cohort]
 
