@@ -124,7 +124,9 @@ class ImageGraph(nn.Module):
         found = self.model.whitening[self.options.query_kind]
         centre, matrix = (torch.from_numpy(each) for each in (found.centre, found.matrix))
         whitened = (queries.double() - centre) @ matrix
-        return (whitened / whitened.norm(dim=1, keepdim=True).clamp_min(1e-12)).float()
+        lengths: Tensor = whitened.norm(dim=1, keepdim=True)
+        unit: Tensor = (whitened / lengths.clamp_min(1e-12)).float()
+        return unit
 
 
 def write_onnx(model: PromptedModel, path: Path, images: Pixels) -> float:
