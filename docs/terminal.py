@@ -20,6 +20,7 @@ from fedprompt.core.types import RoundReport
 from fedprompt.report.live import RoundDisplay
 from fedprompt.report.table import render_summary
 from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.summary import comparison_table
 
 
 def main(run_dir: Path) -> None:
@@ -51,7 +52,7 @@ def draw(run_dir: Path) -> str:
     paper = Console(record=True, width=86, file=io.StringIO())
     paper.print("$ make run", highlight=False)
     paper.print(picture)
-    paper.print(render_summary(run_dir))
+    paper.print(render_summary(comparison_table([run_dir])))
     svg = paper.export_svg(title="fedprompt")
     # The fonts would be fetched from the network; the viewer's own will do.
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)

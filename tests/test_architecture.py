@@ -93,7 +93,7 @@ STAY_OUT = [
     ("import fedprompt.results", ["ray"]),
     (
         "from fedprompt.cli.estimate import make_estimate; from fedprompt.config import compose; "
-        "make_estimate(compose('quickstart', ['compare=[head_only]', 'method=fedcof']))",
+        "make_estimate(compose('digits', ['compare=[head_only]', 'method=fedcof']))",
         ["ray"],
     ),
 ]

@@ -87,7 +87,7 @@ PLUS = (
 OTHERS = (
     *PLUS,
     *("local_only", "centralised", "centralised_full", "full_fedavg", "full_fedprox", "fedncm"),
-    *("adapter_fedavg", "adapter_fedprox", "lora_fedavg", "lora_fedprox"),
+    *("adapter_fedavg", "adapter_fedprox", "lora_fedavg", "lora_fedprox", "moon_pt"),
 )
 ABLATIONS: dict[str, tuple[str, ...]] = {
     # preset: or + what is changed, and the overrides
@@ -211,7 +211,7 @@ POOLED = ("centralised", "centralised_full")
 POOLED_IN = "dirichlet_0.5"
 RATES_OF = {
     **{f"{method}_plus": method for method in ("pfpt", "scaffold_pt", "fedopt_pt", "gmm_pt")},
-    **{"pfedpg_plus": "pfedpg", "fedprox_pt_plus": "fedavg_pt_plus"},
+    **{"pfedpg_plus": "pfedpg", "fedprox_pt_plus": "fedavg_pt_plus", "moon_pt": "fedavg_pt"},
     **{f"{name}_fedprox": f"{name}_fedavg" for name in ("full", "adapter", "lora")},
 }
 """Of `OTHERS`, those that have the rates of a near relation and choose none of their own. Not so

@@ -146,7 +146,7 @@ def test_run_without_a_finished_round(tmp_path: Path) -> None:
     assert (row["name"], row["state"], row["accuracy"]) == ("fresh", "running", None)
     assert make_figures(run.path) == []
     assert "fresh" in Page(report.make_html(run.path).read_text()).text
-    Console(file=io.StringIO()).print(render_summary(run.path))
+    Console(file=io.StringIO()).print(render_summary(comparison_table([run.path])))
 
 
 @pytest.mark.usefixtures("coarse")
@@ -323,7 +323,7 @@ def test_summary_table_fits_a_terminal_and_keeps_brackets(tmp_path: Path) -> Non
     directory = write_experiment(tmp_path)
     RunDirectory.open(directory).write_summary({"method": "[red]pf", "state_sha256": DIGEST})
     output = io.StringIO()
-    Console(file=output, width=80).print(render_summary(directory))
+    Console(file=output, width=80).print(render_summary(comparison_table([directory])))
     lines = output.getvalue().splitlines()
     row = next(line for line in lines if "[red]pf" in line)
     assert row.split() == [
@@ -344,7 +344,7 @@ def test_summary_table_breaks_no_name_of_twelve_letters(tmp_path: Path) -> None:
     )
     run.write_summary({"method": "twelve_chars", "state_sha256": DIGEST})
     output = io.StringIO()
-    Console(file=output, width=80).print(render_summary(run.path))
+    Console(file=output, width=80).print(render_summary(comparison_table([run.path])))
     row = next(line for line in output.getvalue().splitlines() if "twelve_chars" in line)
     assert row.split()[:5] == ["twelve_chars", "100.0", "100.0", "100.0", "(120)"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,52 +13,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from small_runs import SMALL, VARIANTS, task_of
 from torch import nn
 
 import fedprompt
 from fedprompt.cli.main import main
-from fedprompt.config import compose
 from fedprompt.core.errors import CheckpointError, ConfigError, InputError
-from fedprompt.data.task import Task, datasets
 from fedprompt.results.evaluation import evaluate_on
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, RoundFinished
 
 Overrides = Callable[..., list[str]]
-SMALL = [f"data.{split}=80" for split in ("train", "validation", "test", "public")]
-VARIANTS = {
-    "clients' metric": ["compare=[fedavg_pt, head_only]"],
-    "public images": ["prompts.whiten=public", "compare=[]"],
-    "soft": ["prompts.query=both", "prompts.choice=soft", "compare=[]"],
-    "deep, adapters": ["prompts.depth=2", "tuning=adapter", "compare=[]"],
-    "l2p": ["method=pfpt_plus", "prompts.pool=8", "compare=[]"],
-    "personal": ["head.mode=personal", "compare=[]"],
-    "generator": ["method=pfedpg", "compare=[]"],
-}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: tmp_path_factory.mktemp("runs") / "run" for name in VARIANTS}
-
-
-@pytest.fixture
-def run_of(runs: dict[str, Path], tiny: Overrides) -> Callable[[str], Path]:
-    """The folder of a variant's run, which is made once."""
-
-    def make(name: str) -> Path:
-        if not runs[name].exists():
-            changes = [*SMALL, "clients.count=6", "clients.per_round=3", "rounds=2", "head=linear"]
-            changes += ["eval_clients=last", f"run_dir={runs[name]}", *VARIANTS[name]]
-            fedprompt.run("domains", tiny(*changes))
-        return runs[name]
-
-    return make
-
-
-def task_of(run_dir: Path) -> Task:
-    config = compose(run_dir / "config.yaml")
-    return datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "personal"])

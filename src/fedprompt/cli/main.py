@@ -21,7 +21,7 @@ from rich.console import Console
 import fedprompt
 from fedprompt.cli.console import check_one_name, fail, print_estimate, sort_arguments
 from fedprompt.cli.fetch import fetch
-from fedprompt.cli.results import evaluate, predict
+from fedprompt.cli.results import evaluate, export, predict
 from fedprompt.cli.run import run
 from fedprompt.cli.sweep import sweep
 from fedprompt.core.errors import ClientError, FedpromptError, suggest
@@ -271,6 +271,7 @@ main.add_command(sweep)
 main.add_command(fetch)
 main.add_command(predict)
 main.add_command(evaluate)
+main.add_command(export)
 main.add_command(
     PretrainCommand(
         "pretrain",

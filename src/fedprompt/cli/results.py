@@ -1,4 +1,6 @@
-"""`fedprompt predict` and `fedprompt evaluate`: a run's model on images and on other data."""
+"""`fedprompt predict`, `evaluate` and `export`: a run's model on images, on other data, as a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,9 @@ def predict(
     """
     write = None if output is None else _writer(output)
     from fedprompt.results.images import files_of, readable
-    from fedprompt.results.loading import directory_of, load
+    from fedprompt.results.loading import config_of, load
 
-    directory_of(run, method)  # refused before any image is looked at
+    config_of(run, method)  # refused before any image is looked at
     files = files_of(images)
     model = load(run, client=client, method=method)
     good, faults = readable(files, model.side, model.background)
@@ -67,7 +69,8 @@ def predict(
         click.echo(f"fedprompt: {fault}", err=True)
     if not good:
         raise InputError(f"images: expected at least one that decodes, got {len(files)} others")
-    found = model.predict(good, batch=batch, domain=domain)
+    found = model.predict([pixels for _, pixels in good], batch=batch, domain=domain)
+    found = dataclasses.replace(found, names=tuple(str(file) for file, _ in good))
     _show(predictions_table(found))
     if len(found) > SHOWN:
         more = f"{len(found) - SHOWN} more"
@@ -111,15 +114,42 @@ def evaluate(
     from fedprompt.config import compose
     from fedprompt.data.task import datasets
     from fedprompt.results.evaluation import evaluate_on
-    from fedprompt.results.loading import directory_of, load
+    from fedprompt.results.loading import config_of, load
 
     model = load(run, client=client, method=method)
-    config = compose(directory_of(run, method).path / "config.yaml", list(overrides))
+    config = compose(config_of(run, method), list(overrides))
     task = datasets.create(config.data.name, **dataclasses.asdict(config.data.options))
     found = evaluate_on(model, task, split or ("all" if overrides else "test"))
     _show(figures_table(found, model))
     if output is not None:
         _save(output, json.dumps(found.json(), indent=2) + "\n")
+
+
+@click.command()
+@RUN
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@CLIENT
+@METHOD
+@click.option(
+    "--onnx/--no-onnx",
+    default=True,
+    show_default=True,
+    help="Write the model as an ONNX graph, too.",
+)
+def export(run: Path, out: Path, client: int | None, method: str | None, onnx: bool) -> None:
+    """Write the model of a run into the folder OUT, which needs nothing else to be used.
+
+    OUT has the weights as safetensors, the config, the task, a model card (README.md) and
+    model.onnx. The graph is compared with the model by ONNX Runtime first.
+    """
+    from fedprompt.results import export as write
+
+    made = write(run, out, client=client, method=method, onnx=onnx)
+    if made.difference is not None:
+        click.echo(
+            f"model.onnx: largest difference of a logit {made.difference:.1e} on {made.checked_on}"
+        )
+    click.echo(f"exported: {made.folder} ({made.size / 1e6:.1f} MB); its README.md is the card")
 
 
 def predictions_table(found: Predictions) -> Table:

@@ -217,6 +217,19 @@ def scores_of(query: Tensor, discriminants: Tensor) -> Tensor:
     return (discriminants[:, :-1] * query).sum(dim=1) + discriminants[:, -1]
 
 
+def key_scores(options: PromptOptions, query: Tensor, keys: Tensor) -> Tensor:
+    """(n,) how well each key fits a query: `rows_of_query` takes the prompts of the largest.
+
+    Args:
+        options: the rule.
+        query: (q,)
+        keys: (n, q) addresses, or (n, q + 1) discriminants, as they were broadcast.
+    """
+    if options.tells_spread:
+        return scores_of(query, keys)
+    return -(keys - query).square().sum(dim=1)
+
+
 def rows_of_query(options: PromptOptions, query: Tensor, keys: Tensor) -> Tensor:
     """The prompts (k,) of keyed selection.
 

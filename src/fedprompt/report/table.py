@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,9 @@ def short_number(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def render_summary(*run_dirs: Path) -> Table:
-    """The comparison table for the terminal; it fits 80 columns for names of up to 12 letters.
-
-    Raises:
-        ConfigError: a folder is no run directory.
+def render_summary(rows: Sequence[Json]) -> Table:
+    """The rows of `comparison_table` for the terminal, which fit 80 columns for names of up to 12
+    letters.
     """
     from rich import box
     from rich.table import Table
@@ -60,23 +59,23 @@ def render_summary(*run_dirs: Path) -> Table:
         *("seconds", "state\nSHA-256"),
     ):
         table.add_column(head, justify="right", no_wrap=True)
-    for index, row in enumerate(comparison_table(run_dirs)):
+    for index, row in enumerate(rows):
         style = "bold" if index == 0 else ""
         table.add_row(*(Text(cell) for cell in summary_cells(row)), style=style)
     return table
 
 
-def render_domains(*run_dirs: Path) -> Table | None:
+def render_domains(rows: Sequence[Json]) -> Table | None:
     """Test accuracy of each domain for the terminal, a line for each method; None if there is one.
 
-    Raises:
-        ConfigError: a folder is no run directory.
+    Args:
+        rows: of `comparison_table`.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    rows = [row for row in comparison_table(run_dirs) if row["domain_accuracy"]]
+    rows = [row for row in rows if row["domain_accuracy"]]
     domains = list(dict.fromkeys(name for row in rows for name in row["domain_accuracy"]))
     if not domains:
         return None
@@ -91,8 +90,13 @@ def render_domains(*run_dirs: Path) -> Table | None:
 
 
 def print_summary(console: Console, *run_dirs: Path) -> None:
-    """Print `render_summary` and, where there are several domains, `render_domains`."""
-    console.print(render_summary(*run_dirs))
-    by_domain = render_domains(*run_dirs)
+    """Print `render_summary` and, where there are several domains, `render_domains`.
+
+    Raises:
+        ConfigError: a folder is no run directory.
+    """
+    rows = comparison_table(run_dirs)
+    console.print(render_summary(rows))
+    by_domain = render_domains(rows)
     if by_domain is not None:
         console.print(by_domain)

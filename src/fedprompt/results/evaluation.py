@@ -73,13 +73,10 @@ def evaluate_on(model: PromptedModel, task: Task, split: str = "test") -> OtherD
         pixels = np.concatenate(
             [part.images[np.flatnonzero(part.groups == number)] for part in parts]
         )
+        table = model.table(pixels, name if known[name] else None)
         for together, right in rights.items():
-            found = model.predict(
-                pixels,
-                batch=model.recipe.prompts.eval_batch if together else 1,
-                domain=name if known[name] else None,
-            )
-            right[own] = found.labels == labels[own]
+            batch = model.recipe.prompts.eval_batch if together else 1
+            right[own] = model.predict_table(table, batch).labels == labels[own]
         domains[name] = _figures(rights, own)
     classes = [rights[True][labels == label].mean() for label in np.unique(labels)]
     everything = _figures(rights, np.arange(len(groups)))

@@ -67,8 +67,8 @@ def files_of(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 def readable(
     files: Sequence[Path], side: int, background: str | None
-) -> tuple[list[Path], list[str]]:
-    """The files that decode, and what is wrong with the others.
+) -> tuple[list[tuple[Path, Pixels]], list[str]]:
+    """The files that decode, with their pixels, and what is wrong with the others.
 
     Args:
         files: of images.
@@ -78,12 +78,10 @@ def readable(
     good, faults = [], []
     for file in files:
         try:
-            decode(file, side, background)
+            good.append((file, decode(file, side, background)))
         except InputError as error:
             # What it says of data.on_bad_image is about training.
             faults.append(str(error).partition("; replace the file")[0] + "; left out")
-        else:
-            good.append(file)
     return good, faults
 
 

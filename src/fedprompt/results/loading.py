@@ -1,8 +1,11 @@
-"""`fedprompt.load`: a run directory as a model. Needs neither the run's data nor Ray."""
+"""`fedprompt.load`: a run directory, or what was exported of one, as a model. Needs neither the
+run's data nor Ray.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -11,7 +14,8 @@ from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import CheckpointError, ConfigError
 from fedprompt.core.files import Json
 from fedprompt.core.types import ServerState
-from fedprompt.models.backbone import Backbone, load_backbone
+from fedprompt.models.backbone import load_backbone
+from fedprompt.results.exported import is_export, load_export, prompted_model
 from fedprompt.results.model import PromptedModel
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
@@ -31,7 +35,8 @@ def load(
     """The model of a run, as its last finished round left it.
 
     Args:
-        run_dir: directory of a run, finished or not; that of a comparison is one, too.
+        run_dir: directory of a run, finished or not; that of a comparison is one, too. Or a folder
+            that `fedprompt export` wrote.
         client: the model of this client, with what it keeps for itself; None for the global model.
         method: a method that the run is compared with; None for the run's own.
         device: where to compute.
@@ -40,6 +45,8 @@ def load(
         ConfigError: no run, no such method or client, no finished round, or no global model.
         CheckpointError: the backbone's weights are not those of the run, or a file is damaged.
     """
+    if is_export(run_dir):
+        return load_export(Path(run_dir), client, method, device)
     directory = directory_of(run_dir, method)
     if directory.last_round() is None:
         raise ConfigError(
@@ -50,18 +57,11 @@ def load(
     config = compose(directory.path / "config.yaml", ["runtime=serial"])
     state = load_latest(directory.state_folder).state
     card = task_of(directory)
-    backbone = _backbone(config, directory).to(device)
-    side = card["side"] or backbone.transform.shorter_side
-    return PromptedModel(
-        backbone,
-        config.recipe(len(card["class_names"])),
-        model_of(config, state, len(card["class_names"]), client),
-        tuple(card["class_names"]),
-        card["domains"],
-        side,
-        card["background"],
-        whitenings_from(directory.read_whitening()) if config.prompts.selects_by_whitened else None,
-    )
+    backbone = load_backbone(config.model, config.cut)
+    directory.check_backbone(backbone.checksum())
+    model = model_of(config, state, len(card["class_names"]), client)
+    whitening = whitenings_from(directory.read_whitening())
+    return prompted_model(config, backbone.to(device), card, model, whitening)
 
 
 def model_of(
@@ -114,6 +114,16 @@ def task_of(directory: RunDirectory) -> Json:
     return {"name": None, "class_names": names, "domains": {}, "side": None, "background": None}
 
 
+def config_of(run_dir: str | os.PathLike[str], method: str | None) -> Path:
+    """`config.yaml` of a run, of a method that it is compared with, or of an exported folder.
+
+    Raises:
+        ConfigError: there is no such thing.
+    """
+    folder = Path(run_dir) if is_export(run_dir) else directory_of(run_dir, method).path
+    return folder / "config.yaml"
+
+
 def directory_of(run_dir: str | os.PathLike[str], method: str | None) -> RunDirectory:
     """The directory of a run, or of a method that it is compared with.
 
@@ -130,15 +140,3 @@ def directory_of(run_dir: str | os.PathLike[str], method: str | None) -> RunDire
             f"got '{method}'"
         )
     return directory.comparison(method)
-
-
-def _backbone(config: ExperimentConfig, directory: RunDirectory) -> Backbone:
-    """The run's backbone, with the weights that it had."""
-    backbone = load_backbone(config.model, config.cut)
-    expected, got = directory.read_manifest().get("backbone_sha256"), backbone.checksum()
-    if expected not in (None, got):
-        raise CheckpointError(
-            f"{directory.path}: expected a backbone of sha256 {expected[:12]}, got {got[:12]}; put "
-            "the weights back that the run was made with"
-        )
-    return backbone

@@ -14,6 +14,7 @@ from fedprompt.client.recipe import LocalRecipe
 from fedprompt.core.checks import check_integer
 from fedprompt.core.errors import InputError, suggest
 from fedprompt.core.files import Json
+from fedprompt.core.types import Broadcast, Parts, fresh
 from fedprompt.data.prefix.tables import FeatureTable, compute_table
 from fedprompt.data.prefix.whitening import Whitening, add_whitened
 from fedprompt.data.task import Split
@@ -77,6 +78,8 @@ class PromptedModel(nn.Module):
         whitening: maps of the queries that prompts are chosen by, if there are any.
     """
 
+    addresses: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
@@ -100,6 +103,7 @@ class PromptedModel(nn.Module):
             self.class_mask[row, own] = True
         self.backbone = backbone
         self.network = network_of(model, recipe, backbone, self.class_mask, self.device)
+        self.register_buffer("addresses", fresh(model.addresses).to(self.device))
         self.requires_grad_(False)
         self.eval()
 
@@ -138,13 +142,25 @@ class PromptedModel(nn.Module):
         """
         check_integer("batch", batch, 1)
         pixels, names = read(images, self.side, self.background)
-        table = self.table(pixels, domain)
+        return self.predict_table(self.table(pixels, domain), batch, names)
+
+    def predict_table(
+        self, table: FeatureTable, batch: int, names: tuple[str, ...] | None = None
+    ) -> Predictions:
+        """What the images of a table show.
+
+        Args:
+            table: from `table`.
+            batch: images of one domain that choose their prompts together.
+            names: one for each image; by default its number.
+        """
         width = min(self.recipe.prompts.count, len(self.network.prompts))
-        probabilities = np.empty((len(pixels), len(self.class_names)), dtype=np.float32)
-        prompts = np.empty((len(pixels), width), dtype=np.int64)
+        probabilities = np.empty((len(table), len(self.class_names)), dtype=np.float32)
+        prompts = np.empty((len(table), width), dtype=np.int64)
         for index, logits, rows in self._classified(table, batch):
             probabilities[index] = logits.softmax(dim=1).cpu().numpy()
             prompts[index] = rows.cpu().numpy()
+        names = tuple(map(str, range(len(table)))) if names is None else names
         return Predictions(names, self.class_names, probabilities, prompts)
 
     def table(self, pixels: Pixels, domain: str | None) -> FeatureTable:
@@ -176,7 +192,7 @@ class PromptedModel(nn.Module):
             self.recipe, prompts=dataclasses.replace(self.recipe.prompts, eval_batch=batch)
         )
         everything = np.arange(len(table), dtype=np.int64)
-        for piece in cut(Subject(self.model, 0, everything), recipe, table):
+        for piece in cut(Subject(self._selecting(), 0, everything), recipe, table):
             logits, _ = classify_piece(piece, self.network, table)
             rows = piece.rows
             if piece.shares is not None:
@@ -186,6 +202,15 @@ class PromptedModel(nn.Module):
                 ]
                 rows = rows[torch.tensor(best)]
             yield piece.images, logits, rows
+
+    def _selecting(self) -> Model:
+        """The model's tensors as the network has them now, where prompts are chosen: on the CPU."""
+        network = self.network
+        projection = None if network.projection is None else network.projection.cpu()
+        shared = Parts(query_projection=projection)
+        return Model(
+            Broadcast(network.prompts.cpu(), network.keys.cpu(), shared), keys=self.addresses.cpu()
+        )
 
     def __repr__(self) -> str:
         """One line; the layers are those of `backbone` and `network`."""

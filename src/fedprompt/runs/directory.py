@@ -228,6 +228,27 @@ class RunDirectory:
         """Content of `manifest.json`; empty when there is none."""
         return self._read_json("manifest.json")
 
+    def check_backbone(self, found: str) -> None:
+        """Refuse a backbone with other weights than those that the run was made with.
+
+        Args:
+            found: its `checksum`.
+
+        Raises:
+            CheckpointError: names both.
+        """
+        expected = self.read_manifest().get("backbone_sha256")
+        if not isinstance(expected, str):
+            raise CheckpointError(
+                f"{self.path}: expected backbone_sha256 in manifest.json, got none; copy the whole "
+                "folder again"
+            )
+        if found != expected:
+            raise CheckpointError(
+                f"{self.path}: expected a backbone of sha256 {expected[:12]}, as the run was made "
+                f"with, got {found[:12]}; put the old weights back or start a new run"
+            )
+
     def write_summary(self, values: Mapping[str, object]) -> None:
         """Write `summary.json`; from then on the run counts as finished."""
         self._write_json("summary.json", values)

@@ -344,13 +344,7 @@ def check_unchanged(directory: RunDirectory, federation: Federation) -> None:
     Raises:
         CheckpointError: names what differs.
     """
-    expected = directory.read_manifest().get("backbone_sha256")
-    if expected != federation.backbone.checksum():
-        raise CheckpointError(
-            f"{directory.path}: the backbone's weights differ from those the run started with "
-            f"(expected sha256 {str(expected)[:12]}, got {federation.backbone.checksum()[:12]}); "
-            "put the old file back or start a new run"
-        )
+    directory.check_backbone(federation.backbone.checksum())
     before, now = directory.read_indices(), federation.data.parts
     if len(before) != len(now) or not all(map(np.array_equal, before, now)):
         raise CheckpointError(

@@ -41,8 +41,7 @@ def mix(
     Returns:
         Images (e,), each as often as it has sets; their rows of the prompts (e, k); shares (e,).
     """
-    chosen = torch.stack([likeliest_rows(key, discriminants, count) for key in keys])
-    sets, set_of = torch.unique(chosen, dim=0, return_inverse=True)
+    sets, set_of = sets_of(keys, discriminants, count)
     order, rows, shares = [], [], []
     for batch, queries in batches:
         found = responsibilities(queries, discriminants, set_of, len(sets))
@@ -51,6 +50,19 @@ def mix(
         rows.append(sets[likely].repeat(len(batch), 1))
         shares.append(found[likely].repeat(len(batch)))
     return np.concatenate(order), torch.cat(rows), torch.cat(shares)
+
+
+def sets_of(keys: Tensor, discriminants: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The different sets of prompts (s, k) that the keys select, and that of each key (n,).
+
+    Args:
+        keys: (n, q) of the prompts.
+        discriminants: (n, q + 1) of the keys.
+        count: k prompts of an image.
+    """
+    chosen = torch.stack([likeliest_rows(key, discriminants, count) for key in keys])
+    sets, set_of = torch.unique(chosen, dim=0, return_inverse=True)
+    return sets, set_of
 
 
 def responsibilities(queries: Tensor, discriminants: Tensor, set_of: Tensor, number: int) -> Tensor:
@@ -66,10 +78,26 @@ def responsibilities(queries: Tensor, discriminants: Tensor, set_of: Tensor, num
         (s,) in sum 1.
     """
     scores = len(queries) * scores_of(queries.mean(dim=0), discriminants).double()
-    shares = scores.new_zeros(number).index_add(0, set_of, scores.softmax(dim=0))
-    least = shares.max().clamp_max(LEAST_SHARE)  # of very many that are alike, the likeliest stay
+    return shares_of(scores, set_of, number)
+
+
+def shares_of(scores: Tensor, set_of: Tensor, number: int) -> Tensor:
+    """How probable each set is, 0 for those below `LEAST_SHARE`.
+
+    Args:
+        scores: (..., n) float64, log probability of each key up to a common term.
+        set_of: (n,) the set that each key selects.
+        number: s of sets.
+
+    Returns:
+        (..., s) float32, in sum 1.
+    """
+    shares = scores.new_zeros(*scores.shape[:-1], number)
+    shares = shares.index_add(-1, set_of, scores.softmax(dim=-1))
+    # Of very many that are alike, the likeliest stay.
+    least = shares.amax(dim=-1, keepdim=True).clamp_max(LEAST_SHARE)
     shares = torch.where(shares < least, 0.0, shares)
-    return (shares / shares.sum()).float()
+    return (shares / shares.sum(dim=-1, keepdim=True)).float()
 
 
 def firsts(index: Rows) -> NDArray[np.bool_]:
