@@ -70,7 +70,7 @@ docs: setup ## build the site into site/, the tutorials executed (the first time
 	@$(BIN)/python -c "import ipykernel, material, mkdocstrings_handlers.python, nbclient" 2>/dev/null \
 	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints.lock -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
-	@echo "site/index.html"
+	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site"
 
 lock: setup ## write the versions of all that is installed into constraints.lock
 	@$(BIN)/python .ci/lock.py

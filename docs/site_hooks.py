@@ -5,10 +5,13 @@ line and of Python, and leads links out of `docs/` to where the code is.
 from __future__ import annotations
 
 import html
+import inspect
 import os
 import posixpath
+import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ ELSEWHERE = {
 }
 """Documents of the root that are pages of the site, too."""
 SECONDS = 600
+"""That a cell of a tutorial may take."""
+NOTEBOOK = re.compile(r"(\]\([\w./-]+)\.ipynb\)(?! to keep)")
 PYTHON = {
     "Run and load": ["fedprompt.run", "fedprompt.resume", "fedprompt.load"],
     "Results": [
@@ -85,9 +90,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         text = text.replace(f"]({back})", f"]({there})").replace(f"]({back}#", f"]({there}#")
     if folder == ".":
         text = text.replace("](docs/", "](")
-    if source.startswith("tutorials/"):  # a notebook is a page here
-        text = text.replace(".ipynb)", ".md)").replace(".md) to keep", ".ipynb)")
-    return text
+    return NOTEBOOK.sub(r"\1.md)", text)  # a notebook is a page here
 
 
 # ------------------------------------------------------------ pages that are made
@@ -115,14 +118,15 @@ def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
     yield ""
     yield f"```\n{command.get_usage(ctx).removeprefix('Usage: ')}\n```"
     yield ""
-    words = (command.help or "").strip()
+    words = inspect.cleandoc(command.help or "")
     if "\b" in words:  # lines that click leaves as they are
         words = "\n".join(
-            f"```\n{part.strip(chr(10))}\n```" if part.startswith("\n") else part
+            f"```\n{textwrap.dedent(part).strip()}\n```" if part.startswith("\n") else part
             for part in words.split("\b")
         )
     yield words
     rows = [record for each in command.get_params(ctx) if (record := each.get_help_record(ctx))]
+    rows = [row for row in rows if row[1]]  # arguments stand in the usage
     if rows:
         yield ""
         yield "| option | meaning |"
@@ -152,10 +156,15 @@ def executed(path: Path) -> str:
 
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            notebook,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # errors alone
+            timeout=SECONDS,
+            resources={"metadata": {"path": folder}},
+        )
         if os.environ.get("TUTORIALS", "1") != "0":  # without, a look at pages and links is quick
             client.execute()
-    parts = [f"[The notebook]({path.name}) to keep, executed when this site was built."]
+    parts = [f"[A notebook]({path.name}) to keep; executed when this site was built."]
     head, *rest = notebook.cells
     parts = [head.source, *parts]
     for cell in rest:
