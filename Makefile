@@ -12,7 +12,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
 	&& echo $$each && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run sweep test test-cluster lint typecheck format bench bench-methods cluster submit job-status job-stop cluster-stop pretrain real clean
+.PHONY: help setup run sweep test test-cluster lint typecheck format docs lock bench bench-methods cluster submit job-status job-stop cluster-stop pretrain real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,11 +20,11 @@ help: ## list the targets
 setup: $(VENV)/.ready ## create .venv and install the package with its pinned dependencies (once)
 
 # The stamp is written last, after the imports that a mismatched torch and torchvision would break.
-$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml constraints.txt constraints.lock
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one or give PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (several GB; a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints.lock -e '.[dev]'
 	@$(BIN)/python -c "import timm, torch, torchvision; torchvision.ops.nms; print('torch', torch.__version__, '| torchvision', torchvision.__version__, '| timm', timm.__version__, '| CUDA', torch.cuda.is_available())"
 	@touch $@
 
@@ -66,6 +66,15 @@ format: setup ## format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: setup ## build the site into site/, the tutorials executed (the first time installs mkdocs)
+	@$(BIN)/python -c "import ipykernel, material, mkdocstrings_handlers.python, nbclient" 2>/dev/null \
+	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints.lock -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site"
+
+lock: setup ## write the versions of all that is installed into constraints.lock
+	@$(BIN)/python .ci/lock.py
+
 bench: setup ## measure the quickstart over three seeds and the state hashes (about 15 minutes)
 	@$(BIN)/python -m benchmarks.quickstart $(ARGS)
 
@@ -80,5 +89,5 @@ real: setup ## fetch real images into data/ and DINOv2 into weights/ (a few minu
 	@$(BIN)/fedprompt fetch real $(ARGS)
 
 clean: ## remove the environment and everything that tools left behind; runs/ stays
-	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import statistics
 from pathlib import Path
@@ -10,13 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "fedprompt"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 
 # Pages that are still to be checked: take a page out of here as soon as it is rewritten.
 # (`benchmark-tables.md` is made by a program and may stay.)
 TO_BE_REWRITTEN = {
     "benchmark-tables.md",
 }
+
+SPEC = importlib.util.spec_from_file_location("links", ROOT / "docs" / "links.py")
+assert SPEC is not None and SPEC.loader is not None
+links = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(links)
+outward = links.outward
 
 LONGEST = 40
 """Words of a sentence."""
@@ -84,13 +93,21 @@ def rewritten() -> list[Path]:
     return [page for page in PAGES if page.name not in TO_BE_REWRITTEN]
 
 
+def words_of(page: Path) -> str:
+    """A page; of a notebook the cells that are no code."""
+    if page.suffix != ".ipynb":
+        return page.read_text(encoding="utf-8")
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+
 def test_the_exempt_pages_exist():
     assert {page.name for page in PAGES} >= TO_BE_REWRITTEN
 
 
-@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*rewritten(), *TUTORIALS], ids=lambda page: page.name)
 def test_sentences_say_one_thing(page):
-    found = sentences(page.read_text())
+    found = sentences(words_of(page))
     assert found
     long = [f"{words(each)}: {each}" for each in found if words(each) > LONGEST]
     assert not long, "\n".join(long)
@@ -105,16 +122,16 @@ def test_many_numbers_stand_in_a_table(page):
     assert not crowded, "\n".join(crowded)
 
 
-@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*rewritten(), *TUTORIALS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    text = page.read_text()
+    text = words_of(page)
     dead: list[str] = []
     for _, target in LINK.findall(CODE.sub("CODE", FENCE.sub("", text))):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+        if not file.exists() or (anchor and anchor not in anchors(words_of(file))):
             dead.append(target)
     assert not dead
 
@@ -150,6 +167,39 @@ def test_the_glossary_names_what_exists():
         if not re.search(rf"\b{part}\b", (PACKAGE / file).read_text())
     ]
     assert not missing
+
+
+def nav() -> list[str]:
+    """The pages that mkdocs.yml lists."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    return re.findall(r"^ {2,8}- (?:[^:\n]+: )?([\w/-]+\.md)$", text, re.MULTILINE)
+
+
+def test_the_site_has_every_page_once() -> None:
+    """`make docs` checks the rest: it is strict."""
+    made = {"reference/cli.md", "reference/python.md", "changelog.md", "contributing.md"}
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").glob("*.md")}
+    made |= {f"tutorials/{path.stem}.md" for path in TUTORIALS}
+    assert sorted(nav()) == sorted(pages | made)
+
+
+@pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_out_of_the_site_to_the_code(page: Path) -> None:
+    """No relative link is left where nothing lies beside the page."""
+    folder = page.parent.relative_to(ROOT).as_posix()
+    text = FENCE.sub("", outward(page.read_text(), folder, "https://host.example/me/it"))
+    targets = [target for _, target in LINK.findall(CODE.sub("CODE", text))]
+    assert all(re.match(r"https?://|#", each) for each in targets)
+    places = re.findall(r"https://host\.example/me/it/(?:blob|raw)/HEAD/([^)#\s]+)", text)
+    assert all((ROOT / place).exists() for place in places)
+
+
+@pytest.mark.parametrize("page", rewritten(), ids=lambda page: page.name)
+def test_a_list_begins_after_an_empty_line(page: Path) -> None:
+    """A code host does without; the site would run it into the paragraph."""
+    text = FENCE.sub("", page.read_text())
+    glued = re.findall(r"^(?![-*\d|>#\s]).+\n(?:- |\d+\. ).+", text, re.MULTILINE)
+    assert not glued
 
 
 def test_the_readme_fits_on_two_screens():

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SET_UP_FROM = ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt")
+SET_UP_FROM = (
+    *("Makefile", "setup.cfg", "setup.py", "pyproject.toml"),
+    *("constraints.txt", "constraints.lock"),
+)
 # What the recipes call, beside Python; `make` itself starts /bin/sh.
 TOOLS = ("awk", "grep", "rm", "find", "test", "touch")
 

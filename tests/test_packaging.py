@@ -1,18 +1,24 @@
-"""A wheel built from the project carries all it needs and works outside the checkout."""
+"""A wheel and a source distribution carry all they need; the versions are those that are tested."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import fedprompt
 
@@ -26,7 +32,8 @@ def project_files() -> list[Path]:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         files = [Path(name) for name in listed.split("\0") if name]
     else:
-        patterns = ("*.*", "LICENSE", "src/fedprompt/**/*", "conf/**/*", "examples/**/*")
+        patterns = ("*.*", "LICENSE", "docs/*.py", "src/fedprompt/**/*", "conf/**/*")
+        patterns += ("examples/**/*",)
         files = [path.relative_to(ROOT) for each in patterns for path in ROOT.glob(each)]
     return [path for path in files if (ROOT / path).is_file() and "__pycache__" not in path.parts]
 
@@ -96,7 +103,11 @@ def test_the_wheel_holds_the_code_the_configs_and_the_weights(copy: Path, wheel:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = copy / "src" / "fedprompt"
     shipped = [path for path in package.rglob("*") if path.suffix in (".py", ".safetensors")]
-    shipped += [package / "py.typed", *package.glob("models/nano/weights/*.json")]
+    shipped += [
+        package / "py.typed",
+        package / "cli/keys.json",
+        *package.glob("models/nano/weights/*.json"),
+    ]
     expected = {path.relative_to(copy / "src").as_posix() for path in shipped}
     expected |= {f"fedprompt/{path.relative_to(copy)}" for path in copy.glob("conf/**/*.yaml")}
     assert "fedprompt/conf/default.yaml" in expected
@@ -116,6 +127,108 @@ def test_the_wheel_has_the_command_and_the_licence(copy: Path, wheel: Path) -> N
         licences = [name for name in archive.namelist() if Path(name).name == "LICENSE"]
     assert "fedprompt = fedprompt.cli.main:main" in entry_points
     assert len(licences) == (copy / "LICENSE").is_file()
+
+
+def test_a_package_index_can_show_the_readme(wheel: Path) -> None:
+    """Nothing lies beside it there: no relative link, no relative picture."""
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"fedprompt-{fedprompt.__version__}.dist-info/METADATA").decode()
+    fields, _, description = text.partition("\n\n")
+    assert "Author: The fedprompt authors" in fields
+    assert "Description-Content-Type: text/markdown" in fields
+    assert "# fedprompt" in description and "fedprompt run quickstart" in description
+    targets = re.findall(r"\]\(([^)\s]+)\)", description)
+    assert targets and all(each.startswith("https://") for each in targets)
+    assert "Project-URL" not in fields  # no address of the code is known
+
+
+def test_where_the_address_of_the_code_is_known_links_lead_there(
+    copy: Path, tmp_path: Path
+) -> None:
+    code = "from setuptools import build_meta as b; b.prepare_metadata_for_build_wheel('%s')"
+    result = subprocess.run(
+        [sys.executable, "-c", code % tmp_path],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FEDPROMPT_REPOSITORY": "https://host.example/me/fedprompt/"},
+    )
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.dist-info/METADATA")
+    text = path.read_text()
+    assert "Project-URL: Source, https://host.example/me/fedprompt\n" in text
+    assert "(https://host.example/me/fedprompt/raw/HEAD/docs/images/terminal.svg)" in text
+    assert (
+        "(https://host.example/me/fedprompt/blob/HEAD/docs/benchmark.md#what-limits-pfpt)" in text
+    )
+
+
+def test_the_source_distribution_holds_what_its_tests_need(copy: Path, tmp_path: Path) -> None:
+    code = "from setuptools import build_meta as b; print(b.build_sdist('%s'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code % tmp_path], cwd=copy, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = (each for each in tmp_path.iterdir() if each.is_dir())
+    held = {each.relative_to(folder) for each in folder.rglob("*") if each.is_file()}
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        assert set(project_files()) <= held
+    # Those that read most of its files, without the package of this checkout.
+    tests = ("tests/test_docs.py",)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "--noconftest", "-x", *tests],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(folder / "src")},
+        timeout=250,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+
+
+def lock_program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lock", ROOT / ".ci" / "lock.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pins(name: str) -> dict[str, str]:
+    """Versions of a file of constraints, by canonical name."""
+    lines = [line.split("#")[0].split(";")[0] for line in (ROOT / name).read_text().splitlines()]
+    return {
+        canonicalize_name(line.split("==")[0]): line.split("==")[1].strip()
+        for line in lines
+        if "==" in line
+    }
+
+
+def test_the_lock_holds_all_that_is_installed_for_the_tests() -> None:
+    """`make setup` in an empty environment gets these versions; `make lock` writes them down."""
+    lock, locked = lock_program(), pins("constraints.lock")
+    installed = lock.closure(lock.declared(["dev"]))
+    assert len(installed) > 100
+    wrong = [
+        f"{name} {each.version}"
+        for name, each in installed.items()
+        if locked.get(name) != Version(each.version).public
+    ]
+    assert not wrong, f"{', '.join(wrong)}: not what constraints.lock says; run make lock"
+    chosen = pins("constraints.txt")
+    assert len(chosen) > 25
+    assert {name: locked.get(name) for name in chosen} == chosen, "run make lock"
+
+
+def test_upper_bounds_are_the_versions_that_are_tested() -> None:
+    chosen = pins("constraints.txt")
+    bounds = {each.name: each.specifier for each in lock_program().declared([])}
+    for name in ("ray", "torch", "timm"):
+        assert f"<={chosen[name]}" in str(bounds[name]).split(",")
+        assert chosen[name] in bounds[name]
 
 
 def test_the_fresh_environment_uses_the_wheel(python: Path, tmp_path: Path) -> None:

@@ -18,5 +18,12 @@ def test_the_page_of_keys_is_up_to_date() -> None:
     # A plug-in that a user has added to the package is a section more.
     outdated = set(written.split("\n#")) - set(page.split("\n#"))
     assert not outdated, "run python docs/options.py"
-    assert "| `prompts.pool` | `null` | Prompts that the server starts with;" in written
+    assert (
+        "| `prompts.pool` | an integer or null | `null` | Prompts that the server starts with;"
+        in written
+    )
     assert "|  |" not in written, "every key says what it means"
+    # The same keys, as shells complete them.
+    lines = options.KEYS.read_text(encoding="utf-8").splitlines()
+    assert set(lines) <= set(options.index().splitlines()), "run python docs/options.py"
+    assert len(lines) > 200

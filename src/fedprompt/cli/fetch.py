@@ -9,9 +9,20 @@ import click
 
 from fedprompt.cli.console import fail
 
+NAMES = ("real", "emoji", "mixed", "dinov2_s14")
+"""Those of `fedprompt.fetch.real`, which takes seconds to import."""
+
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="[real|emoji|mixed|dinov2_s14]...")
+@click.argument(
+    "names",
+    nargs=-1,
+    required=True,
+    metavar=f"[{'|'.join(NAMES)}]...",
+    shell_complete=lambda ctx, param, incomplete: [
+        name for name in NAMES if name.startswith(incomplete)
+    ],
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),

@@ -19,8 +19,10 @@ import click
 from rich.console import Console
 
 import fedprompt
+from fedprompt.cli import completion
 from fedprompt.cli.console import check_one_name, fail, print_estimate, sort_arguments
 from fedprompt.cli.fetch import fetch
+from fedprompt.cli.pretrain import pretrain_command
 from fedprompt.cli.results import evaluate, export, predict
 from fedprompt.cli.run import run
 from fedprompt.cli.sweep import sweep
@@ -44,7 +46,8 @@ class Command(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the subcommand; an unknown one is an error that lists those that exist."""
         known = self.list_commands(ctx)
-        if args[0] not in known and not args[0].startswith("-"):
+        asked = not ctx.resilient_parsing  # by a person, not by a shell that completes
+        if asked and args[0] not in known and not args[0].startswith("-"):
             raise click.UsageError(
                 f"unknown command '{args[0]}': expected one of {', '.join(known)}"
                 f"{suggest(args[0], known)}",
@@ -88,7 +91,12 @@ def main(ctx: click.Context, verbose: bool) -> None:
 
 
 @main.command()
-@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[NAME|FILE] [KEY=VALUE]...",
+    shell_complete=completion.experiment_words,
+)
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -129,7 +137,7 @@ def partition(arguments: tuple[str, ...], picture: Path | None, save: Path | Non
 
 
 @main.command("list")
-@click.argument("kind", required=False, metavar="[KIND]")
+@click.argument("kind", required=False, metavar="[KIND]", shell_complete=completion.kinds)
 @click.option("--plugin", multiple=True, metavar="FILE.py|MODULE", help="List what it adds, too.")
 def list_names(kind: str | None, plugin: tuple[str, ...]) -> None:
     """List what an experiment can name: `fedprompt list data`, `fedprompt list methods`.
@@ -162,7 +170,13 @@ def methods() -> None:
 
 
 @main.command()
-@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "run_dirs",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=completion.runs,
+)
 def report(run_dirs: tuple[Path, ...]) -> None:
     """Print the summary of runs and draw their figures and report.html again."""
     from fedprompt.report.page import make_html, make_report
@@ -175,9 +189,14 @@ def report(run_dirs: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.option("--client", type=int, required=True, help="Client id.")
-@click.option("--method", default=None, help="A comparison run of the experiment.")
+@click.option(
+    "--method",
+    default=None,
+    shell_complete=completion.compared,
+    help="A comparison run of the experiment.",
+)
 def replay(run_dir: Path, client: int, method: str | None) -> None:
     """Do one client's next round again, alone, in this process and with the full traceback."""
     from fedprompt.experiment import replay_client
@@ -230,7 +249,12 @@ def bench(as_json: bool, threads: int, device: str) -> None:
 
 
 @main.command()
-@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[NAME|FILE] [KEY=VALUE]...",
+    shell_complete=completion.experiment_words,
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option(
     "--gflops",
@@ -249,33 +273,11 @@ def estimate(arguments: tuple[str, ...], as_json: bool, gflops: float | None) ->
     print_estimate(compose(names[0], overrides), as_json, gflops)
 
 
-class PretrainCommand(click.Command):
-    """`fedprompt pretrain`, whose module is imported only when it is called: this takes seconds."""
-
-    def _real(self) -> click.Command:
-        from fedprompt.cli.pretrain import pretrain_command
-
-        return pretrain_command
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The options of the real command."""
-        return self._real().get_params(ctx)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the real command."""
-        return self._real().invoke(ctx)
-
-
 main.add_command(run)
+main.add_command(completion.completion)
 main.add_command(sweep)
 main.add_command(fetch)
 main.add_command(predict)
 main.add_command(evaluate)
 main.add_command(export)
-main.add_command(
-    PretrainCommand(
-        "pretrain",
-        help="Train the embedded backbone on drawn images.",
-        short_help="Train the embedded backbone on drawn images.",
-    )
-)
+main.add_command(pretrain_command)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
 import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fedprompt.models.nano import network as nano
-from fedprompt.models.nano.pretrain import pretrain
-from fedprompt.models.nano.probe import add_probes
-from fedprompt.models.nano.recipe import PLAIN, PROMPTABLE, Progress
+if TYPE_CHECKING:  # take seconds to import
+    from rich.progress import TaskID
+
+    from fedprompt.models.nano.recipe import Progress
 
 # ---------------------------------------------------------------- command
 
@@ -74,6 +70,11 @@ def pretrain_command(
     probes: bool,
 ) -> None:
     """Train a nano ViT on procedurally drawn images; no network, no data files."""
+    from fedprompt.models.nano import network as nano
+    from fedprompt.models.nano.pretrain import pretrain
+    from fedprompt.models.nano.probe import add_probes
+    from fedprompt.models.nano.recipe import PLAIN, PROMPTABLE
+
     base = PROMPTABLE if promptable else PLAIN
     config = dataclasses.replace(
         base,

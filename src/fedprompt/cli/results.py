@@ -17,15 +17,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedprompt.cli import completion
 from fedprompt.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from fedprompt.results.evaluation import OtherData
     from fedprompt.results.model import Predictions, PromptedModel
 
-RUN = click.argument("run", type=click.Path(path_type=Path), metavar="RUN_DIR")
+RUN = click.argument(
+    "run", type=click.Path(path_type=Path), metavar="RUN_DIR", shell_complete=completion.runs
+)
 CLIENT = click.option("--client", type=int, help="The model of this client.  [default: the global]")
-METHOD = click.option("--method", help="A method that the run is compared with.")
+METHOD = click.option(
+    "--method",
+    shell_complete=completion.compared,
+    help="A method that the run is compared with.",
+)
 SHOWN = 50
 """Lines of a table of predictions; a file has all."""
 
@@ -83,7 +90,12 @@ def predict(
 
 @click.command()
 @RUN
-@click.argument("overrides", nargs=-1, metavar="[data=NAME] [data.KEY=VALUE]...")
+@click.argument(
+    "overrides",
+    nargs=-1,
+    metavar="[data=NAME] [data.KEY=VALUE]...",
+    shell_complete=completion.data_words,
+)
 @CLIENT
 @METHOD
 @click.option(

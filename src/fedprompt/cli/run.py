@@ -7,13 +7,23 @@ from pathlib import Path
 
 import click
 
+from fedprompt.cli import completion
 from fedprompt.cli.console import check_one_name, print_estimate, run_plan, sort_arguments
 
 
 @click.command()
-@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[NAME|FILE] [KEY=VALUE]...",
+    shell_complete=completion.experiment_words,
+)
 @click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN_DIR", help="Continue a run."
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN_DIR",
+    shell_complete=completion.unfinished_runs,
+    help="Continue a run.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run that run_dir holds.")
 @click.option("--print-config", is_flag=True, help="Print the composed config and stop.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from fedprompt.cli import completion
 from fedprompt.cli.console import check_one_name, fail, sort_arguments
 from fedprompt.cli.signals import StopSignals
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:  # take seconds to import
 
 
 @click.command()
-@click.argument("arguments", nargs=-1, metavar="[NAME|FILE] [KEY=VALUE]...")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    metavar="[NAME|FILE] [KEY=VALUE]...",
+    shell_complete=completion.sweep_words,
+)
 @click.option(
     "--dir",
     "folder",
@@ -35,6 +41,7 @@ if TYPE_CHECKING:  # take seconds to import
     "--resume",
     type=click.Path(path_type=Path),
     metavar="SWEEP_DIR",
+    shell_complete=completion.sweeps,
     help="Continue a sweep; finished trials are kept.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")

@@ -11,11 +11,12 @@ from fedprompt.config.experiment import (
     automatic_whitening,
     build,
 )
-from fedprompt.config.files import FILE_NAME, conf_root, list_experiments
+from fedprompt.config.files import list_experiments
 from fedprompt.config.groups import GROUPS, REGISTRIES, SECTIONS, Choice, load_group
 from fedprompt.config.layers import Sources
 from fedprompt.config.methods import MethodCard, list_methods
 from fedprompt.config.typed import Tree
+from fedprompt.core.conf import FILE_NAME, conf_root
 
 __all__ = [
     "FILE_NAME",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedprompt.config.typed import Tree, section
+from fedprompt.core.conf import FILE_NAME as FILE_NAME
+from fedprompt.core.conf import TABLE
+from fedprompt.core.conf import conf_root as conf_root
 from fedprompt.core.errors import ConfigError, suggest
-
-FILE_NAME = re.compile(r"\w[\w.+-]*")
-"""What can be the name of a file in a group; a path cannot."""
-TABLE = "table"
-"""A folder of experiments may hold one file of this name, with many experiments in it."""
-
-
-def conf_root() -> Path:
-    """The folder of YAML groups: inside the installed package, or `conf/` of the checkout."""
-    packaged = Path(str(resources.files("fedprompt"))) / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def read_yaml(path: Path) -> Tree:

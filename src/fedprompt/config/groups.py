@@ -76,16 +76,29 @@ class Scalars:
     """The top-level values that are no sections, with their defaults."""
 
     method: str
+    """A preset of `conf/method`: which rules and options the leading method has."""
     name: str = "experiment"
+    """Of the experiment; it names the run's folder."""
     seed: int = 0
+    """Of every draw, from 0."""
     rounds: int = 10
+    """Communication rounds."""
     eval_every: int = 1
+    """Rounds from one evaluation to the next; the last round is always measured."""
     eval_clients: str = "last"
+    """When each client's own model is measured on its share of the held-out splits: after the
+    `last` round, at `every` evaluation, or `never`."""
     eval_alone: str = "last"
+    """When the global model is measured once more with prompts that each test image selects by
+    itself: after the `last` round, at `every` evaluation, or `never`."""
     run_dir: str | None = None
+    """Where the run is written; null: `runs/`, with the experiment's name and the time."""
     note: str | None = None
+    """What the reader of the result should know; shown under the summary table."""
     compare: list[str] = dataclasses.field(default_factory=list)
+    """Methods that run after the leading one, on the same data."""
     plugins: list[str] = dataclasses.field(default_factory=list)
+    """Files and modules of your own that add names."""
 
 
 def load_group(group: str, name: str) -> Tree:
