@@ -336,6 +336,8 @@ def test_resume_ends_as_the_straight_run(tmp_path: Path, half: Path, straight: P
     assert (result.exit_code, result.stderr) == (0, "")
     assert sha256_of(run_dir) == sha256_of(straight)
     assert [record["round"] for record in RunDirectory(run_dir).read_rounds()] == [1, 2, 3]
+    first, second = (each / "predictions.npz" for each in (run_dir, straight))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("kept", [0, 1])

@@ -90,6 +90,11 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
         evaluated = ("accuracy", "loss", "validation_accuracy", "personalised")
         figures[runtime] = [[each[key] for key in evaluated] for each in result.reports]
         assert [each["round"] for each in result.reports] == [1, 2]
+        saved = RunDirectory(result.run_dir).read_predictions()
+        right = (saved["prediction"] == saved["label"]).mean()
+        assert right == pytest.approx(result.summary["accuracy"])
+    first, second = (tmp_path / each / "predictions.npz" for each in ("serial", "ray"))
+    assert first.read_bytes() == second.read_bytes()
     assert hashes["ray"] == hashes["serial"]
     assert figures["ray"] == figures["serial"]
     assert len(set(hashes["serial"])) == 5
