@@ -60,8 +60,7 @@ def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """
     from fedprompt.report import figures
 
-    for user in ("figures", "page"):
-        monkeypatch.setattr(f"fedprompt.report.{user}.png_bytes", lambda figure: ONE_PIXEL)
+    monkeypatch.setattr(figures, "png_bytes", lambda figure: ONE_PIXEL)
     if request.node.get_closest_marker("figures") is None:
         for name in (name for name in vars(figures) if name.endswith("_figure")):
             monkeypatch.setattr(figures, name, lambda data: None)

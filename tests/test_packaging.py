@@ -97,6 +97,7 @@ def test_the_wheel_holds_the_code_the_configs_and_the_weights(copy: Path, wheel:
     package = copy / "src" / "fedprompt"
     shipped = [path for path in package.rglob("*") if path.suffix in (".py", ".safetensors")]
     shipped += [package / "py.typed", *package.glob("models/nano/weights/*.json")]
+    shipped += package.glob("report/templates/*")
     expected = {path.relative_to(copy / "src").as_posix() for path in shipped}
     expected |= {f"fedprompt/{path.relative_to(copy)}" for path in copy.glob("conf/**/*.yaml")}
     assert "fedprompt/conf/default.yaml" in expected

@@ -21,6 +21,7 @@ from rich.console import Console
 import fedprompt
 from fedprompt.cli.console import check_one_name, fail, sort_arguments
 from fedprompt.cli.fetch import fetch
+from fedprompt.cli.pages import report, runs
 from fedprompt.cli.results import evaluate, predict
 from fedprompt.cli.run import run
 from fedprompt.cli.sweep import sweep
@@ -162,19 +163,6 @@ def methods() -> None:
 
 
 @main.command()
-@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path))
-def report(run_dirs: tuple[Path, ...]) -> None:
-    """Print the summary of runs and draw their figures and report.html again."""
-    from fedprompt.report.page import make_html, make_report
-    from fedprompt.report.table import print_summary
-
-    console = Console()
-    print_summary(console, *run_dirs)
-    path = make_html(run_dirs[0]) if len(run_dirs) == 1 else make_report(run_dirs)
-    click.echo(f"report: {path}")
-
-
-@main.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--client", type=int, required=True, help="Client id.")
 @click.option("--method", default=None, help="A comparison run of the experiment.")
@@ -251,6 +239,8 @@ main.add_command(sweep)
 main.add_command(fetch)
 main.add_command(predict)
 main.add_command(evaluate)
+main.add_command(report)
+main.add_command(runs)
 main.add_command(
     PretrainCommand(
         "pretrain",
