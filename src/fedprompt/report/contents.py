@@ -159,7 +159,9 @@ def confusions(lines: Sequence[Line]) -> Iterator[Chart | None]:
     run = lines[0].runs[0]
     saved = run.directory.read_predictions()
     names = list(run.directory.read_task().get("class_names") or ())
-    if not saved or not 0 < len(names) <= MOST_CLASSES:
+    if not {"label", "prediction", "round"} <= saved.keys() or not 0 < len(names) <= MOST_CLASSES:
+        return
+    if max(saved["label"].max(initial=-1), saved["prediction"].max(initial=-1)) >= len(names):
         return
     counts = np.zeros((len(names), len(names)))
     np.add.at(counts, (saved["label"], saved["prediction"]), 1)

@@ -134,7 +134,7 @@ def cards_of(line: Line) -> list[tuple[str, str]]:
     over = f", mean of {len(line.runs)} seeds" if len(line.runs) > 1 else ""
     best = "" if row["best_round"] is None or over else f", round {row['best_round']}"
     prompts = found["prompts"]
-    return [
+    cards = [
         (percent(_middle(found["accuracy"])), f"test accuracy, last round{over}"),
         (percent(_middle(found["alone_accuracy"])), "the same, each image alone"),
         (percent(_middle(found["best_accuracy"])), f"test accuracy at best validation{best}"),
@@ -145,11 +145,18 @@ def cards_of(line: Line) -> list[tuple[str, str]]:
         ),
         (f"{found['seconds'].mean:.1f} s", "in rounds"),
     ]
+    return [card for card in cards if card[0] != "-"]
 
 
 def summary_table(lines: Sequence[Line]) -> Table:
-    """A row for each line."""
-    return Table(HEADS, [_summary_row(line) for line in lines], lead=True)
+    """A row for each line; columns in which no line says anything are left out."""
+    rows = [_summary_row(line) for line in lines]
+    said = [place for place in range(len(HEADS)) if any(row[place] != "-" for row in rows)]
+    return Table(
+        [HEADS[place] for place in said],
+        [[row[place] for place in said] for row in rows],
+        lead=True,
+    )
 
 
 def _summary_row(line: Line) -> list[str]:
@@ -178,7 +185,10 @@ def _share_cell(value: Mean | None) -> str:
         return "-"
     if value.low is None or value.high is None:
         return f"{100 * value.mean:.1f}"
-    return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    # Broken before the bracket, if at all.
+    return (
+        f"{100 * value.mean:.1f} [{100 * value.low:.1f},\N{NO-BREAK SPACE}{100 * value.high:.1f}]"
+    )
 
 
 def _middle(value: Mean | None) -> float | None:
