@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from small_data import FEW_DIGITS
+
 # Before anything starts worker processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are as nice as the tests: by default (15) the tests beside them starve them.
@@ -20,8 +22,6 @@ ONE_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
 """A whole PNG file."""
-FEW_DIGITS = "data={name: digits, train: 0.12, validation: 0.05, test: 0.05}"
-"""214 images to train on, 90 and 90 to evaluate."""
 LONGEST = ("test_runtimes.py", "test_methods.py", "test_packed.py", "test_cli.py")
 
 
@@ -60,8 +60,7 @@ def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """
     from fedprompt.report import figures
 
-    for user in ("figures", "page"):
-        monkeypatch.setattr(f"fedprompt.report.{user}.png_bytes", lambda figure: ONE_PIXEL)
+    monkeypatch.setattr(figures, "png_bytes", lambda figure: ONE_PIXEL)
     if request.node.get_closest_marker("figures") is None:
         for name in (name for name in vars(figures) if name.endswith("_figure")):
             monkeypatch.setattr(figures, name, lambda data: None)

@@ -135,6 +135,7 @@ FOREIGN = {
     "runtime/ray/nodes.py": "names of nodes",
     "runtime/ray/local.py": "names of folders",
     "runtime/ray/private.py": "names of nodes and folders",
+    "runs/catalogue.py": "names of folders",
     "runs/directory.py": "names of files",
 }
 """Files that may ask how a name begins, as it is no name of a tensor that travels."""

@@ -108,6 +108,7 @@ def test_the_wheel_holds_the_code_the_configs_and_the_weights(copy: Path, wheel:
         package / "cli/keys.json",
         *package.glob("models/nano/weights/*.json"),
     ]
+    shipped += package.glob("report/templates/*")
     expected = {path.relative_to(copy / "src").as_posix() for path in shipped}
     expected |= {f"fedprompt/{path.relative_to(copy)}" for path in copy.glob("conf/**/*.yaml")}
     assert "fedprompt/conf/default.yaml" in expected

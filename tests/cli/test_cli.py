@@ -16,7 +16,6 @@ import yaml
 from click.testing import CliRunner, Result
 
 import fedprompt
-from conftest import FEW_DIGITS
 from fedprompt.cli.main import main
 from fedprompt.client.module import ClientModule
 from fedprompt.config import compose
@@ -24,6 +23,7 @@ from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import RoundFinished
 from fedprompt.runtime.base import available_cpus
+from small_data import FEW_DIGITS
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +336,8 @@ def test_resume_ends_as_the_straight_run(tmp_path: Path, half: Path, straight: P
     assert (result.exit_code, result.stderr) == (0, "")
     assert sha256_of(run_dir) == sha256_of(straight)
     assert [record["round"] for record in RunDirectory(run_dir).read_rounds()] == [1, 2, 3]
+    first, second = (each / "predictions.npz" for each in (run_dir, straight))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("kept", [0, 1])

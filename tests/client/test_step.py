@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import FEW_DIGITS
 from fedprompt.cli import bench
 from fedprompt.client.packed import PackedBatches, PackedClients
 from fedprompt.config import compose
@@ -19,6 +18,7 @@ from fedprompt.runs.driver import settings_of
 from fedprompt.runs.federation import initial_state, prepare
 from fedprompt.server.round import make_jobs
 from simulated_gpu import simulated_gpu
+from small_data import FEW_DIGITS
 
 Overrides = Callable[..., list[str]]
 

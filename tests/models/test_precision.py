@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import fedprompt
-from conftest import FEW_DIGITS
 from fedprompt.client.loop import make_fabric
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
 from fedprompt.models.backbone import load_backbone
+from small_data import FEW_DIGITS
 
 
 def run(backbone: str, folder: Path, *more: str) -> fedprompt.RunResult:

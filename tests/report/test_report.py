@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html.parser
 import importlib.util
 import io
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,11 +229,11 @@ def test_aggregation_figure_is_on_the_page_only_if_something_was_told(tmp_path: 
     page = Page(report.make_html(told.path).read_text(encoding="utf-8"))
     assert (told.figures_folder / "aggregation.png").is_file()
     assert "figcaption" in page.seen
-    assert "a matched distance near 1 is what the noise explains" in page.text
+    assert "A matched distance near 1 is what the noise explains" in page.text
     silent = write_diagnosed(RunDirectory(tmp_path / "silent"), (), ())
     page = Page(report.make_html(silent.path).read_text(encoding="utf-8"))
     assert not (silent.figures_folder / "aggregation.png").exists()
-    assert "figcaption" not in page.seen
+    assert "A matched distance" not in page.text
 
 
 def test_seconds_figure_stacks_the_phases(tmp_path: Path) -> None:
@@ -296,10 +299,20 @@ def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert path == tmp_path / "run" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == []
-    assert len(page.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     for shown in ("90.0 %", "70.0 (1)", "4.00 MB", "11.0 s", "01234567", "method: pfpt"):
         assert shown in page.text
+    for title in ("Accuracy of the global model", "Who holds what", "Where the time goes"):
+        assert title in page.text
+    # The one script is the one that the page allows.
+    text = path.read_text(encoding="utf-8")
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src &#39;none&#39;; img-src data:; style-src &#39;unsafe-inline&#39;; "
+        f"script-src &#39;sha256-{digest}&#39;" in text
+    )
+    assert "http" not in text.replace("http-equiv", "")
 
 
 @pytest.mark.usefixtures("coarse")
@@ -312,8 +325,8 @@ def test_page_escapes_names_and_texts(tmp_path: Path) -> None:
     run.write_status({"state": "failed", "message": evil})
     run.write_manifest({"date": evil, "packages": "<i>"})
     page = Page(report.make_html(run.path).read_text(encoding="utf-8"))
-    assert "script" not in page.seen
-    assert page.seen.count("img") == 4
+    assert page.seen.count("script") == 1  # the page's own
+    assert page.seen.count("img") == 1  # the cells of who holds what
     assert page.text.count(evil) >= 4
     assert "<img src=x onerror=alert(1)>" in page.text
     assert "The run failed" in page.text
@@ -358,6 +371,8 @@ def test_several_runs_in_one_page(tmp_path: Path) -> None:
         *("run/pfpt (2)", "run/head (2)", "run/mean (2)"),
     ]
     paths = [write_run(RunDirectory(tmp_path / name), "pfpt", [0.5]).path for name in ("c", "d")]
+    with pytest.raises(ConfigError, match=r"a page about 2 runs is none of theirs; .*--output DIR"):
+        report.make_report(paths)
     page = report.make_report(paths, tmp_path / "new" / "both.html")
     assert page == tmp_path / "new" / "both.html"
     text = Page(page.read_text(encoding="utf-8")).text

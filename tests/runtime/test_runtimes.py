@@ -20,7 +20,6 @@ import torch
 from click.testing import CliRunner, Result
 
 import fedprompt
-from conftest import FEW_DIGITS
 from fedprompt.cli.main import main
 from fedprompt.client.recipe import LocalRecipe
 from fedprompt.config import compose
@@ -36,6 +35,7 @@ from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.ray import pool as ray_runtime
 from fedprompt.runtime.serial import SerialRuntime
 from fedprompt.server.evaluate import Piece, Tally
+from small_data import FEW_DIGITS
 
 Overrides = Callable[..., list[str]]
 
@@ -95,6 +95,11 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
         figures[runtime] = [[each[key] for key in evaluated] for each in result.reports]
         assert [each["round"] for each in result.reports] == [1, 2]
         assert [len(each["missed"]) for each in result.reports] == [2, 2]
+        saved = RunDirectory(result.run_dir).read_predictions()
+        right = (saved["prediction"] == saved["label"]).mean()
+        assert right == pytest.approx(result.summary["accuracy"])
+    first, second = (tmp_path / each / "predictions.npz" for each in ("serial", "ray"))
+    assert first.read_bytes() == second.read_bytes()
     assert hashes["ray"] == hashes["serial"]
     assert figures["ray"] == figures["serial"]
     assert len(set(hashes["serial"])) == 5

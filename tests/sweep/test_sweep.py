@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import fedprompt
 from fedprompt.cli.main import main
@@ -25,6 +28,13 @@ from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.placement import Node
 from fedprompt.sweep.directory import SweepDirectory, make_table
 from fedprompt.sweep.figures import heat_map, line_plot, write_figures
+from fedprompt.sweep.page import (
+    best_command,
+    best_text,
+    best_trial,
+    make_sweep_page,
+    sweep_page,
+)
 from fedprompt.sweep.ray_tune import bundles, check_resources
 from fedprompt.sweep.space import Trial, build_sweep, load_sweep
 from fedprompt.sweep.table import interval, table_csv
@@ -112,7 +122,7 @@ def test_the_command_line_changes_a_sweep() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"space": {}}, "space: expected at least one config key"),
+        ({"space": {}, "seeds": 1}, "space: expected at least one config key"),
         ({"space": {"partition.alpha": 0.1}}, r"space.partition.alpha: expected one of grid"),
         ({"space": {"partition.alpha": {"grd": [1]}}}, "got 'grd'; did you mean 'grid'"),
         ({"space": {"partition.alpha": {"grid": []}}}, "at least one value"),
@@ -223,6 +233,107 @@ def test_the_table_of_runs(done: tuple[SweepDirectory, list[Trial]]) -> None:
     assert [path.name for path in write_figures(table, directory.figures_folder)] == ["lines.png"]
 
 
+def test_an_experiment_is_swept_without_a_file(tmp_path: Path) -> None:
+    sweep = load_sweep("quickstart", ["seed=0..4", "rounds=2"])
+    assert (sweep.name, sweep.experiment, sweep.seeds) == (
+        "quickstart",
+        "quickstart",
+        (0, 1, 2, 3, 4),
+    )
+    assert [trial.folder for trial in sweep.trials()[:2]] == ["000-seed=0", "000-seed=1"]
+    assert sweep.trials()[3].config == compose("quickstart", ["rounds=2", "seed=3"])
+    assert build_sweep(yaml.safe_load(yaml.safe_dump(sweep.tree()))) == sweep
+
+    more = ["partition.alpha=0.1,0.5", "prompts.count=2..4", "compare=[]", "note=a, b", "seed=7"]
+    sweep = load_sweep("quickstart", [*more, "method=pfpt,fedavg_pt_plus"])
+    assert [(axis.key, axis.kind, axis.values) for axis in sweep.space] == [
+        ("partition.alpha", "grid", (0.1, 0.5)),
+        ("prompts.count", "grid", (2, 3, 4)),
+        ("method", "grid", ("pfpt", "fedavg_pt_plus")),
+    ]
+    assert sweep.set == {"compare": [], "note": "a, b"}
+    assert sweep.seeds == (7,)
+    lists = load_sweep("digits", ["compare=[],[head_only]", "seed=[1,2]"])
+    assert lists.space[0].values == ([], ["head_only"])
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nmethod: head_only\n")
+    assert load_sweep(str(file), ["seed=0,2"]).seeds == (0, 2)
+    assert load_sweep("alpha_prompts", ["prompts.count=3,4", "seed=9"]).seeds == (9,)
+
+
+def rows_of(*trials: tuple[float, int, float, float | None]) -> list[dict]:
+    return [
+        {
+            "values": {"lr": lr},
+            "seed": seed,
+            "state": "finished",
+            "accuracy": accuracy,
+            "validation_accuracy": validation,
+            "run_dir": f"trials/{lr}-{seed}",
+        }
+        for lr, seed, accuracy, validation in trials
+    ]
+
+
+def test_the_best_trial_is_that_of_the_best_cell_on_validation() -> None:
+    """Cell 0.1 has the best single trial, and the best on test; cell 0.2 the best mean."""
+    rows = rows_of((0.1, 0, 0.99, 0.9), (0.1, 1, 0.9, 0.5), (0.2, 0, 0.6, 0.75), (0.2, 1, 0.7, 0.8))
+    best = best_trial({"trials": rows})
+    assert best is not None
+    assert (best["values"], best["seed"]) == ({"lr": 0.2}, 1)
+    assert best_text(best) == "lr=0.2 seed=1: 80.0 % on validation, 70.0 % on test"
+    without = rows_of((0.1, 0, 0.99, None), (0.2, 0, 0.6, None))
+    assert (best_trial({"trials": without}) or {})["values"] == {"lr": 0.1}
+    assert best_trial({"trials": [{**rows[0], "state": "stopped"}]}) is None
+
+
+def test_intervals_of_lines_stay_within_the_axis_and_drawn_keys_are_logarithmic() -> None:
+    table = table_of(["lr"], [({"lr": 1e-4}, 0.97), ({"lr": 1e-2}, 0.6), ({"lr": 0.1}, 0.03)])
+    for cell in table["cells"]:
+        cell["accuracy"]["half_width"] = 2.0
+    table["kinds"] = {"lr": "loguniform"}
+    figure = line_plot(table)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    (bars,) = axes.containers
+    _, _, (segments,) = bars
+    ends = [y for segment in segments.get_segments() for _, y in segment]
+    assert 0 <= min(ends) < 1 and 99 < max(ends) <= 100
+    low, high = axes.get_ylim()
+    assert low > -10 and high < 110
+
+
+def test_the_page_of_a_sweep_names_the_best_trial_and_shows_the_stopped(
+    done: tuple[SweepDirectory, list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, trials = done
+    _, sweep = SweepDirectory.open(directory.path)
+    directory.add_stopped(trials[1], 1)
+    table = directory.write_table(sweep, trials)
+    page = make_sweep_page(directory, sweep, table)
+    assert page == directory.path / "report.html"
+    text = page.read_text(encoding="utf-8")
+    best = best_trial(table)
+    assert best is not None
+    command = shlex.split(best_command(directory, best))
+    assert compose(command[2], command[3:]).seed == best["seed"]
+    assert command[2] in html.unescape(text)
+    assert "Stopped trials: where they were" in text
+    titles = [chart.title for chart in sweep_page(directory, sweep, table).figures]
+    assert titles == ["Test accuracy over prompts.count", "Accuracy of the global model"]
+
+    before = page.read_bytes()
+    page.unlink()
+    result = CliRunner().invoke(main, ["report", str(directory.path)])
+    assert result.stdout.splitlines()[-1] == f"report: {page}"
+    assert page.read_bytes() == before
+    monkeypatch.chdir(directory.path.parent)
+    result = CliRunner().invoke(main, ["report", str(directory.path), "--output", "elsewhere"])
+    assert result.stdout.splitlines()[-1] == "report: elsewhere/report.html"
+
+
 def table_of(keys: list[str], cells: list[tuple[dict, float]]) -> dict:
     return {
         "name": "t",
@@ -254,7 +365,11 @@ def test_pictures_say_what_the_table_says() -> None:
     ("arguments", "message"),
     [
         (["nothing"], "no sweep 'nothing'"),
-        (["alpha_prompts", "seed=3"], "use sweep.seeds=[3]"),
+        (["quickstart"], "or several seeds, got none; on the command line"),
+        (["quickstart", "seed=4..0"], "seed=4..0: expected a range"),
+        (["quickstart", "rounds=1,,2"], "rounds=1,,2: expected a value between commas"),
+        (["quickstart", "partition.alfa=1,2"], "did you mean 'partition.alpha'"),
+        (["quickstartt", "seed=0..4"], "did you mean 'quickstart'"),
         (["alpha_prompts", "runtime.actors=4000"], "runtime.actors: 4000 actors"),
         (["--resume", "nowhere"], "expected the folder of a sweep"),
         (["--resume", "x", "alpha_prompts"], "--resume takes the sweep's folder alone"),

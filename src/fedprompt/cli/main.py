@@ -22,6 +22,7 @@ import fedprompt
 from fedprompt.cli import completion
 from fedprompt.cli.console import check_one_name, fail, print_estimate, sort_arguments
 from fedprompt.cli.fetch import fetch
+from fedprompt.cli.pages import report, runs
 from fedprompt.cli.pretrain import pretrain_command
 from fedprompt.cli.results import evaluate, export, predict
 from fedprompt.cli.run import run
@@ -170,25 +171,6 @@ def methods() -> None:
 
 
 @main.command()
-@click.argument(
-    "run_dirs",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-    shell_complete=completion.runs,
-)
-def report(run_dirs: tuple[Path, ...]) -> None:
-    """Print the summary of runs and draw their figures and report.html again."""
-    from fedprompt.report.page import make_html, make_report
-    from fedprompt.report.table import print_summary
-
-    console = Console()
-    print_summary(console, *run_dirs)
-    path = make_html(run_dirs[0]) if len(run_dirs) == 1 else make_report(run_dirs)
-    click.echo(f"report: {path}")
-
-
-@main.command()
 @click.argument("run_dir", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @click.option("--client", type=int, required=True, help="Client id.")
 @click.option(
@@ -280,4 +262,6 @@ main.add_command(fetch)
 main.add_command(predict)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(report)
+main.add_command(runs)
 main.add_command(pretrain_command)

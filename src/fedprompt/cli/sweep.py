@@ -53,7 +53,10 @@ def sweep(
     resume: Path | None,
     verbose: bool,
 ) -> None:
-    """Run experiments over a search space: `fedprompt sweep alpha_prompts sweep.seeds=5`."""
+    """Run experiments over a search space: `fedprompt sweep alpha_prompts sweep.seeds=5`.
+
+    An experiment needs no file: `fedprompt sweep quickstart seed=0..4 partition.alpha=0.1,0.5`.
+    """
     names, overrides = sort_arguments(arguments)
     if resume is not None and (names or overrides or folder):
         raise click.UsageError("--resume takes the sweep's folder alone: its sweep.yaml says all")
@@ -92,6 +95,7 @@ def run_trials(
     """
     from fedprompt.report.live import clock, percent
     from fedprompt.sweep.figures import write_figures
+    from fedprompt.sweep.page import best_command, best_text, best_trial, make_sweep_page
     from fedprompt.sweep.ray_tune import run_sweep
     from fedprompt.sweep.space import describe
     from fedprompt.sweep.table import render_table
@@ -126,10 +130,13 @@ def run_trials(
     table = json.loads((directory.path / "table.json").read_text())
     write_figures(table, directory.figures_folder)
     console.print(render_table(table))
+    best = best_trial(table)
+    if best is not None:
+        click.echo(f"best: {best_text(best)}\nrepeat it: {best_command(directory, best)}")
     if chosen.note:
         click.echo(chosen.note)
     click.echo(f"table: {directory.path / 'table.csv'}")
-    click.echo(f"figures: {directory.figures_folder}")
+    click.echo(f"report: {make_sweep_page(directory, chosen, table)}")
     if failures:
         fail(
             f"{len(failures)} of {len(trials)} trials failed, the first: {failures[0]}; "

@@ -1,66 +1,29 @@
-"""Figures, tables and a page about finished runs, made from their run directories alone."""
+"""The page about runs, made from their run directories alone."""
 
 from __future__ import annotations
 
-import base64
-import html
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json, atomic_write
-from fedprompt.report.figures import draw_all, write_figures
+from fedprompt.report.contents import charts_of
+from fedprompt.report.facts import command_of, facts_of, said_of
+from fedprompt.report.figures import write_figures
+from fedprompt.report.html import Page, Table, render
+from fedprompt.report.lines import Line, Mean, difference, lines_of
 from fedprompt.report.live import number, percent
-from fedprompt.report.style import png_bytes
 from fedprompt.report.table import short_number, summary_cells
-from fedprompt.runs.summary import Run, read_runs, summary_row, wall_seconds
+from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.summary import Run, read_runs, wall_seconds
 
-logger = logging.getLogger(__name__)
-
-
-_STYLE_SHEET = """
-:root { --ink: #1f2933; --muted: #66727f; --line: #e4e7eb; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f5f7f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; }
-.muted { color: var(--muted); }
-.cards { display: grid; gap: .8rem; margin-top: 1.4rem;
-  grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
-.card, figure, .table, details { background: #fff; border: 1px solid var(--line);
-  border-radius: 10px; }
-.card { padding: .8rem 1rem; } .card b { display: block; font-size: 1.45rem; }
-.card span { color: var(--muted); font-size: .85rem; }
-figure { margin: 0 0 1rem; padding: 1rem; } img { display: block; max-width: 100%; margin: 0 auto; }
-figcaption { margin-top: .8rem; color: var(--muted); font-size: .85rem; }
-.table { overflow-x: auto; } table { width: 100%; border-collapse: collapse; }
-th, td { padding: .5rem .9rem; text-align: right; white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; }
-th { color: var(--muted); font-size: .8rem; font-weight: 600; }
-td { border-top: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
-tbody.lead tr:first-child td { font-weight: 600; }
-details { margin-bottom: .8rem; padding: .7rem 1rem; overflow-x: auto; }
-summary { cursor: pointer; font-weight: 600; }
-pre { margin: .6rem 0 0; font: 13px/1.45 ui-monospace, monospace; overflow-x: auto; }
-.warning { border-left: 4px solid #d55e00; padding: .5rem 1rem; margin-top: 1rem;
-  background: #fff; }
-"""
-
-_CAPTIONS = {
-    "accuracy": "Accuracy of the global model over rounds, by method.",
-    "virtual": "Accuracy over the hours that the rounds take on the clients' devices.",
-    "prompts": "Number of summarizing prompts that the server holds, by method.",
-    "aggregation": "What the aggregation did with the prompts in each round.",
-    "clients": "Training samples of each class that each client holds.",
-    "seconds": "Seconds that pass in each round, by what they are spent on.",
-}
-_HOW_TO_READ = {
-    "aggregation": "Kept and born prompts are what the server holds next, pruned ones (below zero) "
-    "are gone, merges happened on the way; a matched distance near 1 is what the noise explains, "
-    "an inclusion entropy near 0 means that nearly all clients or nearly none use a prompt.",
-}
+HEADS = (
+    *("method", "seeds", "test accuracy (%)", "each image alone (%)"),
+    *("at best validation (%, round)", "prompts kept", "MB up", "MB down", "seconds"),
+    *("state SHA-256", "clients' own models (worst tenth)"),
+)
+MOST_DETAILS = 24
+"""Runs whose rounds and configurations are on the page."""
 
 
 def make_html(run_dir: Path) -> Path:
@@ -79,7 +42,7 @@ def make_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         run_dirs: run directories; the first one leads.
-        output: the page; `report.html` of the first run by default.
+        output: the page. A single run has its `report.html` by default; several have none.
 
     Returns:
         The page.
@@ -88,15 +51,17 @@ def make_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
         ConfigError: a folder is no run directory, or the page cannot be written.
     """
     runs = read_runs(run_dirs)
+    if output is None and len(run_dirs) > 1:
+        raise ConfigError(
+            f"report: a page about {len(run_dirs)} runs is none of theirs; give it a folder with "
+            "--output DIR"
+        )
     page = output or runs[0].directory.report_path
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        if len(run_dirs) == 1:
-            paths = write_figures(runs, runs[0].directory)
-            pictures = {name: path.read_bytes() for name, path in paths.items()}
-        else:
-            pictures = {name: png_bytes(figure) for name, figure in draw_all(runs).items()}
-        atomic_write(page, _page(runs, pictures))
+        if output is None:
+            write_figures(runs, runs[0].directory)
+        atomic_write(page, render(page_of(runs, run_dirs)))
     except OSError as error:
         raise ConfigError(
             f"report {page}: expected a file that can be written, got '{error.strerror or error}'; "
@@ -105,104 +70,155 @@ def make_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     return page
 
 
-def _page(runs: Sequence[Run], pictures: Mapping[str, bytes]) -> str:
-    main = runs[0]
-    name = main.directory.path.resolve().name
-    manifest = main.directory.read_manifest()
-    versions = manifest.get("packages")
-    version = versions.get("fedprompt") if isinstance(versions, dict) else None
-    facts = [main.status.get("state"), manifest.get("date"), version and f"fedprompt {version}"]
-    sections = [
-        f"<h1>{_escape(name)}</h1>",
-        f"<div class=muted>{_escape('  ·  '.join(str(fact) for fact in facts if fact))}</div>",
-        _warning_html(main),
-        _cards_html(summary_row(main)),
-        "<h2>Methods</h2>",
-        _summary_html(runs),
-        "<h2>Figures</h2>",
-        *(_picture_html(key, data) for key, data in pictures.items()),
-        "<h2>Details</h2>",
-        *map(_details_html, runs),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Nothing is loaded and nothing runs, even if a name were to slip through unescaped.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{_escape(name)} · fedprompt</title>\n<style>{_STYLE_SHEET}</style>\n</head>\n"
-        f"<body>\n<main>\n{chr(10).join(filter(None, sections))}\n</main>\n</body>\n</html>\n"
+def page_of(runs: Sequence[Run], run_dirs: Sequence[Path]) -> Page:
+    """What the page says.
+
+    Args:
+        runs: those of `run_dirs`, each followed by its comparisons.
+        run_dirs: the runs that the page is about.
+    """
+    mains = [run for run in runs if run.directory.path in [RunDirectory(p).path for p in run_dirs]]
+    lines = lines_of(runs)
+    names = [run.directory.path.resolve().name for run in mains]
+    facts = [mains[0].status.get("state")] if len(mains) == 1 else [f"{len(mains)} runs"]
+    facts += [mains[0].directory.read_manifest().get("date")]
+    tables = [("Methods", summary_table(lines), seeds_note(lines))]
+    apart = differences_table(lines)
+    if apart is not None:
+        tables.append(("What differs", apart, ""))
+    return Page(
+        title=", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more",
+        subtitle="  ·  ".join(str(fact) for fact in facts if fact),
+        warnings=[line for run in mains for line in warnings_of(run, len(mains) > 1)],
+        cards=cards_of(lines[0]),
+        facts=facts_of(mains, lines),
+        commands=commands_of(mains),
+        tables=tables,
+        figures=charts_of(lines),
+        details=[each for run in runs[:MOST_DETAILS] for each in details_of(run)],
     )
 
 
-def _escape(value: object) -> str:
-    return html.escape(str(value), quote=True)
+def warnings_of(run: Run, named: bool) -> list[str]:
+    """A line if the run did not come to its end, and one if it refused updates.
 
-
-def _warning_html(run: Run) -> str:
-    """One line when the run did not come to its end, or refused updates."""
+    Args:
+        run: of the page.
+        named: whether to say which run it is.
+    """
+    who = f"The run {run.directory.path.resolve().name}" if named else "The run"
     lines = []
     if run.status.get("state") in ("failed", "stopped", "interrupted"):
-        lines.append(f"The run {run.status['state']}: {run.status.get('message') or 'no message'}")
+        lines.append(f"{who} {run.status['state']}: {run.status.get('message') or 'no message'}")
     refused = sum(len(record.get("quarantined") or ()) for record in run.records)
     if refused:
-        lines.append(f"{refused} client updates were refused; rounds.jsonl names each and why")
-    return "".join(f'<div class="warning">{_escape(line)}</div>' for line in lines)
+        lines.append(f"{who} refused updates: {refused}; rounds.jsonl names each and why")
+    return lines
 
 
-def _cards_html(row: Json) -> str:
-    best = "" if row["best_round"] is None else f", round {row['best_round']}"
-    cards = (
-        (percent(row["accuracy"]), "test accuracy, last round"),
-        (percent(row["alone_accuracy"]), "the same, each image alone"),
-        (percent(row["best_accuracy"]), f"test accuracy at best validation{best}"),
-        ("-" if row["prompts"] is None else row["prompts"], "summarizing prompts kept"),
-        (f"{short_number(row['mb_up'])} MB", f"sent up, {short_number(row['mb_down'])} MB down"),
-        (f"{row['seconds']:.1f} s", "in rounds"),
+def commands_of(mains: Sequence[Run]) -> list[tuple[str, str]]:
+    """What repeats each run, and what its command line was."""
+    found = []
+    for run in mains:
+        name = f" {run.directory.path.resolve().name}" if len(mains) > 1 else ""
+        said = said_of(run.directory) if len(mains) == 1 else ""
+        found += [(f"Repeat{name} exactly", command_of(run.directory))]
+        found += [(f"As{name} was called", said)]
+    return [(what, command) for what, command in found if command]
+
+
+def cards_of(line: Line) -> list[tuple[str, str]]:
+    """The figures of the leading line."""
+    found = line.figures()
+    row = found["row"]
+    over = f", mean of {len(line.runs)} seeds" if len(line.runs) > 1 else ""
+    best = "" if row["best_round"] is None or over else f", round {row['best_round']}"
+    prompts = found["prompts"]
+    cards = [
+        (percent(_middle(found["accuracy"])), f"test accuracy, last round{over}"),
+        (percent(_middle(found["alone_accuracy"])), "the same, each image alone"),
+        (percent(_middle(found["best_accuracy"])), f"test accuracy at best validation{best}"),
+        ("-" if prompts is None else f"{prompts.mean:.4g}", "summarizing prompts kept"),
+        (
+            f"{short_number(found['mb_up'].mean)} MB",
+            f"sent up, {short_number(found['mb_down'].mean)} MB down",
+        ),
+        (f"{found['seconds'].mean:.1f} s", "in rounds"),
+    ]
+    return [card for card in cards if card[0] != "-"]
+
+
+def summary_table(lines: Sequence[Line]) -> Table:
+    """A row for each line; columns in which no line says anything are left out."""
+    rows = [_summary_row(line) for line in lines]
+    said = [place for place in range(len(HEADS)) if any(row[place] != "-" for row in rows)]
+    return Table(
+        [HEADS[place] for place in said],
+        [[row[place] for place in said] for row in rows],
+        lead=True,
     )
-    inner = "".join(
-        f'<div class="card"><b>{_escape(value)}</b><span>{_escape(what)}</span></div>'
-        for value, what in cards
-    )
-    return f'<div class="cards">{inner}</div>'
 
 
-def _summary_html(runs: Sequence[Run]) -> str:
-    heads = (
-        *("method", "test accuracy (%)", "each image alone (%)"),
-        *("at best validation (%, round)", "prompts kept"),
-        *("MB up", "MB down", "seconds", "state SHA-256", "clients' own models (worst tenth)"),
-    )
-    return _table_html(heads, [_html_cells(summary_row(run)) for run in runs], lead=True)
+def _summary_row(line: Line) -> list[str]:
+    found = line.figures()
+    row: Json = found["row"]
+    seeds = ", ".join(str(seed) for seed in line.seeds if seed is not None) or "-"
+    if len(line.runs) == 1:
+        own = row["personalised"] or {}
+        clients = f"{percent(own['mean'])} ({percent(own['worst_tenth'])})" if own else "-"
+        return [line.name, seeds, *summary_cells(row)[1:], clients]
+    shares = [_share_cell(found[key]) for key in ("accuracy", "alone_accuracy", "best_accuracy")]
+    prompts = found["prompts"]
+    return [
+        line.name,
+        seeds,
+        *shares,
+        "-" if prompts is None else f"{prompts.mean:.1f}",
+        *(short_number(found[key].mean) for key in ("mb_up", "mb_down")),
+        f"{found['seconds'].mean:.1f}",
+        *("-", "-"),
+    ]
 
 
-def _html_cells(row: Json) -> tuple[str, ...]:
-    own = row["personalised"] or {}
-    clients = f"{percent(own.get('mean'))} ({percent(own.get('worst_tenth'))})" if own else "-"
-    return (*summary_cells(row), clients)
-
-
-def _table_html(heads: Sequence[str], rows: Iterable[Sequence[object]], lead: bool = False) -> str:
-    def line(tag: str, cells: Iterable[object]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line("td", cells) for cells in rows)
-    kind = ' class="lead"' if lead else ""
+def _share_cell(value: Mean | None) -> str:
+    if value is None:
+        return "-"
+    if value.low is None or value.high is None:
+        return f"{100 * value.mean:.1f}"
+    # Broken before the bracket, if at all.
     return (
-        f'<div class="table"><table><thead>{line("th", heads)}</thead>\n'
-        f"<tbody{kind}>{body}</tbody></table></div>"
+        f"{100 * value.mean:.1f} [{100 * value.low:.1f},\N{NO-BREAK SPACE}{100 * value.high:.1f}]"
     )
 
 
-def _picture_html(name: str, data: bytes) -> str:
-    encoded = base64.b64encode(data).decode("ascii")
-    caption = _escape(_CAPTIONS.get(name, name))
-    reading = _HOW_TO_READ.get(name)
-    below = f"<figcaption>{_escape(reading)}</figcaption>" if reading else ""
-    return f'<figure><img alt="{caption}" src="data:image/png;base64,{encoded}">{below}</figure>'
+def _middle(value: Mean | None) -> float | None:
+    return None if value is None else value.mean
 
 
-def _details_html(run: Run) -> str:
+def seeds_note(lines: Sequence[Line]) -> str:
+    """What brackets mean, if there are some."""
+    if all(len(line.runs) == 1 for line in lines):
+        return ""
+    return (
+        "Runs that differ in the seed alone are one row: means, and for shares the 95 % interval "
+        "of the mean (Student's t on the logit scale)."
+    )
+
+
+def differences_table(lines: Sequence[Line]) -> Table | None:
+    """The keys of the configs in which lines differ; None if there are none."""
+    apart = difference([line.config for line in lines])
+    if not apart:
+        return None
+    rows = [
+        [key, *("-" if value is None else str(value) for value in values)]
+        for key, values in apart.items()
+    ]
+    return Table(["key", *(line.name for line in lines)], rows, words=True)
+
+
+def details_of(run: Run) -> list[tuple[str, Table | None, str]]:
+    """The rounds of a run, and its configuration."""
     columns: tuple[tuple[str, Callable[[Json], object]], ...] = (
         ("round", lambda record: record["round"]),
         ("test accuracy", lambda record: percent(record.get("accuracy"))),
@@ -213,12 +229,7 @@ def _details_html(run: Run) -> str:
         ("clients", lambda record: len(record.get("clients") or ())),
         ("seconds", lambda record: short_number(wall_seconds(record))),
     )
-    rows = [[read(record) for _, read in columns] for record in run.records]
-    rounds = _table_html([head for head, _ in columns], rows)
-    config = run.directory.read_config()
-    shown = f"<pre>{_escape(config)}</pre>" if config else "<p class=muted>no config.yaml</p>"
-    name = _escape(run.name)
-    return (
-        f"<details><summary>{name}: rounds</summary>{rounds}</details>\n"
-        f"<details><summary>{name}: configuration</summary>{shown}</details>"
-    )
+    rows = [[str(read(record)) for _, read in columns] for record in run.records]
+    rounds = Table([head for head, _ in columns], rows)
+    config = run.directory.read_config() or "no config.yaml"
+    return [(f"{run.name}: rounds", rounds, ""), (f"{run.name}: configuration", None, config)]

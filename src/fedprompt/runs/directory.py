@@ -10,6 +10,7 @@ RUN_DIR/
   system.json      speed and bandwidth of each client, with virtual time
   whitening.npz    with `prompts.whiten=public`, the map of queries
   rounds.jsonl     one object a round
+  predictions.npz  the class that the global model gives each test image, last evaluated round
   status.json      running, finished, failed or stopped; round, message
   summary.json     the result; present when the run is finished
   state/           checkpoints (see `checkpoint`)
@@ -25,9 +26,11 @@ import json
 import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +52,7 @@ STATES = ("running", "finished", "failed", "stopped", "interrupted")
 """The last one is what earlier versions called a run that was stopped."""
 FILES = (
     *("config.yaml", "partition.json", "partition.npz", "rounds.jsonl", "report.html"),
-    *("task.json", "whitening.npz", "system.json"),
+    *("task.json", "whitening.npz", "system.json", "predictions.npz"),
     # Last, so that a folder whose clearing was interrupted still counts as a run directory.
     *("summary.json", "manifest.json", "status.json"),
 )
@@ -300,17 +303,23 @@ class RunDirectory:
 
     def write_whitening(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
         """Write `whitening.npz`: a few matrices by name."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        atomic_write(self.path / "whitening.npz", buffer.getvalue())
+        self._write_arrays("whitening.npz", arrays)
 
     def read_whitening(self) -> dict[str, NDArray[np.float64]]:
         """What `write_whitening` wrote; empty when there is none."""
-        path = self.path / "whitening.npz"
-        if not path.is_file():
-            return {}
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return self._read_arrays("whitening.npz")
+
+    def write_predictions(self, arrays: Mapping[str, NDArray[np.int64]]) -> None:
+        """Write `predictions.npz`; see `runs.predictions`."""
+        self._write_arrays("predictions.npz", arrays)
+
+    def read_predictions(self) -> dict[str, NDArray[np.int64]]:
+        """What `write_predictions` wrote; empty when there is none.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return self._read_arrays("predictions.npz")
 
     def append_round(self, report: RoundReport) -> None:
         """Add one line to `rounds.jsonl`; NaN is written as null."""
@@ -402,6 +411,23 @@ class RunDirectory:
             f"run_dir {self.path}: expected a new folder, got an unfinished run; continue it with "
             f"'fedprompt run --resume {self.path}' or replace it with --overwrite"
         )
+
+    def _write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        atomic_write(self.path / name, buffer.getvalue())
+
+    def _read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {each: arrays[each] for each in arrays.files}
+        except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise CheckpointError(
+                f"{path}: expected a NumPy archive, got '{error}'; delete the file"
+            ) from error
 
     def _write_json(self, name: str, values: Mapping[str, object]) -> None:
         atomic_write(self.path / name, json.dumps(json_ready(values), indent=2) + "\n")

@@ -31,6 +31,7 @@ from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, Rou
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
+from fedprompt.runs.predictions import with_predictions
 from fedprompt.runs.starting_head import starting_head
 from fedprompt.runs.summary import comparison_table
 from fedprompt.runs.task_card import task_card, whitening_arrays
@@ -159,6 +160,7 @@ def run_method(
     evaluate_state = evaluator(
         runtime, federation, settings, config.measures_clients, config.measures_alone
     )
+    evaluate_state = with_predictions(evaluate_state, directory, federation.setup.splits[0])
     aggregator = config.build_aggregator()
     state, warnings = latest_state(config, federation, directory)
     for warning in warnings:

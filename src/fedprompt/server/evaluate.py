@@ -169,7 +169,8 @@ def summarise(
 
 def _measured(piece: Piece, tally: Tally, tables: Sequence[FeatureTable]) -> Measured:
     table, images = tables[piece.split], piece.images
-    return Measured(table.labels[images], tally.predicted, tally.loss, table.groups[images])
+    labels, groups = table.labels[images], table.groups[images]
+    return Measured(labels, tally.predicted, tally.loss, groups, images)
 
 
 def global_subjects(

@@ -71,6 +71,8 @@ class Evaluation:
     """Of the global model with prompts that each image selects by itself; NaN if not measured."""
     clients: ClientFigures | None = None
     """Every client's own model on its own share of the split, where that was requested."""
+    predicted: NDArray[np.int64] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """(N,) the global model's class of each image, in the order of the split; None without one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Measured:
     """Mean cross-entropy."""
     groups: NDArray[np.int64]
     """(B,) domains."""
+    images: NDArray[np.int64]
+    """(B,) rows of the split."""
 
 
 def over_images(pieces: Sequence[Measured], num_classes: int) -> Evaluation:
@@ -100,6 +104,9 @@ def over_images(pieces: Sequence[Measured], num_classes: int) -> Evaluation:
         loss.update(piece.loss, weight=len(labels))
         present[piece.labels] = True
     per_class = np.where(present, by_class.compute().numpy().astype(float), np.nan)
+    predicted = np.empty(sum(len(piece.labels) for piece in pieces), np.int64)
+    for piece in pieces:
+        predicted[piece.images] = piece.predicted.numpy()
     groups = np.concatenate([piece.groups for piece in pieces])
     right = np.concatenate([piece.predicted.numpy() == piece.labels for piece in pieces])
     images = np.bincount(groups)
@@ -111,6 +118,7 @@ def over_images(pieces: Sequence[Measured], num_classes: int) -> Evaluation:
         float(np.nanmean(per_class)),
         tuple(per_class.tolist()),
         tuple(by_domain.tolist()),
+        predicted=predicted,
     )
 
 

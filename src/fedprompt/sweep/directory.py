@@ -16,7 +16,7 @@ from fedprompt.core.files import Json, atomic_write
 from fedprompt.core.plugins import Plugin
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.plugins import copy_of, keep
-from fedprompt.runs.summary import comparison_table
+from fedprompt.runs.summary import comparison_table, read_runs
 from fedprompt.sweep.space import Sweep, Trial, build_sweep, read_sweep
 from fedprompt.sweep.table import MEASURES, interval, table_csv
 
@@ -29,6 +29,7 @@ class SweepDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.figures_folder = self.path / "figures"
+        self.report_path = self.path / "report.html"
 
     @classmethod
     def create(
@@ -134,24 +135,28 @@ def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial])
         trials: all of them, finished or not.
 
     Returns:
-        `keys`, `cells` (values, seeds that are done, mean and 95 % interval of each measure) and
-        `trials` (values, seed, state, measures, state hash, run directory).
+        `keys`, `kinds` (how each was drawn), `cells` (values, seeds that are done, mean and 95 %
+        interval of each measure) and `trials` (values, seed, state, measures, state hash, best
+        validation accuracy, run directory).
     """
     stopped = directory.stopped()
     rows: list[Json] = []
     for trial in trials:
         run = directory.run(trial)
         measured: Json = dict.fromkeys((*MEASURES, "rounds", "state_sha256"))
+        judged: float | None = None
         state = run.read_status().get("state", "missing") if run.is_run() else "missing"
         if run.is_run() and run.read_rounds():
             row = comparison_table([run.path])[0]
             measured = {name: row[name] for name in measured}
+            judged = max(read_runs([run.path])[0].series("validation_accuracy")[1], default=None)
         rows.append(
             {
                 "values": dict(trial.cell),
                 "seed": trial.seed,
                 "state": "stopped" if trial.folder in stopped else state,
                 **measured,
+                "validation_accuracy": judged,
                 "run_dir": f"trials/{trial.folder}",
             }
         )
@@ -173,6 +178,7 @@ def make_table(directory: SweepDirectory, sweep: Sweep, trials: Sequence[Trial])
         "name": sweep.name,
         "note": sweep.note,
         "keys": [axis.key for axis in sweep.space],
+        "kinds": {axis.key: axis.kind for axis in sweep.space},
         "cells": cells,
         "trials": rows,
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedprompt.core.checks import is_number
 from fedprompt.core.files import Json, atomic_write
+from fedprompt.core.intervals import share_interval
 from fedprompt.report.style import COLOURS, INK, MUTED
 from fedprompt.report.style import canvas as _canvas
 from fedprompt.report.style import png_bytes as _png
@@ -43,7 +44,7 @@ def measured(table: Json) -> dict[tuple[Any, ...], Json]:
     found = {}
     for cell in table["cells"]:
         if cell["accuracy"]["mean"] is not None:
-            found[tuple(_hashable(cell["values"][key]) for key in table["keys"])] = cell["accuracy"]
+            found[tuple(hashable(cell["values"][key]) for key in table["keys"])] = cell["accuracy"]
     return found
 
 
@@ -52,7 +53,7 @@ def heat_map(table: Json) -> Figure | None:
     keys, cells = table["keys"], measured(table)
     if len(keys) != 2 or not cells:
         return None
-    rows, columns = (_ordered([values[axis] for values in cells]) for axis in (0, 1))
+    rows, columns = (ordered([values[axis] for values in cells]) for axis in (0, 1))
     if len(rows) * len(columns) > 4 * len(cells):  # random draws: hardly any cell is filled
         return None
     import numpy as np
@@ -83,9 +84,9 @@ def line_plot(table: Json) -> Figure | None:
     if len(keys) not in (1, 2) or not cells:
         return None
     figure, axes = _canvas("Test accuracy at the last round", f"{table['name']}: {_about(table)}")
-    places = _ordered([values[-1] for values in cells])
+    places = ordered([values[-1] for values in cells])
     numeric = all(is_number(each) for each in places)
-    lines = _ordered([values[:-1] for values in cells])
+    lines = ordered([values[:-1] for values in cells])
     for index, line in enumerate(lines):
         points = [
             (place if numeric else places.index(place), cells[key])
@@ -97,7 +98,7 @@ def line_plot(table: Json) -> Figure | None:
         axes.errorbar(
             [place + shift for place, _ in points],
             [100 * accuracy["mean"] for _, accuracy in points],
-            yerr=[100 * (accuracy["half_width"] or 0.0) for _, accuracy in points],
+            yerr=list(zip(*(arms(accuracy) for _, accuracy in points), strict=True)),
             color=COLOURS[index % len(COLOURS)],
             marker="os^D"[index // len(COLOURS) % 4],
             markersize=5,
@@ -107,11 +108,34 @@ def line_plot(table: Json) -> Figure | None:
         )
     if not numeric:
         axes.set_xticks(range(len(places)), [str(each) for each in places])
+    if numeric and is_logarithmic(table, keys[-1], places):
+        axes.set_xscale("log")
     axes.set_xlabel(keys[-1], color=INK)
     axes.set_ylabel("test accuracy (%)", color=INK)
     if len(keys) == 2:
         axes.legend(frameon=False, labelcolor=MUTED, fontsize=9)
     return figure
+
+
+def arms(accuracy: Json) -> tuple[float, float]:
+    """How far the interval of a mean reaches down and up in per cent, within 0 and 100 %."""
+    ends = share_interval(accuracy["mean"], accuracy["half_width"])
+    low, high = ends or (accuracy["mean"], accuracy["mean"])
+    return 100 * (accuracy["mean"] - low), 100 * (high - accuracy["mean"])
+
+
+def is_logarithmic(table: Json, key: str, places: Sequence[Any]) -> bool:
+    """Whether the axis of a key is logarithmic: where it was drawn so, or values are far apart.
+
+    Args:
+        table: from `sweep.make_table`.
+        key: of the space.
+        places: the values that it takes.
+    """
+    if not all(is_number(each) and each > 0 for each in places):
+        return False
+    drawn = (table.get("kinds") or {}).get(key) == "loguniform"
+    return drawn or (len(places) > 2 and max(places) >= 20 * min(places))
 
 
 def _about(table: Json) -> str:
@@ -120,11 +144,12 @@ def _about(table: Json) -> str:
     return f"mean and 95 % interval over {seeds} seed{'s' if counts[-1] != 1 else ''}"
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """The value, or its text."""
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
-def _ordered(values: Sequence[Any]) -> list[Any]:
+def ordered(values: Sequence[Any]) -> list[Any]:
     """Each value once, numbers by size, others in the order in which they appear."""
     unique = list(dict.fromkeys(values))
     flat = [part for each in unique for part in (each if isinstance(each, tuple) else (each,))]

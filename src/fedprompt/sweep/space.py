@@ -13,6 +13,7 @@ SWEEP_DIR/
   table.csv      one row a cell: mean and 95 % interval over its seeds
   table.json     the same, and each trial with its run directory
   figures/       heat map and lines
+  report.html    the page
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedprompt.config import FILE_NAME, ExperimentConfig, Tree, compose, conf_root
+from fedprompt.config import (
+    FILE_NAME,
+    ExperimentConfig,
+    Tree,
+    compose,
+    conf_root,
+    list_experiments,
+)
 from fedprompt.config.files import read_experiment, read_value, read_yaml
 from fedprompt.config.typed import section
 from fedprompt.core.checks import check_integer, is_integer
@@ -210,7 +218,8 @@ class Sweep:
             try:
                 config = compose(self.experiment, overrides, self.files)
             except ConfigError as error:
-                raise ConfigError(f"sweep cell {describe(cell)}: {error}") from error
+                where = f"sweep cell {describe(cell)}: " if cell else ""
+                raise ConfigError(f"{where}{error}") from error
             if self.stop is not None and getattr(config.data.options, "validation", None) == 0:
                 raise ConfigError(
                     f"stop: expected trials with a validation split to judge them by, got "
@@ -218,7 +227,7 @@ class Sweep:
                     "share, or sweep.stop=null to let every trial end"
                 )
             for seed in self.seeds:
-                folder = f"{number:03d}-{label},seed={seed}"
+                folder = f"{number:03d}-{label + ',' * bool(label)}seed={seed}"
                 # Composing takes longer than all else here, and the seed changes nothing else.
                 trials.append(Trial(cell, seed, folder, dataclasses.replace(config, seed=seed)))
         return trials
@@ -231,15 +240,17 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep and apply what the command line says.
 
     Args:
-        name: of a file in `conf/sweep/`, or path of a YAML file.
+        name: of a file in `conf/sweep/` or `conf/experiment/`, or path of a YAML file; an
+            experiment is swept over what the overrides say.
         overrides: `sweep.key=value` sets a value of the sweep, as `sweep.seeds=5`; `key=value` sets
-            one of the experiments; a key of the space takes other values, as
-            `partition.alpha=[0.1,1]`, or a single one.
+            one of the experiments; `key=a,b,c` makes the key one of the space, and `seed=0..4` says
+            the seeds; a key of the space takes other values, as `partition.alpha=[0.1,1]`, or a
+            single one.
 
     Raises:
         ConfigError: there is no such file, or something in it is wrong.
     """
-    tree = read_sweep(name)
+    tree = read_named(name)
     tree.setdefault("name", Path(name).stem)
     for key in ("set", "space", "stop"):
         if tree.get(key) is None:
@@ -251,21 +262,72 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override '{override}': expected key=value, for example rounds=3")
+        listed = values_of(key, text)
         try:
-            value = read_value(text) if text else None
+            value = read_value(text) if text and not listed else None
         except yaml.YAMLError as error:
             raise ConfigError(f"override '{override}': the value is no valid YAML") from error
         if key.startswith("sweep."):
-            tree[key.removeprefix("sweep.")] = value
+            tree[key.removeprefix("sweep.")] = listed or value
         elif key == "seed":
-            raise ConfigError(
-                f"seed={text}: a sweep repeats each cell over its seeds; use sweep.seeds=[{text}]"
-            )
+            tree["seeds"] = listed or (value if isinstance(value, list) else [value])
+        elif listed:
+            tree["space"] = {**(tree.get("space") or {}), key: {"grid": listed}}
+            tree["set"] = {k: v for k, v in (tree.get("set") or {}).items() if k != key}
         elif key in (tree.get("space") or {}):
             tree["space"][key] = {"grid": value if isinstance(value, list) else [value]}
         else:
             tree["set"] = {**(tree.get("set") or {}), key: value}
     return build_sweep(tree)
+
+
+WORDS = ("note", "name")
+"""Keys whose values are text, which may have commas."""
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def values_of(key: str, text: str) -> list[Value] | None:
+    """The values of `a,b,c` or `0..4`, both ends included; None for a single value.
+
+    Commas within brackets or quotes are part of a value.
+
+    Args:
+        key: for the message.
+        text: the right side of an override.
+
+    >>> values_of("k", "0..3"), values_of("k", "0.1,0.5"), values_of("k", "[1,2]")
+    ([0, 1, 2, 3], [0.1, 0.5], None)
+
+    Raises:
+        ConfigError: a value is missing, or a range is empty.
+    """
+    if key.removeprefix("sweep.") in WORDS:
+        return None
+    match = RANGE.fullmatch(text)
+    if match:
+        first, last = int(match[1]), int(match[2])
+        if last < first or last - first >= MAX_TRIALS:
+            raise ConfigError(
+                f"{key}={text}: expected a range from a smaller number to a larger, such as 0..4"
+            )
+        return list(range(first, last + 1))
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote or letter in "'\"":
+            quote = "" if letter == quote else quote or letter
+        depth += (letter in "[{") - (letter in "]}") if not quote else 0
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if len(parts) == 1:
+        return None
+    if not all(part.strip() for part in parts):
+        raise ConfigError(f"{key}={text}: expected a value between commas, got none")
+    try:
+        return [read_value(part.strip()) for part in parts]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}={text}: a value is no valid YAML") from error
 
 
 def build_sweep(tree: Tree) -> Sweep:
@@ -281,11 +343,13 @@ def build_sweep(tree: Tree) -> Sweep:
                 f"unknown sweep key '{key}': expected one of {', '.join(known)}"
                 f"{suggest(key, known)}"
             )
-    space = tree.get("space")
-    if not isinstance(space, Mapping) or not space:
+    space = tree.get("space") or {}
+    seeds = _seeds(tree.get("seeds", 1))
+    if not isinstance(space, Mapping) or (not space and len(seeds) == 1):
         raise ConfigError(
             "space: expected at least one config key with its values, for example "
-            "'partition.alpha: {grid: [0.1, 0.5]}', got none"
+            "'partition.alpha: {grid: [0.1, 0.5]}', or several seeds, got none; on the command "
+            "line 'partition.alpha=0.1,0.5' and 'seed=0..4'"
         )
     shared = dict(tree.get("set") or {})
     for key in ("seed", "run_dir"):
@@ -305,7 +369,7 @@ def build_sweep(tree: Tree) -> Sweep:
         experiment=_experiment(tree.get("experiment")),
         set=shared,
         space=tuple(_axis(str(key), value) for key, value in space.items()),
-        seeds=_seeds(tree.get("seeds", 1)),
+        seeds=seeds,
         samples=_integer(tree.get("samples", 1), "samples", 1),
         sampling_seed=_integer(tree.get("sampling_seed", 0), "sampling_seed", 0),
         stop=_stop(tree.get("stop")),
@@ -367,6 +431,19 @@ def _integer(value: Value, key: str, least: int) -> int:
     return int(value)
 
 
+def read_named(name: str) -> Tree:
+    """A sweep by its name or path, or an experiment as a sweep without a space."""
+    is_sweep = FILE_NAME.fullmatch(name) and (conf_root() / "sweep" / f"{name}.yaml").is_file()
+    path = Path(name)
+    if not is_sweep and path.is_file():
+        is_sweep = bool({"space", "experiment", "seeds"} & read_yaml(path).keys())
+        if not is_sweep:
+            return {"experiment": name}
+    if not is_sweep and name in list_experiments():
+        return {"experiment": name}
+    return read_sweep(name)
+
+
 def read_sweep(name: str) -> Tree:
     """The content of a sweep file, by its name in `conf/sweep` or its path."""
     named = conf_root() / "sweep" / f"{name}.yaml"
@@ -374,8 +451,8 @@ def read_sweep(name: str) -> Tree:
     if not path.is_file():
         names = sorted(file.stem for file in (conf_root() / "sweep").glob("*.yaml"))
         raise ConfigError(
-            f"no sweep '{name}': expected the path of a YAML file, or one of {', '.join(names)}"
-            f"{suggest(name, names)}"
+            f"no sweep '{name}': expected the path of a YAML file, one of {', '.join(names)}, or "
+            f"an experiment{suggest(name, [*names, *list_experiments()])}"
         )
     tree = read_yaml(path)
     for part in (tree.get("set"), tree.get("experiment")):

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from fedprompt.core.files import Json
-from fedprompt.core.intervals import t_interval
+from fedprompt.core.intervals import share_interval, t_interval
 from fedprompt.report.live import percent
 from fedprompt.sweep.space import plain_text
 
@@ -57,7 +57,7 @@ def render_table(table: Json) -> Table:
     """The cells as a table for the terminal."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
     for key in table["keys"]:
-        shown.add_column(key)
+        shown.add_column(key.replace(".", ".\n", 1), overflow="fold")
     for name in ("seeds", "accuracy", "at best val.", "prompts"):
         shown.add_column(name, justify="right", no_wrap=True)
     for cell in table["cells"]:
@@ -73,8 +73,13 @@ def render_table(table: Json) -> Table:
 
 
 def _with_interval(measure: Mapping[str, float | None]) -> str:
+    """Mean and interval, which stays within 0 and 100 %.
+
+    >>> _with_interval({"mean": 0.9, "half_width": 0.3}), _with_interval({"mean": None})
+    ('90.0 [24.3, 99.6] %', '-')
+    """
     if measure["mean"] is None:
         return "-"
-    half = measure["half_width"]
-    suffix = "" if half is None else f" ± {100 * half:.1f}"
+    ends = share_interval(measure["mean"], measure["half_width"])
+    suffix = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
     return percent(measure["mean"]).removesuffix(" %") + suffix + " %"
