@@ -11,7 +11,7 @@ import inspect
 import re
 from pathlib import Path
 
-from fedprompt.config import REGISTRIES, SECTIONS
+from fedprompt.config import LISTS, REGISTRIES, SECTIONS
 from fedprompt.config.typed import shown
 
 TARGET = Path(__file__).with_name("options.md")
@@ -27,15 +27,17 @@ def page() -> str:
     parts = [HEAD]
     for key, options in SECTIONS.items():
         parts.append(f"## {key}\n\n{table(key, options)}")
-    for group, registry in REGISTRIES.items():
+    for group, registry in {**REGISTRIES, **LISTS}.items():
         if group in SECTIONS:
             continue
         parts.append(f"## {group}\n")
         for name in registry.names():
             entry = registry.entry(name)
             if entry.factory.__module__.startswith("fedprompt."):  # no plug-in of the user
-                rows = table(group, entry.options)
-                parts.append(f"### {group}={name}\n\n{rows}" if rows else f"### {group}={name}\n")
+                listed = group in LISTS
+                title = f"### {group}: [{name}]" if listed else f"### {group}={name}"
+                rows = table(name if listed else group, entry.options)
+                parts.append(f"{title}\n\n{rows}" if rows else f"{title}\n")
     return "\n".join(parts)
 
 

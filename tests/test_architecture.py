@@ -17,6 +17,7 @@ ROOMS = [
     *(
         "server",
         "runtime",
+        "tracking",
         "config",
         "runs",
         "report",

@@ -165,6 +165,8 @@ NEUTRAL: dict[str, object] = {
     "data.train": None,
     "clients.callbacks": [],
     "plugins": [],
+    "loggers": [],
+    "callbacks": [],
 }
 """Options that not all runs had, because they came later or are gone, with the value that leaves
 the program as it is without them."""

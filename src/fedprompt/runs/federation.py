@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
@@ -15,14 +15,16 @@ from fedprompt.client.worker import ClientData, WorkerSetup
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
+from fedprompt.core.steps import done
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
 from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
-from fedprompt.data.prefix.cache import PrefixCache
+from fedprompt.data.prefix.cache import FeatureTable, PrefixCache
 from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
 from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
+from fedprompt.runs.events import Stage
 from fedprompt.runs.starting_head import starting_head
 from fedprompt.server.spread import begin
 
@@ -53,6 +55,12 @@ def prepare(config: ExperimentConfig) -> Federation:
     Raises:
         ConfigError: the data cannot be read or partitioned as asked.
     """
+    return done(preparing(config))
+
+
+def preparing(config: ExperimentConfig) -> Generator[Stage, None, Federation]:
+    """The same as `prepare`, and on the way what it is at."""
+    yield Stage("reading the data")
     partition = partitioners.create(
         config.partition.name, **dataclasses.asdict(config.partition.options)
     )
@@ -65,12 +73,19 @@ def prepare(config: ExperimentConfig) -> Federation:
         )
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
+    yield Stage("loading the backbone")
     backbone = load_backbone(config.model, config.cut).to(device)
     cache = PrefixCache(backbone, device, config.cache)
     # No client trains on public images: one table of theirs, and one head, serves for all cuts.
     whole = backbone.cut_at(0)
     public = PrefixCache(whole, device, config.cache) if backbone.cut else cache
-    tables = list(map(cache.table, (task.train, task.validation, task.test)))
+    tables = []
+    for name, split in (
+        ("training", task.train),
+        ("validation", task.validation),
+        ("test", task.test),
+    ):
+        tables.append((yield from table_of(cache, split, name)))
     maps = whitenings_of(config, task, public)
     train, validation, test = add_whitened(tables, maps) if maps else tables
     data = ClientData(train, tuple(parts), task.class_mask)
@@ -91,11 +106,30 @@ def prepare(config: ExperimentConfig) -> Federation:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
+        yield Stage(f"fitting the head on {len(task.public)} public images")
         frozen_head = fit_or_find_head(config, whole, public, task.public, task.num_classes)
     notes = (*task.notes, *dict.fromkeys((*cache.notes, *public.notes)))
     # From here on; what is cached is exact.
     backbone.autocast = make_fabric(device.type, runtime.precision).autocast
     return Federation(task, backbone, setup, frozen_head, notes, maps)
+
+
+def table_of(cache: PrefixCache, split: Split, name: str) -> Generator[Stage, None, FeatureTable]:
+    """The feature table of a split, and how far it is if it has to be computed.
+
+    Args:
+        cache: of the backbone.
+        split: of the task.
+        name: what its images are called.
+    """
+    steps = cache.steps(split)
+    while True:
+        try:
+            count = next(steps)
+        except StopIteration as end:
+            table: FeatureTable = end.value
+            return table
+        yield Stage(f"computing the frozen prefix of {name} images", count, len(split))
 
 
 def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:

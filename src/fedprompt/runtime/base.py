@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -199,6 +199,20 @@ class Runtime(Protocol):
         Returns:
             A function that waits for the tallies, which are in the order of the pieces.
         """
+        ...
+
+    def publish(self, run: str, method: str, figures: Mapping[str, float]) -> None:
+        """Show the figures of a round where whoever watches the machines looks, if anywhere.
+
+        Args:
+            run: name of the run's directory.
+            method: as tables name it.
+            figures: by name.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Forget the jobs and pieces that were started and whose results no one will take."""
         ...
 
     def close(self) -> None:
