@@ -27,6 +27,7 @@ from fedprompt.core.errors import (
 )
 from fedprompt.core.files import Json
 from fedprompt.core.types import ClientUpdate, ServerState
+from fedprompt.core.words import counted
 from fedprompt.report.live import RoundDisplay
 from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
@@ -110,7 +111,8 @@ class RunResult:
         others = ", ".join(run.path.name for run in RunDirectory(self.run_dir).comparisons())
         compared = f", compared with {others}" if others else ""
         return (
-            f"RunResult({self.summary['method']}: {shown} after {len(self.reports)} rounds"
+            f"RunResult({self.summary['method']}: {shown} after "
+            f"{counted(len(self.reports), 'round')}"
             f"{compared}; {self.run_dir})"
         )
 

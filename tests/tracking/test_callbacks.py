@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def test_a_callback_that_raises_is_named_and_the_rounds_are_kept(
     resumed = fedprompt.resume(run.path, ["callbacks=[]"])
     plain = fedprompt.run("quickstart", tiny(f"run_dir={tmp_path / 'plain'}"))
     assert resumed.summary["state_sha256"] == plain.summary["state_sha256"]
+
+
+def test_the_callback_of_the_page_is_a_callback(
+    tiny: Overrides, tmp_path: Path, forgotten_plugins: None
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/tracking.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "diverged.py").write_text(code)
+    given = [f"plugins=[{tmp_path / 'diverged.py'}]", "callbacks=[{name: diverged, limit: 0.001}]"]
+    result = fedprompt.run("quickstart", tiny(*given))
+    assert result.summary["rounds"] == 1
+    message = RunDirectory(result.run_dir).read_status()["message"]
+    loss = result.reports[0]["train_loss"]
+    assert message == f"diverged: the clients' loss is {loss}"
 
 
 def test_a_run_that_is_stopped_before_its_first_round(

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedprompt.cli.signals import StopSignals
 from fedprompt.core.errors import CallbackError, ClientError, WorkerError
+from fedprompt.core.words import counted
 
 if TYPE_CHECKING:  # take seconds to import
     from fedprompt.report.live import RoundDisplay
@@ -118,7 +119,7 @@ def stop_quietly(plan: Plan, number: int, finished_rounds: int | None) -> NoRetu
         text = "stopped before the first round; nothing was written"
     else:
         text = (
-            f"stopped; {finished_rounds} finished rounds are on disk; "
+            f"stopped; on disk: {counted(finished_rounds, 'finished round')}; "
             f"continue with: {resume_command(plan)}"
         )
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)

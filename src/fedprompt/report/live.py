@@ -23,6 +23,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedprompt.core.words import counted
+
 if TYPE_CHECKING:
     from fedprompt.core.types import RoundReport
     from fedprompt.runs.events import Event
@@ -192,7 +194,7 @@ class RoundDisplay:
         if self._live is not None or self._page is not None:
             self._refresh()
         elif not self._quiet:
-            self._line(f"{name}: {total_rounds} round{'s' if total_rounds != 1 else ''}")
+            self._line(f"{name}: {counted(total_rounds, 'round')}")
             self._line("".join(f"{head:>{width}}" for head, width in COLUMNS))
 
     def update(self, report: RoundReport) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json, atomic_write
+from fedprompt.core.words import counted
 from fedprompt.report.figures import draw_all, write_figures
 from fedprompt.report.live import number, percent
 from fedprompt.report.style import png_bytes
@@ -145,7 +146,9 @@ def _warning_html(run: Run) -> str:
         lines.append(f"The run {run.status['state']}: {run.status.get('message') or 'no message'}")
     refused = sum(len(record.get("quarantined") or ()) for record in run.records)
     if refused:
-        lines.append(f"{refused} client updates were refused; rounds.jsonl names each and why")
+        lines.append(
+            f"refused: {counted(refused, 'client update')}; rounds.jsonl names each and why"
+        )
     return "".join(f'<div class="warning">{_escape(line)}</div>' for line in lines)
 
 

@@ -17,6 +17,7 @@ from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
 from fedprompt.core.steps import done
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
+from fedprompt.core.words import counted
 from fedprompt.data.partition.base import check_none_empty, partitioners, split_task
 from fedprompt.data.prefix.cache import FeatureTable, PrefixCache
 from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
@@ -263,7 +264,7 @@ def describe(federation: Federation, config: ExperimentConfig) -> str:
     return (
         f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
         f"{len(task.test)} test images of {task.num_classes} classes; "
-        f"{len(sizes)} clients ({config.partition.name}) with "
+        f"{counted(len(sizes), 'client')} ({config.partition.name}) with "
         f"{sizes.min()}-{sizes.max()} images, {config.clients.cohort_size} a round; "
         f"frozen backbone {config.model.backbone}{place}"
     )

@@ -7,6 +7,7 @@ import dataclasses
 from fedprompt.core.checks import check_choice, check_integer, check_number
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json
+from fedprompt.core.words import counted
 from fedprompt.tracking.callbacks import Callback, FinishedRound, RunView, run_callbacks
 from fedprompt.tracking.figures import figures_of
 
@@ -95,8 +96,8 @@ class EarlyStopping(Callback):
             return None
         return (
             f"{self.options.monitor} has not improved on {self._best:.4g} of round "
-            f"{self._best_round} for {self._since} evaluated "
-            f"round{'s' if self._since != 1 else ''}"
+            f"{self._best_round} for "
+            f"{counted(self._since, 'evaluated round')}"
         )
 
     def _value(self, record: Json) -> float | None:
