@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import pytest
 
 import fedprompt
 from fedprompt.core.errors import CallbackError, ConfigError
+from fedprompt.experiment import RunResult
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, RoundFinished
 from fedprompt.tracking.callbacks import FinishedRound, RunView
 from fedprompt.tracking.callbacks.early_stopping import EarlyStopping, EarlyStoppingOptions
-
-Overrides = Callable[..., list[str]]
 
 PLUGIN = """
 import dataclasses
@@ -71,15 +70,11 @@ def lines_of(folder: Path) -> list[list[Any]]:
 
 
 def test_a_callback_stops_the_rounds_and_the_run_can_be_resumed(
-    tiny: Overrides, tmp_path: Path, probe: str
+    plain: RunResult, settings: list[str], tmp_path: Path, probe: str
 ) -> None:
-    plain = fedprompt.run("quickstart", tiny("rounds=3", "compare=[fedavg_pt]"))
     events: list[Event] = []
-    stopping = tiny(
-        *("rounds=3", "compare=[fedavg_pt]", f"run_dir={tmp_path / 'stopped'}", probe),
-        "callbacks=[{name: probe, stop_after: 2}]",
-    )
-    result = fedprompt.run("quickstart", stopping, on_event=events.append)
+    given = [f"run_dir={tmp_path / 'run'}", probe, "callbacks=[{name: probe, stop_after: 2}]"]
+    result = fedprompt.run("quickstart", [*settings, *given], on_event=events.append)
     run = RunDirectory(result.run_dir)
     assert run.read_status()["state"] == "stopped"
     assert run.read_status()["message"] == "probe: enough; fedavg_pt: probe: enough"
@@ -111,44 +106,50 @@ def test_a_callback_stops_the_rounds_and_the_run_can_be_resumed(
 
 
 def test_a_callback_that_raises_is_named_and_the_rounds_are_kept(
-    tiny: Overrides, tmp_path: Path, probe: str
+    plain: RunResult, settings: list[str], tmp_path: Path, probe: str
 ) -> None:
-    failing = tiny(probe, "callbacks=[{name: probe, raise_after: 1}]")
+    given = ["compare=[]", f"run_dir={tmp_path / 'run'}", probe]
     with pytest.raises(CallbackError) as caught:
-        fedprompt.run("quickstart", failing)
+        fedprompt.run(
+            "quickstart", [*settings, *given, "callbacks=[{name: probe, raise_after: 1}]"]
+        )
     text = "callback 'probe' of pfpt: on_round after round 1 raised KeyError: 'a name'"
     assert str(caught.value) == text
     run = RunDirectory(tmp_path / "run")
     assert (run.read_status()["state"], run.read_status()["message"]) == ("failed", text)
     assert run.last_round() == 1
-    # It would raise at the same round again, which is over: the run goes on with its bits.
     resumed = fedprompt.resume(run.path, ["callbacks=[]"])
-    plain = fedprompt.run("quickstart", tiny(f"run_dir={tmp_path / 'plain'}"))
     assert resumed.summary["state_sha256"] == plain.summary["state_sha256"]
 
 
 def test_the_callback_of_the_page_is_a_callback(
-    tiny: Overrides, tmp_path: Path, forgotten_plugins: None
+    settings: list[str], tmp_path: Path, forgotten_plugins: None
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/tracking.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "diverged.py").write_text(code)
-    given = [f"plugins=[{tmp_path / 'diverged.py'}]", "callbacks=[{name: diverged, limit: 0.001}]"]
-    result = fedprompt.run("quickstart", tiny(*given))
+    given = [
+        *("compare=[]", f"run_dir={tmp_path / 'run'}", f"plugins=[{tmp_path / 'diverged.py'}]"),
+        "callbacks=[{name: diverged, limit: 0.001}]",
+    ]
+    result = fedprompt.run("quickstart", [*settings, *given])
     assert result.summary["rounds"] == 1
-    message = RunDirectory(result.run_dir).read_status()["message"]
     loss = result.reports[0]["train_loss"]
+    message = RunDirectory(result.run_dir).read_status()["message"]
     assert message == f"diverged: the clients' loss is {loss}"
 
 
 def test_a_run_that_is_stopped_before_its_first_round(
-    tiny: Overrides, tmp_path: Path, probe: str
+    settings: list[str], tmp_path: Path, probe: str
 ) -> None:
-    given = tiny(probe, "callbacks=[{name: probe, stop_at_start: true}]")
+    given = ["compare=[]", f"run_dir={tmp_path / 'run'}", probe]
     with pytest.raises(CallbackError, match=r"stopped before the first round: probe: at once$"):
-        fedprompt.run("quickstart", given)
-    assert RunDirectory(tmp_path / "run").read_status()["state"] == "stopped"
-    assert fedprompt.resume(tmp_path / "run", ["callbacks=[]"]).summary["rounds"] == 2
+        fedprompt.run(
+            "quickstart", [*settings, *given, "callbacks=[{name: probe, stop_at_start: true}]"]
+        )
+    run = RunDirectory(tmp_path / "run")
+    assert run.read_status()["state"] == "stopped"
+    assert run.has_header()  # it can be resumed
 
 
 # Early stopping

@@ -16,6 +16,7 @@ import pytest
 import fedprompt
 from fedprompt.config import compose
 from fedprompt.core.errors import ConfigError
+from fedprompt.experiment import RunResult
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Note, RoundFinished
 from fedprompt.tracking.feed import Feed
@@ -29,16 +30,6 @@ Curves = dict[tuple[str, int], float]
 
 class Stop(Exception):
     """Ends a run from outside."""
-
-
-@pytest.fixture(scope="module")
-def settings(random_backbone: str) -> list[str]:
-    return [
-        *("rounds=3", "compare=[fedavg_pt]", "clients.count=6", "clients.per_round=2"),
-        *("clients.epochs=1", "clients.batch_size=64", "prompts.count=2", "prompts.pool=null"),
-        *("eval_every=2", "data={name: digits, train: 0.05, validation: 0.05, test: 0.05}"),
-        *("runtime=serial", f"model.backbone={random_backbone}"),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +143,14 @@ def test_mlflow_has_a_run_for_each_method(logged: RunDirectory) -> None:
         assert found == expected(directory)
 
 
-def test_loggers_change_no_bit(logged: RunDirectory, settings: list[str], tmp_path: Path) -> None:
-    plain = fedprompt.run("quickstart", [*settings, f"run_dir={tmp_path / 'plain'}"])
+def test_loggers_change_no_bit(logged: RunDirectory, plain: RunResult) -> None:
     for name in ("state_sha256", "accuracy"):
         assert plain.summary[name] == logged.read_summary()[name]
     assert not (plain.run_dir / "loggers").exists()
 
 
 def test_a_logger_that_is_added_when_a_run_goes_on_gets_the_rounds_before(
-    logged: RunDirectory, settings: list[str], tmp_path: Path
+    settings: list[str], tmp_path: Path
 ) -> None:
     def stop(event: Any) -> None:
         if isinstance(event, RoundFinished) and event.report.round == 2:
@@ -172,7 +162,7 @@ def test_a_logger_that_is_added_when_a_run_goes_on_gets_the_rounds_before(
     fedprompt.resume(tmp_path / "run", ["loggers=[csv]"])
     text = (tmp_path / "run/loggers/csv/metrics.csv").read_text()
     assert len(text.splitlines()) == 1 + 3
-    fedprompt.run("quickstart", given, overwrite=True)
+    RunDirectory(tmp_path / "run").clear()
     assert not (tmp_path / "run/loggers").exists()
 
 

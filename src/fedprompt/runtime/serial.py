@@ -52,7 +52,13 @@ class SerialRuntime:
         return lambda: tallies
 
     def publish(self, run: str, method: str, figures: Mapping[str, float]) -> None:
-        """Nobody watches."""
+        """Nobody watches.
+
+        Args:
+            run: name of the run's directory.
+            method: as tables name it.
+            figures: by name.
+        """
 
     def abandon(self) -> None:
         """Nothing is under way: jobs are done when their updates are taken."""

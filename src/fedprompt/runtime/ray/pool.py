@@ -386,7 +386,13 @@ class RayRuntime:
         )
 
     def publish(self, run: str, method: str, figures: Mapping[str, float]) -> None:
-        """Set Ray's metrics; see `metrics`."""
+        """Set Ray's metrics; see `metrics`.
+
+        Args:
+            run: name of the run's directory.
+            method: as tables name it.
+            figures: by name.
+        """
         self._gauges.set(run, method, figures)
 
     def abandon(self) -> None:
