@@ -236,6 +236,6 @@ def test_a_figure_that_is_not_there_is_named_after_the_first_evaluated_round() -
     with pytest.raises(ConfigError) as caught:
         callback.on_run_start(view(rounds_of([None, 0.5])))
     assert str(caught.value) == (
-        "monitor: 'acuracy' was not measured in round 2; expected one of accuracy, "
-        "validation_accuracy"
+        "monitor: 'acuracy' was not measured in round 2; expected accuracy, validation_accuracy "
+        "or another number of rounds.jsonl, such as seconds.train; did you mean 'accuracy'?"
     )

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedprompt.core.files import Json
 
+PER_CLIENT = "by_client"
+"""What `personalised` has of each client."""
+
 
 def figures_of(record: Json, domains: Sequence[str] = ()) -> dict[str, float]:
     """The numbers of a line of `rounds.jsonl`, those of nested objects as `seconds.train`.
 
-    What is null, such as the accuracy of a round without evaluation, is left out, and so are lists:
-    those of clients and of classes.
+    What is null, such as the accuracy of a round without evaluation, is left out, and so is what
+    there is of each client and of each class.
 
     Args:
         record: of a round.
@@ -28,7 +31,7 @@ def figures_of(record: Json, domains: Sequence[str] = ()) -> dict[str, float]:
 
 def _numbers(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key != PER_CLIENT:
             yield from _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{prefix}{key}", value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fedprompt.core.checks import check_choice, check_integer, check_number
-from fedprompt.core.errors import ConfigError
+from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.core.files import Json
 from fedprompt.core.words import counted
 from fedprompt.tracking.callbacks import Callback, FinishedRound, RunView, run_callbacks
@@ -84,10 +84,12 @@ class EarlyStopping(Callback):
             return None
         if value is None and self._best is None:
             # Of a typing error, and of a method that has no such figure, the first round tells.
-            known = ", ".join(name for name in figures_of(record) if name != "round")
+            known = [name for name in figures_of(record) if name != "round"]
+            short = ", ".join(name for name in known if "." not in name)
             raise ConfigError(
                 f"monitor: '{self.options.monitor}' was not measured in round {record['round']}; "
-                f"expected one of {known}"
+                f"expected {short} or another number of rounds.jsonl, such as seconds.train"
+                f"{suggest(self.options.monitor, known)}"
             )
         self._since += 1
         if value is not None and self._improves(value):
