@@ -30,10 +30,10 @@ GOAL = 0.25
 SMALL = ["data.train=160", "data.validation=40", "data.test=40", "data.public=40"]
 LARGE = [*SMALL, "model.backbone=vit_small_patch32_224", "model.pretrained=false"]
 CASES: dict[str, tuple[str, list[str]]] = {
-    "digits, PFPT": ("quickstart", []),
-    "digits, head alone": ("quickstart", ["method=head_only"]),
-    "digits, LoRA": ("quickstart", ["method=lora_fedavg"]),
-    "digits, control variates": ("quickstart", ["method=scaffold_pt"]),
+    "digits, PFPT": ("digits", []),
+    "digits, head alone": ("digits", ["method=head_only"]),
+    "digits, LoRA": ("digits", ["method=lora_fedavg"]),
+    "digits, control variates": ("digits", ["method=scaffold_pt"]),
     "domains, PFPT": ("domains", []),
     "domains, prompts before block 4": ("domains", ["prompts.depth=4"]),
     "domains on ViT-S/32, FedAvg-PT": (

@@ -1,6 +1,7 @@
 """The quickstart over several seeds, and its state hash under every runtime.
 
     python -m benchmarks.quickstart [--seeds 3] [--experiment quickstart] [--skip-hashes]
+                                    [--page-only]
 
 For each seed the whole quickstart is run as a user runs it (`fedprompt run quickstart seed=S`, a
 fresh process, Ray start included) and its wall-clock time taken. A seed changes the partition, the
@@ -22,10 +23,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, Json, header, mean_and_half, write_json
+from benchmarks.harness import (
+    DOCS,
+    RESULTS,
+    Json,
+    header,
+    mean_and_half,
+    put_between,
+    read_json,
+    write_json,
+)
+from benchmarks.methods.text import percent, table
 from fedprompt.runs.directory import RunDirectory
 
 BASELINES = ("fedavg_pt_plus", "fedavg_pt")  # the first that the experiment compares with
+ON_THE_PAGE = ("quickstart", "digits")
 RUNTIMES = {
     "serial": ["runtime=serial"],
     "ray, 1 actor": ["runtime=ray", "runtime.actors=1"],
@@ -98,19 +110,59 @@ def measure_hashes(experiment: str, folder: Path) -> Json:
     return rows
 
 
+def text_of(result: Json, experiment: str) -> str:
+    """What docs/quickstart.md says of an experiment: how long it took, and the table.
+
+    Args:
+        result: document of this benchmark.
+        experiment: that it measured.
+    """
+    found = result[experiment]
+    seconds = found["seconds_whole_command"]
+    baseline = next(name for name in BASELINES if name in found["methods"])
+    lines = []
+    for name, figures in found["methods"].items():
+        value, gap = figures["test_accuracy"], figures[f"difference_to_{baseline}"]
+        lines.append(
+            [
+                f"`{name}`",
+                percent(value["mean"], value["half_width_95"]),
+                "" if name == baseline else percent(gap["mean"], gap["half_width_95"]),
+                ", ".join(map(str, figures["prompts_kept"])),
+            ]
+        )
+    heads = ("method", "test accuracy (%)", f"points over `{baseline}` (paired)", "prompts kept")
+    command = f"python -m benchmarks.quickstart --experiment {experiment}"
+    return "\n".join(
+        [
+            f"Mean and 95 % interval over {len(seconds)} seeds (`{command}`,",
+            f"[JSON](../benchmarks/results/{experiment}.json)). With the start of Ray a seed took",
+            f"{min(seconds):.0f} to {max(seconds):.0f} seconds on two CPU cores with other work.",
+            "",
+            *table(heads, lines),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--experiment", default="quickstart", help="any experiment that compares")
     parser.add_argument("--skip-hashes", action="store_true")
+    parser.add_argument("--page-only", action="store_true", help="only write the page anew")
     arguments = parser.parse_args()
     experiment = arguments.experiment
-    result = header("quickstart")
-    with tempfile.TemporaryDirectory() as folder:
-        result[experiment] = measure_seeds(experiment, Path(folder), arguments.seeds)
-        if not arguments.skip_hashes:
-            result["same_bits"] = measure_hashes(experiment, Path(folder))
-    write_json(RESULTS / f"{experiment}.json", result)
+    path = RESULTS / f"{experiment}.json"
+    if not arguments.page_only:
+        result = header("quickstart")
+        with tempfile.TemporaryDirectory() as folder:
+            result[experiment] = measure_seeds(experiment, Path(folder), arguments.seeds)
+            if not arguments.skip_hashes:
+                result["same_bits"] = measure_hashes(experiment, Path(folder))
+        write_json(path, result)
+    if experiment in ON_THE_PAGE:
+        text = text_of(read_json(path), experiment)
+        put_between(DOCS / "quickstart.md", experiment, text)
 
 
 if __name__ == "__main__":

@@ -98,35 +98,21 @@ METHOD_ROWS = {
 
 
 def readme_rows() -> Rows:
-    """The table of the frozen head, and that of the quickstart."""
+    """The table of the frozen head."""
     found = {
         (row, column): accuracy(frozen(partition), method)
         for row, method in METHOD_ROWS.items()
         for partition, column in PARTITIONS.items()
     }
     found |= {(r"the frozen head without prompts", c): bare_head() for c in PARTITIONS.values()}
-    for method, figures in document("quickstart")["quickstart"]["methods"].items():
-        found[method, r"^test accuracy"] = quickstart(figures["test_accuracy"])
-        kept = ", ".join(map(str, figures["prompts_kept"]))
-        found[method, r"^prompts kept"] = kept
-        if method != "fedavg_pt_plus":
-            difference_to = figures["difference_to_fedavg_pt_plus"]
-            found[method, r"^points over"] = "+" + quickstart(difference_to)
     return found
-
-
-def quickstart(found: Json) -> str:
-    """Mean with interval, in percent."""
-    return f"{100 * found['mean']:.1f} ± {100 * found['half_width_95']:.1f}"
 
 
 def readme() -> Figures:
     """Wherever they stand: the page may be worded anew."""
     alone, plus_alone = "pfpt: each test image alone", grid.ALONE_PLUS
-    seconds = document("quickstart")["quickstart"]["seconds_whole_command"]
     found = [
         *readme_rows().values(),
-        f"{min(seconds):.0f}-{max(seconds):.0f}",
         *(gain(frozen(p), "pfpt", "fedavg_pt") for p in PARTITIONS),
         *(gain(frozen(p), "pfpt", "fedavg_pt_plus") for p in PARTITIONS),
         *(gain(frozen(p), "pfpt", "fedcof") for p in PARTITIONS),

@@ -50,8 +50,7 @@ class Page:
 
 PAGES = (
     Page(ROOT / "README.md", quoted.readme, quoted.readme_rows),
-    # What the README once had; they have its figures.
-    Page(DOCS / "quickstart.md", quoted.readme, quoted.readme_rows),
+    # What the README once had; it has its figures.
     Page(DOCS / "limits.md", quoted.readme),
     Page(DOCS / "benchmark.md", quoted.benchmark),
     Page(DOCS / "performance.md", quoted.performance),

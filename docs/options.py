@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedprompt.config import GROUPS, REGISTRIES, SECTIONS
+from fedprompt.config import GROUPS, LISTS, REGISTRIES, SECTIONS
 from fedprompt.config.experiment import WHEN
 from fedprompt.config.groups import Scalars
 from fedprompt.config.typed import kind, shown
@@ -61,14 +61,16 @@ def sections() -> Iterator[tuple[str, list[Key]]]:
     yield "## top level", keys_of("", Scalars)
     for name, options in SECTIONS.items():
         yield f"## {name}", keys_of(name, options)
-    for group, registry in REGISTRIES.items():
+    for group, registry in {**REGISTRIES, **LISTS}.items():
         if group in SECTIONS:
             continue
         yield f"## {group}", []
         for name in registry.names():
             entry = registry.entry(name)
             if entry.factory.__module__.startswith("fedprompt."):  # no plug-in of the user
-                yield f"### {group}={name}", keys_of(group, entry.options, name)
+                title = f"{group}: [{name}]" if group in LISTS else f"{group}={name}"
+                where = name if group in LISTS else group
+                yield f"### {title}", keys_of(where, entry.options, name)
 
 
 def page() -> str:

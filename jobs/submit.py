@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import datetime
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -166,6 +167,8 @@ def connect(address: str | None) -> Any:
             os.environ.setdefault("RAY_AUTH_TOKEN_PATH", state["token"])
     from ray.job_submission import JobSubmissionClient
 
+    # Else the end of a job's log is followed by a line about a closed WebSocket.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()

@@ -78,11 +78,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def forgotten_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test loads as plug-ins is unknown to the next; no installed package offers any."""
     from fedprompt.client.callbacks import callbacks
-    from fedprompt.config import REGISTRIES
+    from fedprompt.config import LISTS, REGISTRIES
     from fedprompt.core import plugins
 
     modules = set(sys.modules)
-    for group, registry in {**REGISTRIES, "callback": callbacks}.items():
+    for group, registry in {**REGISTRIES, **LISTS, "callback": callbacks}.items():
         if group != "runtime":  # would import Ray, and no test adds one
             registry._scan()
             monkeypatch.setattr(registry, "_entries", dict(registry._entries))

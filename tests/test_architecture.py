@@ -18,6 +18,7 @@ ROOMS = [
     *(
         "server",
         "runtime",
+        "tracking",
         "config",
         "runs",
         "report",

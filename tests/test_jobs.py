@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -32,6 +33,22 @@ def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Any]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     cluster, submit = map(importlib.import_module, names)
     return cluster, submit
+
+
+def test_the_end_of_a_log_says_nothing_of_its_connection(
+    scripts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's client says at level INFO that a WebSocket was closed, when a job has ended."""
+    _, submit = scripts
+    client = SimpleNamespace(list_jobs=list)
+    jobs = SimpleNamespace(JobSubmissionClient=lambda address: client)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(job_submission=jobs))
+    monkeypatch.setitem(sys.modules, "ray.job_submission", jobs)
+    speaker = logging.getLogger("ray.dashboard.modules.job.sdk")
+    monkeypatch.setattr(speaker, "level", logging.INFO)
+    assert submit.connect("http://127.0.0.1:1") is client
+    assert not speaker.isEnabledFor(logging.INFO)
+    assert speaker.isEnabledFor(logging.WARNING)
 
 
 def test_the_command_line_survives_the_shell(scripts: tuple[Any, Any]) -> None:

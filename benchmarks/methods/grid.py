@@ -173,6 +173,8 @@ NEUTRAL: dict[str, object] = {
     "system.deadline": None,
     "system.over_select": 1.0,
     "system.empty": "stop",
+    "loggers": [],
+    "callbacks": [],
 }
 """Options that not all runs had, because they came later or are gone, with the value that leaves
 the program as it is without them."""
@@ -296,11 +298,12 @@ def groups() -> list[list[Cell]]:
 
 def real_groups() -> list[list[Cell]]:
     """The runs on real images, in groups, the most wanted first."""
-    return [
+    main = [
         _cells([f"{task}/{partition}"], real.METHODS, 5)
         for task in real.TASKS
         for partition in real.PARTITIONS
     ]
+    return [*main, _cells([real.OTHERS_IN], real.OTHERS, 3)]
 
 
 def task_of(setting: str) -> Json:

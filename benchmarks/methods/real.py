@@ -36,3 +36,6 @@ SETTINGS = tuple(f"{task}/{partition}" for task in TASKS for partition in PARTIT
 RATE_PARTITION = "dirichlet_0.5"
 """Where the learning rates of a task are chosen, for all its partitions."""
 METHODS = ("pfpt", "fedavg_pt", "fedavg_pt_plus", "head_only", "fedcof")
+OTHERS = ("fedprox_pt", "scaffold_pt", "fedopt_pt", "gmm_pt", "pfedpg")
+"""Run in one setting, with fewer seeds."""
+OTHERS_IN = "emoji_frozen/dirichlet_0.5"

@@ -69,7 +69,7 @@ def task_table(store: Store, task: str) -> str:
     lines = [
         found
         for partition in real.PARTITIONS
-        for method in real.METHODS
+        for method in (*real.METHODS, *real.OTHERS)
         if (found := line(store, f"{task}/{partition}", method)) is not None
     ]
     return "\n".join(table(HEADS, lines)) if lines else "Nothing has been run yet."

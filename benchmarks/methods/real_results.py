@@ -12,6 +12,11 @@ NAMES = {
     "fedavg_pt_plus": "FedAvg-PT+",
     "head_only": "head only",
     "fedcof": "FedCOF",
+    "fedprox_pt": "FedProx-PT",
+    "scaffold_pt": "SCAFFOLD-PT",
+    "fedopt_pt": "FedOpt-PT",
+    "gmm_pt": "GMM-PT",
+    "pfedpg": "pFedPG",
 }
 
 

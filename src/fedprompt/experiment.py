@@ -15,15 +15,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from fedprompt.config import ExperimentConfig, compose
-from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
+from fedprompt.core.errors import (
+    CallbackError,
+    CheckpointError,
+    ClientError,
+    ConfigError,
+    WorkerError,
+)
 from fedprompt.core.files import Json
 from fedprompt.core.types import ClientUpdate, ServerState
+from fedprompt.core.words import counted
+from fedprompt.report.live import RoundDisplay
 from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
-from fedprompt.runs.events import Event, PhaseStarted, Plan, Prepared
+from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, Stage
 from fedprompt.runs.plugins import check_kept
+from fedprompt.runs.summary import whole_summary
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
 
@@ -34,9 +45,9 @@ if TYPE_CHECKING:
 
 RESUMABLE = (
     *("runtime", "runtime.name", "runtime.actors", "runtime.cpus"),
-    "runtime.driver_node",
+    *("runtime.driver_node", "loggers", "callbacks"),
 )
-"""What may differ when a run is continued: nothing of this changes a bit."""
+"""What may differ when a run is continued: nothing of this changes a bit of a round."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -53,7 +64,7 @@ class RunResult:
     def comparisons(self) -> dict[str, RunResult]:
         """The same of each method that the run is compared with, by name."""
         runs = RunDirectory(self.run_dir).comparisons()
-        return {run.path.name: result_of(run) for run in runs if run.is_finished()}
+        return {run.path.name: result_of(run) for run in runs if run.has_result()}
 
     def load(self, *, client: int | None = None, method: str | None = None) -> PromptedModel:
         """The run's model; see `fedprompt.load`.
@@ -100,7 +111,8 @@ class RunResult:
         others = ", ".join(run.path.name for run in RunDirectory(self.run_dir).comparisons())
         compared = f", compared with {others}" if others else ""
         return (
-            f"RunResult({self.summary['method']}: {shown} after {len(self.reports)} rounds"
+            f"RunResult({self.summary['method']}: {shown} after "
+            f"{counted(len(self.reports), 'round')}"
             f"{compared}; {self.run_dir})"
         )
 
@@ -119,7 +131,8 @@ def run(
         config: name of a file in `conf/experiment/`, path of a YAML file, or a mapping.
         overrides: `key=value` strings.
         overwrite: replace the run that `run_dir` holds.
-        on_event: called with each event as it happens.
+        on_event: called with each event as it happens; None shows the progress in a notebook, and
+            nothing elsewhere.
         verbose: let Ray speak.
 
     Raises:
@@ -127,7 +140,7 @@ def run(
         FedpromptError: the run failed; its last finished round is on disk.
     """
     plan = plan_run(compose(config, overrides), overwrite)
-    return execute(dataclasses.replace(plan, verbose=verbose), on_event)
+    return shown(dataclasses.replace(plan, verbose=verbose), on_event)
 
 
 def resume(
@@ -141,11 +154,24 @@ def resume(
 
     Args:
         run_dir: directory of the run.
-        overrides: runtime and its number of actors and CPUs only; nothing else leaves the bits.
+        overrides: runtime and its number of actors and CPUs, loggers and callbacks only; nothing
+            else leaves the bits.
         on_event: called with each event as it happens.
         verbose: let Ray speak.
     """
-    return execute(dataclasses.replace(plan_resume(run_dir, overrides), verbose=verbose), on_event)
+    return shown(dataclasses.replace(plan_resume(run_dir, overrides), verbose=verbose), on_event)
+
+
+def shown(plan: Plan, on_event: Callable[[Event], None] | None) -> RunResult:
+    """Run a plan; in a notebook with its progress below the cell, unless the caller wants the
+    events.
+    """
+    console = Console()
+    if on_event is not None or not console.is_jupyter:
+        return execute(plan, on_event)
+    rounds = (1 + len(plan.config.compare)) * plan.config.rounds
+    with RoundDisplay(rounds, f"fedprompt {plan.config.name}", console) as display:
+        return execute(plan, display.show)
 
 
 def plan_run(config: ExperimentConfig, overwrite: bool) -> Plan:
@@ -204,6 +230,9 @@ def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunR
         # A resume that is refused, say for damaged checkpoints, leaves the run as it is.
         first = PhaseStarted if plan.resume else Prepared
         started = False
+        if on_event is not None:
+            ours = "starting Ray" if plan.config.runtime.name == "ray" else "starting"
+            on_event(Stage(ours))
         try:
             for event in runtime.launch(drive, plan, verbose=plan.verbose):
                 started = started or isinstance(event, first)
@@ -227,17 +256,22 @@ def execute(plan: Plan, on_event: Callable[[Event], None] | None = None) -> RunR
 
 
 def result_of(directory: RunDirectory) -> RunResult:
-    """The result of a finished run.
+    """The result of a run that is finished, or that a callback stopped.
 
     Raises:
+        CallbackError: it was stopped before its first round.
         CheckpointError: its last checkpoint is not that of its summary.
     """
-    result = RunResult(
-        state=load_latest(directory.state_folder).state,
-        reports=directory.read_rounds(),
-        summary=directory.read_summary(),
-        run_dir=directory.path,
-    )
+    if not directory.is_finished() and directory.last_round() is None:
+        raise CallbackError(
+            f"{directory.path}: stopped before the first round: "
+            f"{directory.read_status().get('message')}"
+        )
+    state = load_latest(directory.state_folder).state
+    summary = directory.read_summary()
+    if not directory.is_finished():
+        summary = whole_summary(directory, kept_config(directory, []), state, "stopped")
+    result = RunResult(state, directory.read_rounds(), summary, directory.path)
     if result.state.sha256() != result.summary["state_sha256"]:
         raise CheckpointError(
             f"{directory.state_folder}: expected the state of summary.json "
@@ -251,7 +285,13 @@ def drive(runtime: Runtime, plan: Plan) -> Iterator[Event]:
     """The driver's generator, imported where it runs."""
     from fedprompt.runs import driver
 
-    yield from driver.drive(runtime, plan, make_html)
+    said: set[tuple[str, str | None]] = set()
+    for event in driver.drive(runtime, plan, make_html):
+        if isinstance(event, Note):  # one about all methods may come from each of them
+            if (event.text, event.method) in said:
+                continue
+            said.add((event.text, event.method))
+        yield event
 
 
 def mark_failed(directory: RunDirectory, error: Exception) -> None:

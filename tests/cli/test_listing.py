@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fedprompt.cli.listing import KINDS, kind_of, named, words_of
+from fedprompt.cli.listing import KINDS, REGISTERED, kind_of, named, words_of
 from fedprompt.cli.main import main
-from fedprompt.config import REGISTRIES, list_experiments, list_methods
+from fedprompt.config import list_experiments, list_methods
 from fedprompt.core.errors import ConfigError
 
 
@@ -21,8 +21,8 @@ def test_everything_that_has_a_name_is_listed_with_words() -> None:
         assert not any(each.plugin for each in found)
         names = [each.name for each in found]
         assert names == sorted(set(names))
-        if kind in REGISTRIES:
-            assert set(REGISTRIES[kind].names()) <= set(names)
+        if kind in REGISTERED:
+            assert set(REGISTERED[kind].names()) <= set(names)
     assert [each.name for each in named("experiment")] == list_experiments()
     assert [each.name for each in named("method")] == [each.name for each in list_methods()]
 

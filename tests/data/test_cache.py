@@ -110,6 +110,12 @@ def assert_same(first: FeatureTable, second: FeatureTable) -> None:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), strict=True)
 
 
+def test_the_cache_says_how_many_images_are_done(toy: Toy, tmp_path: Path) -> None:
+    cache, split = open_cache(toy, tmp_path / "cache"), make_split()
+    assert list(cache.steps(split)) == [0, CHUNK, COUNT]
+    assert list(cache.steps(split)) == []  # it is there
+
+
 def names(folder: Path) -> list[str]:
     """Everything in the cache but the folder of locks."""
     return sorted(path.name for path in folder.iterdir() if path.name != "locks")

@@ -88,7 +88,7 @@ def test_gpus_bound_the_number_of_actors() -> None:
         ({"actors": 1, "gpus_per_actor": 2}, [Node(8, 1), Node(8, 1)], "2 GPUs .* which hold 0"),
         ({"actors": 17}, [Node(2)], "17 actors do not fit in the 2 CPUs .* at most 16 actors"),
         # Two nodes of one core hold no worker of two threads.
-        ({"threads": 2}, [Node(1), Node(1)], "2 threads per worker do not fit in the 1 CPUs"),
+        ({"threads": 2}, [Node(1), Node(1)], "2 threads per worker do not fit in the 1 CPU "),
     ],
 )
 def test_what_does_not_fit_is_refused_with_numbers(

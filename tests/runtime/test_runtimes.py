@@ -105,6 +105,30 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
     assert len(set(hashes["serial"])) == 5
 
 
+def test_a_callback_stops_a_run_at_the_same_state_on_ray(
+    local_ray: None, random_backbone: str, tmp_path: Path
+) -> None:
+    """While a round is looked at, clients of the next one train: they are of no use any more, and
+    do not disturb the method that comes next.
+    """
+    hashes = {}
+    for runtime in ("serial", "ray"):
+        given = experiment_of(
+            *(random_backbone, tmp_path / runtime, "rounds=4", "eval_every=1"),
+            *("compare=[fedavg_pt]", f"runtime={runtime}", "runtime.actors=2"),
+            *("callbacks=[{name: early_stopping, patience: 1, min_delta: 1}]", "loggers=[csv]"),
+        )
+        result = fedprompt.run("digits", given)
+        results = [result, *result.comparisons.values()]
+        hashes[runtime] = [each.summary["state_sha256"] for each in results]
+        for each in results:
+            assert [report["round"] for report in each.reports] == [1, 2]
+            table = (each.run_dir / "loggers/csv/metrics.csv").read_text()
+            assert len(table.splitlines()) == 1 + 2
+    assert hashes["ray"] == hashes["serial"]
+    assert len(set(hashes["ray"])) == 2
+
+
 class Watched(SerialRuntime):
     """Notes what is started and what is waited for."""
 
@@ -496,7 +520,7 @@ def check_stopped(run_dir: Path, errors: str) -> None:
     status = json.loads((run_dir / "status.json").read_text())
     assert (status["state"], status["message"]) == ("stopped", "stopped by a signal")
     rounds = load_latest(run_dir / "state").state.round_index
-    assert f"stopped; {rounds} finished rounds are on disk" in line
+    assert f"stopped; on disk: {rounds} finished round" in line
     assert len((run_dir / "rounds.jsonl").read_text().splitlines()) >= rounds
 
 

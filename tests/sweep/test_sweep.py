@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
+import math
 import os
 import shlex
 import shutil
@@ -22,7 +24,9 @@ from fedprompt.cli.main import main
 from fedprompt.config import compose
 from fedprompt.core.errors import CheckpointError, ConfigError
 from fedprompt.core.plugins import find
+from fedprompt.core.types import RoundReport
 from fedprompt.runs.directory import RunDirectory
+from fedprompt.runs.events import Note, RoundFinished
 from fedprompt.runs.plugins import check_same, records
 from fedprompt.runtime import RuntimeOptions
 from fedprompt.runtime.placement import Node
@@ -35,7 +39,7 @@ from fedprompt.sweep.page import (
     make_sweep_page,
     sweep_page,
 )
-from fedprompt.sweep.ray_tune import bundles, check_resources
+from fedprompt.sweep.ray_tune import bundles, check_resources, figures_for_tune
 from fedprompt.sweep.space import Trial, build_sweep, load_sweep
 from fedprompt.sweep.table import interval, table_csv
 
@@ -117,6 +121,35 @@ def test_the_command_line_changes_a_sweep() -> None:
     config = trial.config
     assert (config.partition.options.alpha, config.prompts.count, config.rounds) == (0.3, 4, 2)
     assert (config.seed, config.runtime.actors) == (5, 1)
+
+
+def test_tune_gets_the_figures_that_all_loggers_get() -> None:
+    seconds = {"train": 1.0, "aggregate": 0.1, "evaluate": 0.2}
+    report = RoundReport(3, 0.75, 0.5, 0.625, 0.25, 8, 100, 200, seconds, 2.0)
+    assert figures_for_tune(RoundFinished(report, "pfpt"), "pfpt") == {
+        **{"round": 3, "accuracy": 0.75, "loss": 0.5, "validation_accuracy": 0.625},
+        **{"train_loss": 0.25, "num_prompts": 8, "bytes_up": 100, "bytes_down": 200},
+        **{"seconds.train": 1.0, "seconds.aggregate": 0.1, "seconds.evaluate": 0.2},
+        "wall_seconds": 2.0,
+    }
+    # Of another method of a compared trial, of a round that was not evaluated, and of no round.
+    assert figures_for_tune(RoundFinished(report, "fedavg_pt"), "pfpt") is None
+    unmeasured = dataclasses.replace(report, accuracy=math.nan, validation_accuracy=math.nan)
+    assert figures_for_tune(RoundFinished(unmeasured, "pfpt"), "pfpt") is None
+    # Without a validation split there is a figure all the same, which no rule can judge by.
+    unjudged = dataclasses.replace(report, validation_accuracy=math.nan)
+    found = figures_for_tune(RoundFinished(unjudged, "pfpt"), "pfpt")
+    assert found is not None
+    assert (found["accuracy"], math.isnan(found["validation_accuracy"])) == (0.75, True)
+    assert figures_for_tune(Note("hello"), "pfpt") is None
+
+
+def test_the_loggers_of_tune_are_known_and_come_back() -> None:
+    sweep = build_sweep({**TREE, "tune_loggers": ["csv", "tensorboard"]})
+    assert sweep.tune_loggers == ("csv", "tensorboard")
+    assert build_sweep(sweep.tree()) == sweep
+    with pytest.raises(ConfigError, match=r"tune_loggers: expected .*'csw'.*did you mean 'csv'"):
+        build_sweep({**TREE, "tune_loggers": ["csw"]})
 
 
 @pytest.mark.parametrize(

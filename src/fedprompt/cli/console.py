@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fedprompt.cli.signals import StopSignals
-from fedprompt.core.errors import ClientError, WorkerError
+from fedprompt.core.errors import CallbackError, ClientError, WorkerError
+from fedprompt.core.words import counted
 
 if TYPE_CHECKING:  # take seconds to import
     from fedprompt.config import ExperimentConfig
+    from fedprompt.report.live import RoundDisplay
     from fedprompt.runs.events import Event, Plan
 
 
@@ -57,32 +59,28 @@ def print_estimate(
         Console().print(render(made))
 
 
-def run_plan(plan: Plan) -> None:
-    """Run a plan with a live display and print what came of it."""
+def run_plan(plan: Plan, display: RoundDisplay) -> None:
+    """Run a plan with a live display and print what came of it.
+
+    Args:
+        plan: of the run.
+        display: that is shown already.
+    """
     from fedprompt.experiment import execute, mark_stopped
-    from fedprompt.report.live import RoundDisplay
     from fedprompt.report.table import print_summary
     from fedprompt.runs.directory import RunDirectory
-    from fedprompt.runs.events import Note, PhaseStarted, Prepared, RoundFinished
+    from fedprompt.runs.events import Prepared
 
-    console = Console()
     config = plan.config
-    phases = 1 + len(config.compare)
+    display.expect((1 + len(config.compare)) * config.rounds)
     if plan.resume and RunDirectory(plan.run_dir).is_finished():
-        click.echo(f"{plan.run_dir} is finished: nothing to resume")
-    display = RoundDisplay(phases * config.rounds, f"fedprompt {config.name}", console)
-
+        display.message(f"{plan.run_dir} is finished: nothing to resume")
     started = plan.resume
 
     def show(event: Event) -> None:
         nonlocal started
         started = started or isinstance(event, Prepared)
-        if isinstance(event, RoundFinished):
-            display.update(event.report)
-        elif isinstance(event, PhaseStarted):
-            display.start_phase(event.name, event.rounds, event.finished)
-        elif isinstance(event, (Prepared, Note)):
-            display.message(event.text)
+        display.show(event)
 
     signals = StopSignals()
     try:
@@ -96,12 +94,20 @@ def run_plan(plan: Plan) -> None:
             stop_quietly(plan, number, mark_stopped(plan) if started else None)
         if isinstance(error, ClientError):
             fail(f"{error}; rerun it alone: {replay_command(plan, error)}", error.exit_code)
+        if isinstance(error, CallbackError) and started:
+            fail(
+                f"{error}; the rounds so far are on disk; continue with: {resume_command(plan)}, "
+                "or without callbacks: add 'callbacks=[]'",
+                error.exit_code,
+            )
         if isinstance(error, WorkerError) and started:
             fail(f"{error}; continue with: {resume_command(plan)}", error.exit_code)
         raise
     if signals.number is not None:  # it came while Python was in a place that swallows exceptions
         stop_quietly(plan, signals.number, mark_stopped(plan))
-    print_summary(console, result.run_dir)
+    print_summary(Console(), result.run_dir)
+    if result.summary["state"] == "stopped":
+        click.echo(f"stopped by a callback; to go on: {resume_command(plan)} 'callbacks=[]'")
     if config.note:
         click.echo(config.note)
     click.echo(f"state sha256: {result.summary['state_sha256']}")
@@ -134,7 +140,7 @@ def stop_quietly(plan: Plan, number: int, finished_rounds: int | None) -> NoRetu
         text = "stopped before the first round; nothing was written"
     else:
         text = (
-            f"stopped; {finished_rounds} finished rounds are on disk; "
+            f"stopped; on disk: {counted(finished_rounds, 'finished round')}; "
             f"continue with: {resume_command(plan)}"
         )
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)

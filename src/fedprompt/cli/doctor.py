@@ -27,6 +27,7 @@ from rich.text import Text
 from fedprompt.core.errors import FedpromptError
 from fedprompt.core.files import Json
 from fedprompt.core.machine import available_cpus
+from fedprompt.core.words import counted
 
 # None of these may import torch, which may be what is broken.
 from fedprompt.data.prefix.listing import cache_entries, cache_folder
@@ -265,7 +266,7 @@ def ray_outlook() -> Iterator[Finding]:
         return  # `versions` says so
     cores = available_cpus()
     address = os.environ.get("RAY_ADDRESS")
-    value = f"a run starts its own with {cores} CPUs; 'fedprompt doctor --ray' tries it"
+    value = f"a run starts its own with {counted(cores, 'CPU')}; 'fedprompt doctor --ray' tries it"
     if address:
         value = f"RAY_ADDRESS={address}: runs join that cluster"
     yield Finding("ray", "cluster", value)

@@ -7,13 +7,18 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedprompt.config import GROUPS, REGISTRIES, conf_root, list_experiments
+from fedprompt.config import GROUPS, LISTS, REGISTRIES, conf_root, list_experiments
 from fedprompt.core import plugins
 from fedprompt.core.errors import ConfigError, suggest
 
 OTHERS = ("experiment", "sweep", "method")
 """What is listed beside the groups of `conf/`."""
-KINDS = (*OTHERS, *GROUPS)
+REGISTERED = {
+    **REGISTRIES,
+    "logger": LISTS["loggers"],
+    "callback": LISTS["callbacks"],
+}
+KINDS = tuple(dict.fromkeys((*OTHERS, *GROUPS, *REGISTERED)))
 COMMENT = re.compile(r"#\s*(.+)")
 NO_WORDS = ("fedprompt ", "Source:")
 """How comments begin that do not say what a file is."""
@@ -57,7 +62,7 @@ def named(kind: str) -> list[Named]:
         return [Named(name, _words_of_experiment(name)) for name in list_experiments()]
     files = _files(kind)
     found = {name: Named(name, words_of(path), source) for name, (path, source) in files.items()}
-    registry = REGISTRIES.get(kind)
+    registry = REGISTERED.get(kind)
     for name in registry.names() if registry is not None else ():
         factory = registry.entry(name).factory  # type: ignore[union-attr]
         ours = factory.__module__.split(".")[0] == "fedprompt"

@@ -28,6 +28,7 @@ from fedprompt.cli.results import evaluate, export, predict
 from fedprompt.cli.run import run
 from fedprompt.cli.sweep import sweep
 from fedprompt.core.errors import ClientError, FedpromptError, suggest
+from fedprompt.core.words import counted
 
 
 class Command(click.Group):
@@ -190,8 +191,8 @@ def replay(run_dir: Path, client: int, method: str | None) -> None:
         raise
     figures = ", ".join(f"{name} {value:.4g}" for name, value in update.metrics.items())
     click.echo(
-        f"client {update.client_id}: {update.num_examples} samples, "
-        f"{len(update.prompts)} prompts; {figures}"
+        f"client {update.client_id}: {counted(update.num_examples, 'sample')}, "
+        f"{counted(len(update.prompts), 'prompt')}; {figures}"
     )
 
 

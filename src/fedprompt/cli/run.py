@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from fedprompt.cli import completion
 from fedprompt.cli.console import check_one_name, print_estimate, run_plan, sort_arguments
+from fedprompt.report.live import RoundDisplay
 
 
 @click.command()
@@ -47,20 +49,22 @@ def run(
         raise click.UsageError("--resume continues a run and --overwrite replaces it: give one")
     if resume is None:
         check_one_name(names, "fedprompt run quickstart")
-    # Imported when the call is known to be right: this takes seconds.
-    from fedprompt.config import compose
-    from fedprompt.experiment import plan_resume, plan_run
+    # First of all something on the screen: what comes next takes seconds to import.
+    title = f"fedprompt {names[0]}" if names else f"fedprompt run --resume {resume}"
+    with RoundDisplay(0, title, Console(), quiet=print_config or dry_run) as display:
+        from fedprompt.config import compose
+        from fedprompt.experiment import plan_resume, plan_run
 
-    if resume is not None:
-        plan = plan_resume(resume, overrides)
-        config = plan.config
-    else:
-        config = compose(names[0], overrides)
-        if not print_config:
-            plan = plan_run(config, overwrite)
-    if print_config:
-        click.echo(config.to_yaml(), nl=False)
-    elif dry_run:
-        print_estimate(plan.config)
-    else:
-        run_plan(dataclasses.replace(plan, verbose=verbose or ctx.obj))
+        if resume is not None:
+            plan = plan_resume(resume, overrides)
+            config = plan.config
+        else:
+            config = compose(names[0], overrides)
+            if not print_config:
+                plan = plan_run(config, overwrite)
+        if print_config:
+            click.echo(config.to_yaml(), nl=False)
+        elif dry_run:
+            print_estimate(plan.config)
+        else:
+            run_plan(dataclasses.replace(plan, verbose=verbose or ctx.obj), display)

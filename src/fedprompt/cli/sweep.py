@@ -16,6 +16,7 @@ from rich.console import Console
 from fedprompt.cli import completion
 from fedprompt.cli.console import check_one_name, fail, sort_arguments
 from fedprompt.cli.signals import StopSignals
+from fedprompt.core.words import counted
 
 if TYPE_CHECKING:  # take seconds to import
     from fedprompt.sweep.directory import SweepDirectory
@@ -124,7 +125,7 @@ def run_trials(
         if signals.number is None:
             raise
         done = len(trials) - len(directory.unfinished(trials))
-        click.echo(f"stopped; {done} trials are done; continue with: {resume}", err=True)
+        click.echo(f"stopped; done: {counted(done, 'trial')}; continue with: {resume}", err=True)
         sys.stdout.flush()
         os._exit(128 + signals.number)
     table = json.loads((directory.path / "table.json").read_text())

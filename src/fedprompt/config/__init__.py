@@ -12,7 +12,7 @@ from fedprompt.config.experiment import (
     build,
 )
 from fedprompt.config.files import list_experiments
-from fedprompt.config.groups import GROUPS, REGISTRIES, SECTIONS, Choice, load_group
+from fedprompt.config.groups import GROUPS, LISTS, REGISTRIES, SECTIONS, Choice, load_group
 from fedprompt.config.layers import Sources
 from fedprompt.config.methods import MethodCard, list_methods
 from fedprompt.config.typed import Tree
@@ -21,6 +21,7 @@ from fedprompt.core.conf import FILE_NAME, conf_root
 __all__ = [
     "FILE_NAME",
     "GROUPS",
+    "LISTS",
     "REGISTRIES",
     "SECTIONS",
     "Choice",

@@ -12,9 +12,18 @@ from omegaconf import OmegaConf
 from fedprompt.aggregation import Aggregator, aggregators
 from fedprompt.attacks import attackers_of, attacks
 from fedprompt.client.recipe import LocalRecipe, TrainingOptions, has_global_model
-from fedprompt.config.groups import REGISTRIES, SECTIONS, Choice, Scalars, owners
+from fedprompt.config.groups import (
+    LISTS,
+    REGISTRIES,
+    SECTIONS,
+    Choice,
+    Scalars,
+    choice_of,
+    choices_of,
+    owners,
+)
 from fedprompt.config.layers import Sources, difference, flatten, merge, rival
-from fedprompt.config.typed import Tree, as_name, section, typed
+from fedprompt.config.typed import Tree, section, typed
 from fedprompt.core.checks import check_choice, check_integer
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.data.prefix.cache import CacheOptions
@@ -28,8 +37,6 @@ from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.server.virtual import SystemOptions
 
 WHEN = ("last", "every", "never")
-NEWER = {"defence": "none", "attack": "none"}
-"""Groups that the `config.yaml` of an older run may lack, with what it ran with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +76,11 @@ class ExperimentConfig:
     clients: TrainingOptions
     cache: CacheOptions
     system: SystemOptions
+    loggers: tuple[Choice, ...]
+    """Who gets the figures of each round, beside `rounds.jsonl`; see `tracking.loggers`."""
+    callbacks: tuple[Choice, ...]
+    """What is called after each round and may stop the run; see `tracking.callbacks`. Those of
+    `clients.callbacks` are Lightning's, and called in each client's fit."""
     sources: Sources = dataclasses.field(default_factory=Sources, compare=False, repr=False)
     """What it was composed of; comparisons are composed of the same."""
 
@@ -85,6 +97,9 @@ class ExperimentConfig:
                 f"aggregator.max_prompts: expected 0 (no bound) or at least prompts.count "
                 f"({self.prompts.count}), got {bound}"
             )
+        names = [choice.name for choice in self.loggers]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"loggers: expected each logger once, got {', '.join(names)}")
         if len(set(self.compare)) < len(self.compare):
             raise ConfigError(f"compare: expected each method once, got {', '.join(self.compare)}")
 
@@ -277,6 +292,8 @@ class ExperimentConfig:
             value = getattr(self, field.name)
             if isinstance(value, (Choice, Sources)):
                 tree[field.name] = value.tree()
+            elif field.name in LISTS:
+                tree[field.name] = [choice.tree() for choice in value]
             elif dataclasses.is_dataclass(value) and not isinstance(value, type):
                 tree[field.name] = dataclasses.asdict(value)
             else:
@@ -355,11 +372,12 @@ def build(tree: Tree, sources: Sources | None = None, compared: bool = True) -> 
                 f"unknown config key '{key}': expected one of {', '.join(known)}{hint}"
             )
     parts: dict[str, Any] = {
-        key: _choice(key, tree.get(key)) for key in REGISTRIES if key not in SECTIONS
+        key: choice_of(key, tree.get(key)) for key in REGISTRIES if key not in SECTIONS
     }
     # What `auto` means depends on the data.
     tree["prompts"] = _settled(tree.get("prompts"), parts["data"])
     parts.update({key: typed(options, tree.get(key), key) for key, options in SECTIONS.items()})
+    parts.update({key: choices_of(key, tree.get(key)) for key in LISTS})
     parts.update(vars(typed(Scalars, {key: tree[key] for key in _SCALARS if key in tree}, "")))
     for key in ("compare", "plugins"):
         parts[key] = tuple(parts[key])
@@ -386,13 +404,6 @@ def depths_of(variants: Iterable[ExperimentConfig]) -> dict[str, int]:
 
 
 _SCALARS = [field.name for field in dataclasses.fields(Scalars)]
-
-
-def _choice(group: str, value: object) -> Choice:
-    """An entry of a registry with its options, from a section."""
-    options = section(value, group, named=True)
-    entry = REGISTRIES[group].entry(as_name(options.pop("name", None) or NEWER.get(group)))
-    return Choice(entry.name, typed(entry.options, options, group))
 
 
 def _settled(value: object, data: Choice) -> Tree:

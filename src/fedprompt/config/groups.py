@@ -15,7 +15,7 @@ from fedprompt.attacks import attacks
 from fedprompt.client.recipe import TrainingOptions
 from fedprompt.config import files
 from fedprompt.config.files import FILE_NAME, read_yaml
-from fedprompt.config.typed import Tree
+from fedprompt.config.typed import Tree, as_name, section, shown, typed
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.core.plugins import conf_folders
 from fedprompt.core.registry import Registry
@@ -32,6 +32,8 @@ from fedprompt.prompt_generators import generators
 from fedprompt.runtime import runtimes
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.server.virtual import SystemOptions
+from fedprompt.tracking.callbacks import run_callbacks
+from fedprompt.tracking.loggers import loggers
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "aggregator": aggregators,
@@ -44,6 +46,10 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "defence": defences,
     "attack": attacks,
 }
+LISTS: dict[str, Registry[Any]] = {"loggers": loggers, "callbacks": run_callbacks}
+"""Keys that take a list, of names and of sections with a name."""
+NEWER = {"defence": "none", "attack": "none"}
+"""Groups that the `config.yaml` of an older run may lack, with what it ran with."""
 GROUPS = (*REGISTRIES, "head", "model")
 """Keys that take the name of a file in `conf/GROUP`, or a section."""
 SECTIONS: dict[str, type] = {
@@ -132,6 +138,40 @@ def _group_file(group: str, name: str, installed: bool = False) -> Path | None:
     roots = (files.conf_root(), *conf_folders(installed))
     found = (root / group / f"{name}.yaml" for root in roots)
     return next((path for path in found if path.is_file()), None)
+
+
+def choice_of(group: str, value: object) -> Choice:
+    """An entry of a group's registry with its options, from a section."""
+    options = section(value, group, named=True)
+    entry = REGISTRIES[group].entry(as_name(options.pop("name", None) or NEWER.get(group)))
+    return Choice(entry.name, typed(entry.options, options, group))
+
+
+def choices_of(key: str, value: object) -> tuple[Choice, ...]:
+    """Entries of a registry with their options, from a list of names and of sections.
+
+    Args:
+        key: of `LISTS`.
+        value: what stands under the key; a name alone is a list of one.
+
+    Raises:
+        ConfigError: it is no such list, or an entry is unknown or has wrong options.
+    """
+    given = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        example = LISTS[key].names()[0]
+        raise ConfigError(
+            f"{key}: expected a list of names and of sections with a name, such as [{example}] or "
+            f"[{{name: {example}}}], got {shown(value)}"
+        )
+    choices = []
+    for each in given:
+        options = {"name": each} if isinstance(each, str) else section(each, key, named=True)
+        if "name" not in options:
+            raise ConfigError(f"{key}: expected a section with a name, got {shown(each)}")
+        entry = LISTS[key].entry(as_name(options.pop("name")))
+        choices.append(Choice(entry.name, typed(entry.options, options, entry.name)))
+    return tuple(choices)
 
 
 def option_types(key: str) -> list[type]:

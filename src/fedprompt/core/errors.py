@@ -72,6 +72,10 @@ class RoundError(FedpromptError, RuntimeError):
     """A round cannot be finished, for example because every update was quarantined."""
 
 
+class CallbackError(FedpromptError, RuntimeError):
+    """A callback of the run raised; the rounds so far are on disk."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string.
 

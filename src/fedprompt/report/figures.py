@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprompt.core.files import atomic_write
+from fedprompt.core.words import counted
 from fedprompt.report.live import percent
 from fedprompt.report.style import (
     COLOURS,
@@ -193,7 +194,9 @@ def clients_figure(partition: Partition) -> Figure:
         drawn.tick_params(colors=MUTED, length=0, labelsize=8)
         for spine in drawn.spines.values():
             spine.set_visible(False)
-    size = f"{clients} clients, {classes} classes, {int(counts.sum()):,} training samples"
+    size = (
+        f"{counted(clients, 'client')}, {classes} classes, {int(counts.sum()):,} training samples"
+    )
     totals.set_title(
         f"Who holds what: {size}", loc="left", fontsize=12, fontweight="bold", color=INK, pad=12
     )

@@ -1,17 +1,20 @@
-"""What the terminal shows while rounds are running: a live table, or plain lines in a pipe.
+"""What is shown while a run is going: a live table, or plain lines in a pipe.
 
 A *phase* is one method's run; the quickstart has several. On a terminal the picture is redrawn in
-place; in a pipe, a file or a dumb terminal every round is one aligned line without control codes.
+place, and so is it in a notebook; in a pipe, a file or a dumb terminal every round is one aligned
+line without control codes. Before the first phase a *stage* says in words what is done.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import importlib
+import io
 import math
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -20,10 +23,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedprompt.core.words import counted
+
 if TYPE_CHECKING:
     from fedprompt.core.types import RoundReport
+    from fedprompt.runs.events import Event
 
 ROWS = 8
+OTHER_LINES = 8
+"""Of the picture and below it: its head and the frame of its table, and some that are kept free."""
+PLAIN_SECONDS = 30.0
+"""Between two lines about one stage where nothing is redrawn."""
+PAGE_WIDTH = 100
+"""Characters of the picture in a notebook."""
+PAGE = "<pre style='line-height: normal; white-space: pre; overflow-x: auto'>{code}</pre>"
 COLUMNS = (("round", 9), ("accuracy", 9), ("loss", 8), ("prompts", 8), ("seconds", 8), ("left", 8))
 
 
@@ -34,7 +47,7 @@ class _Row:
 
 
 class RoundDisplay:
-    """Context manager that shows the progress of one or several phases.
+    """Context manager that shows the progress of one or several phases; it may be entered again.
 
     Args:
         total_rounds: rounds of all phases together, as far as known; a phase beyond extends it.
@@ -60,18 +73,30 @@ class RoundDisplay:
         self._rows: collections.deque[_Row] = collections.deque(maxlen=ROWS)
         self._started = time.monotonic()
         self._live: Live | None = None
+        self._page: Any = None
+        """In a notebook, what can be updated."""
+        self._texts: list[str] = []
+        """Messages; a notebook shows them above the table."""
+        self._is_open = False
+        self._stage = "reading the experiment"
+        self._stage_count = (0, 0)
+        self._stage_started = self._said = self._started
 
     def __enter__(self) -> RoundDisplay:
-        self._started = time.monotonic()
-        if self._quiet:
+        if self._is_open or self._quiet:
             return self
+        self._is_open = True
+        self._started = time.monotonic()
+        if self._console.is_jupyter:
+            notebook: Any = importlib.import_module("IPython.display")
+            self._page = notebook.display(notebook.HTML(self.page()), display_id=True)
+            return self
+        self._line(self._title)
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
                 console=self._console, get_renderable=self.picture, refresh_per_second=4
             )
             self._live.start()
-        else:
-            self._line(self._title)
         return self
 
     def __exit__(
@@ -80,9 +105,80 @@ class RoundDisplay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._is_open:
+            return
         if self._live is not None:
+            self._live.transient = not self._phase  # nothing that is worth to be kept
             self._live.stop()
             self._live = None
+        self._refresh()
+        self._is_open = False
+
+    def expect(self, total_rounds: int) -> None:
+        """Say how many rounds all phases have together, once that is known."""
+        self._known_total = total_rounds
+
+    def show(self, event: Event) -> None:
+        """Show an event of a run."""
+        from fedprompt.runs.events import Note, PhaseStarted, Prepared, RoundFinished, Stage
+
+        if isinstance(event, RoundFinished):
+            self.update(event.report)
+        elif isinstance(event, PhaseStarted):
+            self.start_phase(event.name, event.rounds, event.finished)
+        elif isinstance(event, Stage):
+            self.stage(event.text, event.done, event.total)
+        elif isinstance(event, (Prepared, Note)):
+            self.message(event.text)
+
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Say what is done before the rounds begin.
+
+        Args:
+            text: in a few words.
+            done: images that are done.
+            total: of so many; 0 where nothing is counted.
+        """
+        now = time.monotonic()
+        is_new = text != self._stage
+        if is_new:
+            self._stage, self._stage_started = text, now
+        self._stage_count = (done, total)
+        if self._live is None and not self._console.is_jupyter and not self._quiet:
+            if is_new or now - self._said >= PLAIN_SECONDS:
+                self._said = now
+                self._line(self.stage_text())
+        elif is_new or now - self._said >= 0.25:
+            self._said = now
+            self._refresh()
+
+    def stage_text(self) -> str:
+        """The stage in words, with images a second and the time left where images are counted."""
+        done, total = self._stage_count
+        if not total:
+            return self._stage
+        seconds = time.monotonic() - self._stage_started
+        text = f"{self._stage}: {done} of {total}"
+        if not done or seconds <= 0:
+            return text
+        left = (total - done) * seconds / done
+        return f"{text}, {done / seconds:.0f} images/s, {clock(left)} left"
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
+        elif self._page is not None:
+            notebook: Any = importlib.import_module("IPython.display")
+            self._page.update(notebook.HTML(self.page()))
+
+    def page(self) -> str:
+        """The picture and the messages as HTML."""
+        console = Console(record=True, file=io.StringIO(), width=PAGE_WIDTH, force_jupyter=False)
+        console.print(Text(self._title, style="bold"))
+        for text in self._texts:
+            console.print(Text(text))
+        console.print(self.picture())
+        return console.export_html(inline_styles=True, code_format=PAGE)
 
     def start_phase(self, name: str, total_rounds: int, finished: int = 0) -> None:
         """Start a phase.
@@ -95,10 +191,10 @@ class RoundDisplay:
         self._phase, self._phase_rounds, self._phase_done = name, total_rounds, finished
         self._skipped += finished
         self._started_rounds += total_rounds
-        if self._live is not None:
-            self._live.refresh()
+        if self._live is not None or self._page is not None:
+            self._refresh()
         elif not self._quiet:
-            self._line(f"{name}: {total_rounds} round{'s' if total_rounds != 1 else ''}")
+            self._line(f"{name}: {counted(total_rounds, 'round')}")
             self._line("".join(f"{head:>{width}}" for head, width in COLUMNS))
 
     def update(self, report: RoundReport) -> None:
@@ -116,8 +212,8 @@ class RoundDisplay:
             clock(self.seconds_left()),
         )
         self._rows.append(_Row(self._phase, cells))
-        if self._live is not None:
-            self._live.refresh()
+        if self._live is not None or self._page is not None:
+            self._refresh()
         elif not self._quiet:
             widths = (width for _, width in COLUMNS)
             self._line(
@@ -126,7 +222,10 @@ class RoundDisplay:
 
     def message(self, text: str) -> None:
         """Show one line of text, above the table if there is one."""
-        if not self._quiet:
+        if self._page is not None:
+            self._texts.append(text)
+            self._refresh()
+        elif not self._quiet:
             self._line(text)
 
     def seconds_left(self) -> float:
@@ -144,26 +243,40 @@ class RoundDisplay:
 
     def picture(self) -> RenderableType:
         """What the terminal shows now: a progress bar above the latest rounds."""
+        if not self._phase:
+            return self._picture_of_stage()
         total = max(self._total(), 1)
         done = min(self._skipped + self._finished, total)
         elapsed = time.monotonic() - self._started
         head = Table.grid(padding=(0, 2))
         head.add_row(
-            Text(f"{self._phase} {self._phase_done}/{self._phase_rounds}" if self._phase else "…"),
+            Text(f"{self._phase} {self._phase_done}/{self._phase_rounds}"),
             ProgressBar(total=total, completed=done, width=28),
             Text(f"{100 * done / total:3.0f} %", style="bold"),
             Text(f"elapsed {clock(elapsed)}", style="dim"),
             Text(f"left {clock(self.seconds_left())}", style="dim"),
         )
-        return Group(Text(self._title, style="bold"), head, self._table())
+        return Group(head, self._table())
+
+    def _picture_of_stage(self) -> RenderableType:
+        """What is done before the rounds begin, with a bar where images are counted."""
+        done, total = self._stage_count
+        head = Table.grid(padding=(0, 2))
+        bar = [ProgressBar(total=total, completed=done, width=28)] if total else []
+        elapsed = Text(f"elapsed {clock(time.monotonic() - self._started)}", style="dim")
+        head.add_row(*bar, Text(self.stage_text()), elapsed)
+        return head
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False)
         table.add_column("method", min_width=6)
         for name, width in COLUMNS[:-1]:
             table.add_column(name, justify="right", min_width=width - 2)
-        newest = len(self._rows) - 1
-        for index, row in enumerate(self._rows):
+        # The bar is above the table: what does not fit on a low screen would push it out.
+        room = ROWS if self._page is not None else self._console.height - OTHER_LINES
+        rows = list(self._rows)[-max(1, min(ROWS, room)) :]
+        newest = len(rows) - 1
+        for index, row in enumerate(rows):
             style = "bold" if index == newest else "dim"
             table.add_row(*(Text(cell) for cell in (row.phase, *row.cells[:-1])), style=style)
         return table

@@ -15,6 +15,7 @@ from fedprompt.core.checks import check_integer
 from fedprompt.core.errors import InputError, suggest
 from fedprompt.core.files import Json
 from fedprompt.core.types import Broadcast, Parts, fresh
+from fedprompt.core.words import counted
 from fedprompt.data.prefix.tables import FeatureTable, compute_table
 from fedprompt.data.prefix.whitening import Whitening, add_whitened
 from fedprompt.data.task import Split
@@ -215,7 +216,8 @@ class PromptedModel(nn.Module):
     def __repr__(self) -> str:
         """One line; the layers are those of `backbone` and `network`."""
         return (
-            f"PromptedModel({len(self.class_names)} classes, {len(self.domains)} domains, "
-            f"{len(self.network.prompts)} prompts of which an image gets "
+            f"PromptedModel({len(self.class_names)} classes, "
+            f"{counted(len(self.domains), 'domain')}, "
+            f"{counted(len(self.network.prompts), 'prompt')} of which an image gets "
             f"{self.recipe.prompts.count})"
         )

@@ -26,6 +26,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,8 @@ class RunDirectory:
         self.figures_folder = self.path / "figures"
         self.compare_folder = self.path / "compare"
         self.plugins_folder = self.path / PLUGINS
+        self.loggers_folder = self.path / "loggers"
+        """What the loggers of `tracking` write, and nothing else."""
         self.report_path = self.path / "report.html"
         self._rounds_path = self.path / "rounds.jsonl"
 
@@ -175,11 +178,17 @@ class RunDirectory:
         has_summary = (self.path / "summary.json").is_file()
         return has_summary or self.read_status().get("state") == "finished"
 
+    def has_result(self) -> bool:
+        """Whether the run is finished, or was stopped after a round by a callback or the user."""
+        is_stopped = self.read_status().get("state") == "stopped"
+        return self.is_finished() or (is_stopped and self.last_round() is not None)
+
     def clear(self) -> None:
         """Remove the files of this run and of its comparison runs; files of other origin stay."""
         for run in self.comparisons():
             run.clear()
             _remove_if_empty(run.path)
+        shutil.rmtree(self.loggers_folder, ignore_errors=True)
         conf = self.plugins_folder / "conf"
         for folder, pattern in (
             (self.state_folder, CHECKPOINT_FILES),

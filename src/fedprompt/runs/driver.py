@@ -7,7 +7,7 @@ process (`serial`) or inside a `DriverActor` (`ray`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,28 @@ from fedprompt.models.frozen_head import FrozenHead
 from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.devices import devices_of, record_of
 from fedprompt.runs.directory import RunDirectory
-from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
-from fedprompt.runs.federation import Federation, describe, initial_state, prepare
+from fedprompt.runs.events import (
+    Event,
+    Note,
+    PhaseStarted,
+    Plan,
+    Prepared,
+    RoundFinished,
+    Stage,
+)
+from fedprompt.runs.federation import Federation, describe, initial_state, prepare, preparing
+from fedprompt.runs.following import follow
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.predictions import with_predictions
 from fedprompt.runs.starting_head import starting_head
-from fedprompt.runs.summary import comparison_table
+from fedprompt.runs.summary import whole_summary
 from fedprompt.runs.task_card import task_card, whitening_arrays
 from fedprompt.runtime import Runtime
 from fedprompt.server.evaluate import Model, PieceMap, Subject, evaluate, global_subjects
 from fedprompt.server.figures import Evaluation
 from fedprompt.server.round import Evaluate, RoundSettings, broadcast_of, make_job, run_rounds
+from fedprompt.tracking.figures import figures_of
 
 Draw = Callable[[Path], object]
 """Draws the figures and the report of a finished run, given its directory."""
@@ -59,7 +69,7 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
     try:
         runtime.warm_up()
         devices = record_of(config)
-        federation = prepare(config)
+        federation = yield from preparing(config)
         if plan.resume:
             directory = RunDirectory.open(plan.run_dir)
             check_unchanged(directory, federation)
@@ -70,12 +80,16 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
         yield Prepared(describe(federation, config))
         for note in federation.notes:
             yield Note(note)
+        yield Stage("giving the workers backbone and data")
         for note in runtime.open(federation.setup):
             yield Note(note)
-        yield from run_methods(runtime, config, federation, directory, draw)
+        stopped = yield from run_methods(runtime, config, federation, directory, draw)
     finally:
         runtime.close()
-    finish(directory, config, draw)
+    if stopped:
+        stop(directory, config, "; ".join(stopped), draw)
+    else:
+        finish(directory, config, draw)
 
 
 def run_methods(
@@ -84,7 +98,7 @@ def run_methods(
     federation: Federation,
     directory: RunDirectory,
     draw: Draw,
-) -> Iterator[Event]:
+) -> Generator[Event, None, list[str]]:
     """The experiment's own method, then those it is compared with; finished ones are skipped.
 
     Args:
@@ -93,8 +107,12 @@ def run_methods(
         federation: what all methods have in common.
         directory: of the experiment; comparisons have folders within.
         draw: called with the directory of each comparison that is finished.
+
+    Returns:
+        A line for each method whose rounds a callback stopped.
     """
-    yield from run_method(runtime, config, federation, directory)
+    why = yield from run_method(runtime, config, federation, directory, directory)
+    stopped = [] if why is None else [why]
     for method in config.compare:
         variant = config.with_method(method)
         comparison = directory.comparison(method)
@@ -104,8 +122,13 @@ def run_methods(
         if not comparison.has_header():
             RunDirectory.create(comparison.path, overwrite=True)
             write_header(comparison, variant, federation)
-        yield from run_method(runtime, variant, federation, comparison)
-        finish(comparison, variant, draw)
+        why = yield from run_method(runtime, variant, federation, comparison, directory)
+        if why is None:
+            finish(comparison, variant, draw)
+        else:
+            stop(comparison, variant, why, draw)
+            stopped.append(f"{variant.label}: {why}")
+    return stopped
 
 
 def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettings:
@@ -146,8 +169,12 @@ def latest_state(
 
 
 def run_method(
-    runtime: Runtime, config: ExperimentConfig, federation: Federation, directory: RunDirectory
-) -> Iterator[Event]:
+    runtime: Runtime,
+    config: ExperimentConfig,
+    federation: Federation,
+    directory: RunDirectory,
+    leading: RunDirectory,
+) -> Generator[Event, None, str | None]:
     """All rounds of one method, from the start or from its last checkpoint.
 
     Args:
@@ -155,6 +182,10 @@ def run_method(
         config: of the method.
         federation: what all methods have in common.
         directory: of the method's run; it has its header.
+        leading: of the experiment, which is the same for the leading method.
+
+    Returns:
+        Why a callback stopped the rounds; None if all are done.
     """
     settings = settings_of(config, federation)
     evaluate_state = evaluator(
@@ -163,24 +194,43 @@ def run_method(
     evaluate_state = with_predictions(evaluate_state, directory, federation.setup.splits[0])
     aggregator = config.build_aggregator()
     state, warnings = latest_state(config, federation, directory)
+    method = config.label
     for warning in warnings:
-        yield Note(warning)
+        yield Note(warning, method)
     if config.selects_in_vain:
         yield Note(
-            f"{config.label}: nothing to select, as prompts.pool is no larger than prompts.count "
-            f"({config.prompts.count}); set prompts.pool=20 or so"
+            f"{method}: nothing to select, as prompts.pool is no larger than prompts.count "
+            f"({config.prompts.count}); set prompts.pool=20 or so",
+            method,
         )
     directory.truncate_rounds(state.round_index)
-    yield PhaseStarted(config.label, config.rounds, state.round_index)
+    yield PhaseStarted(method, config.rounds, state.round_index)
     cohort = config.clients.cohort_size
     largest_pack = min(cohort, config.runtime.pack_size(cohort, settings.recipe))
-    for after, report in run_rounds(state, settings, runtime, aggregator, evaluate_state):
-        write_round(directory, after, report, config.rounds)
-        for text in notes_on(report, largest_pack):
-            yield Note(text)
-        if not report.missed:
-            largest_pack = min(largest_pack, packed_in(report) or 1)
-        yield RoundFinished(report)
+    with follow(config, federation.task, directory, leading) as follower:
+        yield from notes(follower.start())
+        rounds = run_rounds(state, settings, runtime, aggregator, evaluate_state)
+        for after, report in rounds if follower.why is None else ():
+            write_round(directory, after, report, config.rounds)
+            yield from notes(notes_on(report, largest_pack), method)
+            if not report.missed:
+                largest_pack = min(largest_pack, packed_in(report) or 1)
+            yield RoundFinished(report, method)
+            record = json_ready(report)
+            runtime.publish(leading.path.name, method, figures_of(record))
+            yield from notes(follower.round(record, after))
+            if follower.why is not None:
+                break
+        yield from notes(follower.end())
+    if follower.why is not None:
+        yield Note(f"{method}: stopped by a callback: {follower.why}", method)
+        runtime.abandon()
+    return follower.why
+
+
+def notes(texts: Iterable[str], method: str | None = None) -> Iterator[Event]:
+    """An event for each text about a method, or about all of them."""
+    return (Note(text, method) for text in texts)
 
 
 def write_round(
@@ -379,23 +429,28 @@ def finish(directory: RunDirectory, config: ExperimentConfig, draw: Draw) -> Non
         draw: called with the directory.
     """
     state = load_latest(directory.state_folder).state
-    own, *others = comparison_table([directory.path])
-    directory.write_summary(
-        {
-            **own,
-            "state": "finished",
-            "name": config.name,
-            "method": config.label,
-            "seed": config.seed,
-            "rounds": state.round_index,
-            "state_sha256": state.sha256(),
-            "comparison": others,
-        }
-    )
+    directory.write_summary(whole_summary(directory, config, state, "finished"))
     directory.write_status(
         {"state": "finished", "round": state.round_index, "rounds": config.rounds}
     )
     draw(directory.path)
+
+
+def stop(directory: RunDirectory, config: ExperimentConfig, why: str, draw: Draw) -> None:
+    """Note that callbacks stopped a run, or a method that it is compared with; it can be resumed.
+
+    Args:
+        directory: of the run.
+        config: of its method.
+        why: what the callbacks say.
+        draw: called with the directory, if there is a round.
+    """
+    done = directory.last_round() or 0
+    directory.write_status(
+        {"state": "stopped", "round": done, "rounds": config.rounds, "message": why}
+    )
+    if done:
+        draw(directory.path)
 
 
 def replay(config: ExperimentConfig, directory: RunDirectory, client_id: int) -> ClientUpdate:

@@ -17,10 +17,23 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """Event: what the program is at, from its start until the rounds begin."""
+
+    text: str
+    """In a few words."""
+    done: int = 0
+    """Of what it is at, say images."""
+    total: int = 0
+    """0 where nothing is counted."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PhaseStarted:
     """Event: a method's rounds start."""
 
     name: str
+    """The method, as tables name it; the events of its rounds name it as well."""
     rounds: int
     finished: int
     """Rounds that an earlier process had done."""
@@ -31,6 +44,8 @@ class RoundFinished:
     """Event: a round is done and on disk."""
 
     report: RoundReport
+    method: str
+    """Which method of a compared run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +53,11 @@ class Note:
     """Event: something that the user should read."""
 
     text: str
+    method: str | None = None
+    """Which method of a compared run it is about; None for all."""
 
 
-Event = Prepared | PhaseStarted | RoundFinished | Note
+Event = Stage | Prepared | PhaseStarted | RoundFinished | Note
 """What a driver yields."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from fedprompt.client.worker import ClientData, WorkerSetup
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.seeding import torch_generator
+from fedprompt.core.steps import done
 from fedprompt.core.types import SHARED, ClientState, Parts, ServerState, Tensors, fresh
+from fedprompt.core.words import counted
 from fedprompt.data.partition.base import (
     Indices,
     Partitioner,
@@ -28,12 +30,13 @@ from fedprompt.data.partition.base import (
     split_task,
 )
 from fedprompt.data.partition.mirror import mirror_partition, owned_shares
-from fedprompt.data.prefix.cache import PrefixCache
+from fedprompt.data.prefix.cache import FeatureTable, PrefixCache
 from fedprompt.data.prefix.whitening import Whitening, add_whitened, whitenings
 from fedprompt.data.task import Split, Task, datasets
 from fedprompt.models.backbone import Backbone, load_backbone
 from fedprompt.models.frozen_head import FrozenHead, fit_frozen_head, kept_head
 from fedprompt.models.head import build_head
+from fedprompt.runs.events import Stage
 from fedprompt.runs.starting_head import starting_head
 from fedprompt.server import virtual
 from fedprompt.server.spread import begin
@@ -83,6 +86,12 @@ def prepare(config: ExperimentConfig) -> Federation:
     Raises:
         ConfigError: the data cannot be read or partitioned as asked.
     """
+    return done(preparing(config))
+
+
+def preparing(config: ExperimentConfig) -> Generator[Stage, None, Federation]:
+    """The same as `prepare`, and on the way what it is at."""
+    yield Stage("reading the data")
     partition, task, parts = divide(config)
     device = torch.device(config.runtime.torch_device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -90,14 +99,18 @@ def prepare(config: ExperimentConfig) -> Federation:
             "runtime.device=cuda: expected a CUDA device where the driver runs, got a machine "
             "without one; set runtime.device=cpu, or runtime.driver_node to a node that has one"
         )
+    yield Stage("loading the backbone")
     backbone = load_backbone(config.model, config.cut).to(device)
     cache = PrefixCache(backbone, device, config.cache)
     # No client trains on public images: one table of theirs, and one head, serves for all cuts.
     whole = backbone.cut_at(0)
     public = PrefixCache(whole, device, config.cache) if backbone.cut else cache
     # The order in which they are computed; without a validation split there are two.
-    splits = (task.train, *([task.validation] if len(task.validation) else []), task.test)
-    tables = list(map(cache.table, splits))
+    named = {"training": task.train, "validation": task.validation, "test": task.test}
+    splits = {name: split for name, split in named.items() if name != "validation" or len(split)}
+    tables = []
+    for name, split in splits.items():
+        tables.append((yield from table_of(cache, split, name)))
     maps = whitenings_of(config, task, public)
     train, *validation, test = add_whitened(tables, maps) if maps else tables
     data = ClientData(train, tuple(parts), task.class_mask)
@@ -118,6 +131,7 @@ def prepare(config: ExperimentConfig) -> Federation:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
+        yield Stage(f"fitting the head on {len(task.public)} public images")
         frozen_head = fit_or_find_head(config, whole, public, task.public, task.num_classes)
     about_cache = dict.fromkeys((*cache.notes, *public.notes))
     notes = (*task.notes, *left_out(partition, parts), *about_cache)
@@ -159,6 +173,24 @@ def divide(config: ExperimentConfig) -> tuple[Partitioner, Task, list[Indices]]:
     parts = split_task(partition, task, config.clients.count, config.seed)
     check_none_empty(parts)
     return partition, task, parts
+
+
+def table_of(cache: PrefixCache, split: Split, name: str) -> Generator[Stage, None, FeatureTable]:
+    """The feature table of a split, and how far it is if it has to be computed.
+
+    Args:
+        cache: of the backbone.
+        split: of the task.
+        name: what its images are called.
+    """
+    steps = cache.steps(split)
+    while True:
+        try:
+            count = next(steps)
+        except StopIteration as end:
+            table: FeatureTable = end.value
+            return table
+        yield Stage(f"computing the frozen prefix of {name} images", count, len(split))
 
 
 def whitenings_of(config: ExperimentConfig, task: Task, cache: PrefixCache) -> dict[str, Whitening]:
@@ -299,7 +331,7 @@ def describe(federation: Federation, config: ExperimentConfig) -> str:
     return (
         f"{task.name}: {len(task.train)} train / {len(task.validation)} validation / "
         f"{len(task.test)} test images of {task.num_classes} classes; "
-        f"{len(sizes)} clients ({config.partition.name}) with "
+        f"{counted(len(sizes), 'client')} ({config.partition.name}) with "
         f"{sizes.min()}-{sizes.max()} images, {config.clients.cohort_size} a round; "
         f"frozen backbone {config.model.backbone}{place}"
     )

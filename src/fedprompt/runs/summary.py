@@ -6,10 +6,15 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.files import Json
 from fedprompt.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from fedprompt.config import ExperimentConfig
+    from fedprompt.core.types import ServerState
 
 MEGABYTE = 1e6
 PERSONALISED = ("mean", "deviation", "worst_tenth", "jain")
@@ -73,6 +78,30 @@ class Run:
             for name in names
         }
         return [index for index, _ in known], values
+
+
+def whole_summary(
+    directory: RunDirectory, config: ExperimentConfig, state: ServerState, word: str
+) -> Json:
+    """What `summary.json` says of a run.
+
+    Args:
+        directory: of the run.
+        config: of its method.
+        state: of its last round.
+        word: `finished`, or `stopped`.
+    """
+    own, *others = comparison_table([directory.path])
+    return {
+        **own,
+        "state": word,
+        "name": config.name,
+        "method": config.label,
+        "seed": config.seed,
+        "rounds": state.round_index,
+        "state_sha256": state.sha256(),
+        "comparison": others,
+    }
 
 
 def read_runs(run_dirs: Sequence[Path]) -> list[Run]:

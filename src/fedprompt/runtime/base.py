@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ from fedprompt.core.errors import ConfigError
 from fedprompt.core.machine import available_cpus
 from fedprompt.core.registry import Registry
 from fedprompt.core.types import ClientJob, ClientUpdate
+from fedprompt.core.words import counted
 from fedprompt.models.options import PRECISIONS
 
 if TYPE_CHECKING:  # imports Lightning and timm
@@ -96,14 +97,14 @@ class RuntimeOptions:
                 )
             if self.actors is not None and self.actors > MAX_ACTORS_PER_CPU * self.num_cpus:
                 raise ConfigError(
-                    f"runtime.actors: {self.actors} actors were requested, but {self.num_cpus} "
-                    f"CPUs hold at most {MAX_ACTORS_PER_CPU * self.num_cpus}; leave it out to get "
-                    "one for each CPU"
+                    f"runtime.actors: {self.actors} actors were requested, but "
+                    f"{counted(self.num_cpus, 'CPU')} can hold at most "
+                    f"{MAX_ACTORS_PER_CPU * self.num_cpus}; leave it out to get one for each CPU"
                 )
             if self.threads > self.num_cpus:
                 raise ConfigError(
-                    f"runtime.threads: {self.threads} threads per worker do not fit in "
-                    f"{self.num_cpus} CPUs; expected runtime.threads <= {self.num_cpus}"
+                    f"runtime.threads: {counted(self.threads, 'thread')} per worker do not fit in "
+                    f"{counted(self.num_cpus, 'CPU')}; expected runtime.threads <= {self.num_cpus}"
                 )
 
     @property
@@ -199,6 +200,20 @@ class Runtime(Protocol):
         Returns:
             A function that waits for the tallies, which are in the order of the pieces.
         """
+        ...
+
+    def publish(self, run: str, method: str, figures: Mapping[str, float]) -> None:
+        """Show the figures of a round where whoever watches the machines looks, if anywhere.
+
+        Args:
+            run: name of the run's directory.
+            method: as tables name it.
+            figures: by name.
+        """
+        ...
+
+    def abandon(self) -> None:
+        """Forget the jobs and pieces that were started and whose results no one will take."""
         ...
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from fedprompt.core.errors import ConfigError
+from fedprompt.core.words import counted
 from fedprompt.runtime.base import MAX_ACTORS_PER_CPU, RuntimeOptions
 
 GRAIN = 10_000
@@ -50,7 +51,7 @@ def plan_actors(options: RuntimeOptions, nodes: Sequence[Node]) -> ActorPlan:
     if options.threads > widest >= 1:
         raise ConfigError(
             f"runtime.threads: {options.threads} threads per worker do not fit in the "
-            f"{widest:g} CPUs of the largest node; expected runtime.threads <= {widest:g}"
+            f"{counted(widest, 'CPU')} of the largest node; expected runtime.threads <= {widest:g}"
         )
     count = options.actors
     if count is None:
@@ -60,8 +61,8 @@ def plan_actors(options: RuntimeOptions, nodes: Sequence[Node]) -> ActorPlan:
     largest = max(1, math.floor(MAX_ACTORS_PER_CPU * total))
     if count > largest:
         raise ConfigError(
-            f"runtime.actors: {count} actors do not fit in the {total:g} CPUs that Ray has; "
-            f"expected at most {largest} actors"
+            f"runtime.actors: {counted(count, 'actor')} do not fit in the "
+            f"{counted(total, 'CPU')} that Ray has; expected at most {largest} actors"
         )
     gpus = gpu_share(options, nodes, count)
     cpus = float(options.threads)

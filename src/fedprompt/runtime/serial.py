@@ -5,7 +5,7 @@ For debugging and for small machines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedprompt.client.recipe import LocalRecipe
@@ -50,6 +50,18 @@ class SerialRuntime:
 
         tallies = [measure_piece(self._opened(), recipe, piece) for piece in pieces]
         return lambda: tallies
+
+    def publish(self, run: str, method: str, figures: Mapping[str, float]) -> None:
+        """Nobody watches.
+
+        Args:
+            run: name of the run's directory.
+            method: as tables name it.
+            figures: by name.
+        """
+
+    def abandon(self) -> None:
+        """Nothing is under way: jobs are done when their updates are taken."""
 
     def close(self) -> None:
         """Forget the worker."""

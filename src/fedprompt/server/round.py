@@ -455,8 +455,9 @@ def check_not_empty(
         RoundError: names one of the refused updates and why.
     """
     if not good:
+        who = f"all {len(refused)} updates were" if len(refused) > 1 else "the only update was"
         raise RoundError(
-            f"round {round_index}: all {len(refused)} updates were refused "
+            f"round {round_index}: {who} refused "
             f"(client {refused[0].client}: {refused[0].reason}); "
             "lower the learning rates or check the data"
         )

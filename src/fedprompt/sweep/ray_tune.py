@@ -6,23 +6,25 @@ the group. What trials leave behind are run directories; Tune's own files are te
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import importlib
 import logging
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedprompt.config import ExperimentConfig
 from fedprompt.core.errors import ConfigError, FedpromptError
+from fedprompt.core.files import json_ready
 from fedprompt.core.machine import available_cpus
 from fedprompt.core.plugins import Parcel
+from fedprompt.core.quiet import quiet_libraries
 from fedprompt.experiment import execute, mark_stopped, plan_resume, plan_run
-from fedprompt.runs.events import Plan, RoundFinished
+from fedprompt.runs.events import Event, Plan, RoundFinished
 from fedprompt.runs.plugins import check_same
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.runtime.placement import Node, plan_actors
@@ -30,10 +32,13 @@ from fedprompt.runtime.ray.local import FOLDER, import_ray, short_folder, start_
 from fedprompt.runtime.ray.nodes import available_nodes
 from fedprompt.sweep.directory import SweepDirectory
 from fedprompt.sweep.space import Sweep, Trial, describe
+from fedprompt.tracking.figures import figures_of
 
 logger = logging.getLogger(__name__)
 
 Bundle = dict[str, float]
+TUNE = ("ray.tune", "ray.air", "ray.train")
+"""Libraries that speak beside their results."""
 ENVIRONMENT = {
     # The command line handles signals.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -153,7 +158,12 @@ def run_sweep(
             started = True
             prefix = f"{FOLDER}{os.getpid()}-tune-"
             with tempfile.TemporaryDirectory(prefix=prefix, dir=short_folder()) as folder:
-                tune_trials(sweep, todo, plans, progress, folder)
+                own_folder = Path(folder)
+                if sweep.tune_loggers:
+                    own_folder = directory.path.resolve() / "tune"
+                tune_trials(sweep, todo, plans, progress, own_folder)
+                for pickled in own_folder.rglob("*.pkl"):  # what Tune itself would go on from
+                    pickled.unlink()
         except BaseException:
             for plan in plans if started else ():
                 if Path(plan.run_dir).is_dir():
@@ -251,7 +261,7 @@ class Progress:
 
 
 def tune_trials(
-    sweep: Sweep, todo: Sequence[Trial], plans: Sequence[Plan], progress: Progress, folder: str
+    sweep: Sweep, todo: Sequence[Trial], plans: Sequence[Plan], progress: Progress, folder: Path
 ) -> None:
     """Give the trials to Tune and wait for them; its own files go into `folder`.
 
@@ -289,19 +299,36 @@ def tune_trials(
     )
     callback.failures = progress.failures
     parcel = Parcel.pack(list(plans))
-    with quiet_tune():
+    # A sweep that is continued is another experiment of Tune.
+    name = f"{sweep.name}-{len(list(folder.glob('*'))) + 1}"
+    with quiet_libraries(TUNE):
         tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, parcel=parcel), resources),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
-            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: todo[trial.config["index"]].folder,
+            ),
             run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=folder,
+                name=name,
+                storage_path=os.fspath(folder),
                 verbose=0,
-                callbacks=[callback],
+                callbacks=[callback, *tune_loggers(sweep.tune_loggers)],
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         ).fit()
+
+
+def tune_loggers(names: Sequence[str]) -> list[Any]:
+    """Loggers of Tune by their names."""
+    logger_classes: Any = importlib.import_module("ray.tune.logger")
+    classes = {
+        "csv": logger_classes.CSVLoggerCallback,
+        "json": logger_classes.JsonLoggerCallback,
+        "tensorboard": logger_classes.TBXLoggerCallback,
+    }
+    return [classes[name]() for name in names]
 
 
 def trial_plan(trial: Trial, directory: SweepDirectory) -> Plan:
@@ -318,22 +345,21 @@ def run_trial(config: dict[str, Any], parcel: Parcel[list[Plan]]) -> None:
     from ray import tune
 
     plan = parcel.open()[config["index"]]
-    last: dict[str, Any] = {}
+    last: dict[str, float] = {}
 
-    def report(event: Any) -> None:
-        if isinstance(event, RoundFinished):
-            values = dataclasses.asdict(event.report)
-            if math.isnan(values["accuracy"]):  # not evaluated in this round
-                return
-            names = ("round", "accuracy", "validation_accuracy")
-            last.update({name: values[name] for name in names})
-            # Without a validation split no rule can judge a trial before its end.
-            judged = not math.isnan(values["validation_accuracy"])
-            if judged and event.report.round < plan.config.rounds:
-                tune.report(dict(last))
+    def listen(event: Event) -> None:
+        figures = figures_for_tune(event, plan.config.label)
+        if figures is None:
+            return
+        last.clear()
+        last.update(figures)
+        # Without a validation split no rule can judge a trial before its end.
+        judged = not math.isnan(figures["validation_accuracy"])
+        if judged and figures["round"] < plan.config.rounds:
+            tune.report(figures)
 
     try:
-        execute(plan, report)
+        execute(plan, listen)
     except FedpromptError as error:
         # Round 0 is before any rung of a stopping rule: it only carries the message.
         tune.report(
@@ -345,15 +371,15 @@ def run_trial(config: dict[str, Any], parcel: Parcel[list[Plan]]) -> None:
         tune.report(last)
 
 
-@contextlib.contextmanager
-def quiet_tune() -> Iterator[None]:
-    """Silence what Tune says beside its results."""
-    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.air", "ray.train")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+def figures_for_tune(event: Event, method: str) -> dict[str, float] | None:
+    """The figures of a round that was evaluated, as all loggers get them; None for other events.
+
+    Args:
+        event: of the trial's run.
+        method: of the trial; those that it is compared with are not its figures.
+    """
+    if not isinstance(event, RoundFinished) or event.method != method:
+        return None
+    if math.isnan(event.report.accuracy):  # not evaluated in this round
+        return None
+    return {"validation_accuracy": math.nan, **figures_of(json_ready(event.report))}

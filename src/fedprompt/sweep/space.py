@@ -14,6 +14,7 @@ SWEEP_DIR/
   table.json     the same, and each trial with its run directory
   figures/       heat map and lines
   report.html    the page
+  tune/          what Ray Tune's own loggers wrote, if the sweep has some
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from fedprompt.config import (
 )
 from fedprompt.config.files import read_experiment, read_value, read_yaml
 from fedprompt.config.typed import section
-from fedprompt.core.checks import check_integer, is_integer
+from fedprompt.core.checks import check_choice, check_integer, is_integer
 from fedprompt.core.errors import ConfigError, suggest
 from fedprompt.core.plugins import absolute
 
 MAX_TRIALS = 10_000
+TUNE_LOGGERS = ("csv", "json", "tensorboard")
 
 
 Value = Any
@@ -149,6 +151,8 @@ class Sweep:
     sampling_seed: int
     stop: StopRule | None
     note: str | None
+    tune_loggers: tuple[str, ...] = ()
+    """Loggers of Ray Tune, of `TUNE_LOGGERS`; they write to `tune/` of the sweep's folder."""
     files: dict[str, Tree] = dataclasses.field(default_factory=dict)
     """Files of `conf/` that a sweep which is continued is composed of, by `GROUP/NAME`."""
 
@@ -176,6 +180,7 @@ class Sweep:
             "sampling_seed": self.sampling_seed,
             "stop": None if self.stop is None else dataclasses.asdict(self.stop),
             "note": self.note,
+            "tune_loggers": list(self.tune_loggers),
             "files": self.files,
         }
 
@@ -374,6 +379,7 @@ def build_sweep(tree: Tree) -> Sweep:
         sampling_seed=_integer(tree.get("sampling_seed", 0), "sampling_seed", 0),
         stop=_stop(tree.get("stop")),
         note=None if tree.get("note") is None else str(tree["note"]),
+        tune_loggers=_tune_loggers(tree.get("tune_loggers")),
         files=section(tree.get("files"), "files"),
     )
 
@@ -424,6 +430,13 @@ def _stop(value: Value) -> StopRule | None:
         if key not in known:
             raise ConfigError(f"unknown sweep key 'stop.{key}': expected {', '.join(known)}")
     return StopRule(**{key: _integer(item, f"stop.{key}", 0) for key, item in value.items()})
+
+
+def _tune_loggers(value: Value) -> tuple[str, ...]:
+    given = [] if value is None else value if isinstance(value, list) else [value]
+    for name in given:
+        check_choice("tune_loggers", name, TUNE_LOGGERS)
+    return tuple(dict.fromkeys(given))
 
 
 def _integer(value: Value, key: str, least: int) -> int:

@@ -18,7 +18,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +29,7 @@ from torch import nn
 from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, InputError
 from fedprompt.core.files import Json, lock
+from fedprompt.core.steps import done
 from fedprompt.data.prefix import tables
 from fedprompt.data.prefix.entries import (
     FORMAT,
@@ -133,7 +134,14 @@ class PrefixCache:
         Raises:
             ConfigError: the disk is full, or the table alone is larger than the cache may be.
         """
+        return done(self.steps(split))
+
+    def steps(self, split: Split) -> Generator[int, None, FeatureTable]:
+        """The same as `table`, and on the way how many images are done: 0 before the first ones
+        are computed; nothing if the table is there.
+        """
         if not self.options.enabled:
+            yield 0
             return self._compute(split)
         recipe = self.recipe(split)
         path = self.folder / self.key(recipe)
@@ -150,12 +158,14 @@ class PrefixCache:
                     f"the features are not kept: cache folder {self.folder} cannot be written "
                     f"({error.strerror}); set cache.folder or FEDPROMPT_CACHE to one that can"
                 )
+                yield 0
                 return self._compute(split)
             # Another process may have made it while this one waited.
             table = self._open(path, say_why=True)
             if table is None:
                 # Held until it is open, so that no other process deletes it in between.
-                with self._write(path, recipe, split):
+                yield 0
+                with (yield from self._write(path, recipe, split)):
                     table = open_entry(path)
         return table
 
@@ -188,7 +198,7 @@ class PrefixCache:
                 self._note(f"cache entry {path} was damaged ({error}) and was computed again")
             return None
 
-    def _write(self, path: Path, recipe: Json, split: Split) -> IO[bytes]:
+    def _write(self, path: Path, recipe: Json, split: Split) -> Generator[int, None, IO[bytes]]:
         """Compute and write an entry; it is in use as long as the returned file is open."""
         remove_entry(path, even_in_use=True)  # damaged
         logger.info("computing the features of %d images for %s", len(split), path)
@@ -198,13 +208,15 @@ class PrefixCache:
             self._make_room(size, split)
 
         try:
-            return write_entry(
-                path,
-                recipe,
-                self.options.dtype,
-                compute_chunks(self.encoder, split, self.device, self.options.dtype),
-                {name: getattr(split, name).astype(np.int64) for name in ("labels", "groups")},
-                make_room,
+            return (
+                yield from write_entry(
+                    path,
+                    recipe,
+                    self.options.dtype,
+                    compute_chunks(self.encoder, split, self.device, self.options.dtype),
+                    {name: getattr(split, name).astype(np.int64) for name in ("labels", "groups")},
+                    make_room,
+                )
             )
         except OSError as error:
             if error.errno in _FULL:

@@ -18,7 +18,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,7 +99,7 @@ def write_entry(
     chunks: Iterator[Chunk],
     known: dict[str, NDArray[np.int64]],
     make_room: Callable[[int], None],
-) -> IO[bytes]:
+) -> Generator[int, None, IO[bytes]]:
     """Write an entry chunk by chunk; nothing is left behind if that fails.
 
     The caller holds the lock of the entry's key.
@@ -113,6 +113,9 @@ def write_entry(
         known: the arrays that need not be computed, `labels` and `groups`: (N,) each.
         make_room: called with the number of bytes to come, before they are written.
 
+    Yields:
+        How many images are written.
+
     Returns:
         The open header, whose lock keeps the entry from being deleted until it is closed.
 
@@ -123,7 +126,7 @@ def write_entry(
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
     unfinished.mkdir()
     try:
-        arrays = _write_arrays(unfinished, chunks, known, make_room)
+        arrays = yield from _write_arrays(unfinished, chunks, known, make_room)
         body = {
             "format": FORMAT,
             "key": path.name,
@@ -153,8 +156,8 @@ def _write_arrays(
     chunks: Iterator[Chunk],
     known: dict[str, NDArray[np.int64]],
     make_room: Callable[[int], None],
-) -> dict[str, Json]:
-    """Write all files and describe each."""
+) -> Generator[int, None, dict[str, Json]]:
+    """Write all files and describe each; says how many images are written."""
     first = next(chunks)
     samples = {**vars(first), **known}
     count = len(known["labels"])
@@ -166,9 +169,13 @@ def _write_arrays(
         }
         for name, rows in samples.items():
             writers[name].append(rows)
+        written = len(first.features)
+        yield written
         for chunk in chunks:
             for name, rows in vars(chunk).items():
                 writers[name].append(rows)
+            written += len(chunk.features)
+            yield written
         for writer in writers.values():
             _to_disk(writer.file)
     return {name: writer.describe() for name, writer in writers.items()}

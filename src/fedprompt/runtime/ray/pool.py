@@ -19,7 +19,7 @@ import collections
 import dataclasses
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +41,7 @@ from fedprompt.runtime.ray.local import (
     stop_ray,
     unwrapped,
 )
+from fedprompt.runtime.ray.metrics import RoundGauges
 from fedprompt.runtime.ray.nodes import (
     available_nodes,
     driver_resources,
@@ -144,6 +145,7 @@ class RayRuntime:
         """How many processes of this run started on each node, by Ray's id of the node."""
         self._setup: list[Any] = []
         self._source: WorkerSetup | None = None
+        self._gauges = RoundGauges()
         self._recipe: tuple[LocalRecipe, Any] | None = None
 
     def launch(self, drive: Drive, *args: Any, verbose: bool = False) -> Iterator[Any]:
@@ -292,7 +294,8 @@ class RayRuntime:
                     self._advance()
                 yield group.results.popleft()
         finally:
-            self._groups.remove(group)
+            if group in self._groups:  # it may have been abandoned
+                self._groups.remove(group)
 
     def _assign(self) -> None:
         """Give the actors what waits, in the order in which it was started."""
@@ -381,6 +384,22 @@ class RayRuntime:
             f"a client actor died more than {RESTARTS} times (out of memory?); "
             "use fewer with runtime.actors, or runtime=serial to see the cause"
         )
+
+    def publish(self, run: str, method: str, figures: Mapping[str, float]) -> None:
+        """Set Ray's metrics; see `metrics`.
+
+        Args:
+            run: name of the run's directory.
+            method: as tables name it.
+            figures: by name.
+        """
+        self._gauges.set(run, method, figures)
+
+    def abandon(self) -> None:
+        """Give out nothing more of what was started; what the actors are at ends unheard."""
+        for group in self._groups:
+            group.waiting.clear()
+        self._groups.clear()
 
     def close(self) -> None:
         """End the client actors."""

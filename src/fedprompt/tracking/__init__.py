@@ -1,0 +1,1 @@
+"""What follows a run: loggers that get its figures, and callbacks that may stop it."""
