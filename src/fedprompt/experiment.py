@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from fedprompt.config import ExperimentConfig, compose
 from fedprompt.core.errors import CheckpointError, ClientError, ConfigError, WorkerError
-from fedprompt.core.files import Json
+from fedprompt.core.files import Json, new_name
 from fedprompt.core.types import ClientUpdate, ServerState
 from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, PhaseStarted, Plan, Prepared
+from fedprompt.runs.locks import check_free, sole_writer
 from fedprompt.runs.plugins import check_kept
 from fedprompt.runtime import Runtime, runtimes
 from fedprompt.runtime.base import limited_threads
@@ -37,6 +37,10 @@ RESUMABLE = (
     "runtime.driver_node",
 )
 """What may differ when a run is continued: nothing of this changes a bit."""
+
+
+WAIT_SECONDS = 5.0
+"""How long a driver that was told to end has for it before its run is noted as stopped."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -154,8 +158,8 @@ def plan_run(config: ExperimentConfig, overwrite: bool) -> Plan:
     Raises:
         ConfigError: the directory cannot take the run.
     """
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run_dir = Path(config.run_dir or Path("runs") / f"{Path(config.name).name}-{now}")
+    run_dir = Path(config.run_dir or Path("runs") / new_name(Path(config.name).name)).expanduser()
+    check_free(run_dir)
     RunDirectory.check_new(run_dir, overwrite)
     # Settled now, so that the run can be continued from another folder and on another machine.
     model = config.model.with_absolute_paths()
@@ -170,6 +174,7 @@ def plan_resume(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) 
         ConfigError: the folder is no run, or an override would change the experiment.
     """
     directory = RunDirectory.open(run_dir)
+    check_free(directory.path)
     for override in overrides:
         if override.partition("=")[0] not in RESUMABLE:
             raise ConfigError(
@@ -282,9 +287,14 @@ def mark_stopped(plan: Plan, why: str = "stopped by a signal") -> int:
         Finished rounds over all methods.
     """
     directory = RunDirectory(plan.run_dir)
-    for run in unfinished(directory):
-        status = {**run.read_status(), "state": "stopped", "message": why}
-        run.write_status(status)
+    # The driver may be about to end. A folder that stays locked is that of another process.
+    with (
+        contextlib.suppress(ConfigError, OSError),
+        sole_writer(directory.path, seconds=WAIT_SECONDS),
+    ):
+        for run in unfinished(directory):
+            status = {**run.read_status(), "state": "stopped", "message": why}
+            run.write_status(status)
     return sum(run.last_round() or 0 for run in (directory, *directory.comparisons()))
 
 

@@ -6,6 +6,7 @@ process (`serial`) or inside a `DriverActor` (`ray`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from fedprompt.runs.checkpoint import load_latest, save_state
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, RoundFinished
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare
+from fedprompt.runs.locks import sole_writer
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.starting_head import starting_head
@@ -53,14 +55,22 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
         plan: what to do.
         draw: called with the directory of each run that is finished.
     """
+    with contextlib.ExitStack() as held:
+        yield from _drive(runtime, plan, draw, held)
+
+
+def _drive(runtime: Runtime, plan: Plan, draw: Draw, held: contextlib.ExitStack) -> Iterator[Event]:
+    """`drive`, whose `held` keeps the run directory until all files are written."""
     config = plan.config
     try:
         runtime.warm_up()
         federation = prepare(config)
         if plan.resume:
             directory = RunDirectory.open(plan.run_dir)
+            held.enter_context(sole_writer(directory.path))
             check_unchanged(directory, federation)
         else:
+            held.enter_context(sole_writer(RunDirectory.made(plan.run_dir)))
             directory = RunDirectory.create(plan.run_dir, plan.overwrite)
             write_header(directory, config, federation)
         yield Prepared(describe(federation, config))
@@ -97,11 +107,12 @@ def run_methods(
         if comparison.is_finished():
             yield PhaseStarted(variant.label, variant.rounds, variant.rounds)
             continue
-        if not comparison.has_header():
-            RunDirectory.create(comparison.path, overwrite=True)
-            write_header(comparison, variant, federation)
-        yield from run_method(runtime, variant, federation, comparison)
-        finish(comparison, variant, draw)
+        with sole_writer(RunDirectory.made(comparison.path)):
+            if not comparison.has_header():
+                RunDirectory.create(comparison.path, overwrite=True)
+                write_header(comparison, variant, federation)
+            yield from run_method(runtime, variant, federation, comparison)
+            finish(comparison, variant, draw)
 
 
 def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettings:
