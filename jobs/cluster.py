@@ -69,8 +69,16 @@ def read_state() -> dict[str, Any] | None:
 
 def write_state(state: dict[str, Any]) -> None:
     """Write it down, for the owner alone."""
-    file = state_folder() / "cluster.json"
-    file.write_text(json.dumps(state, indent=2) + "\n")
+    write_private(state_folder() / "cluster.json", json.dumps(state, indent=2) + "\n")
+
+
+def write_private(file: Path, text: str) -> None:
+    """Put a new file in the place of an old one; only its owner can read it, from the start."""
+    new = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(text)
+    new.replace(file)
 
 
 def fail(message: str, code: int = 1) -> int:
@@ -225,10 +233,10 @@ def start(workers: int, cpus: int, worker_cpus: int) -> int:
         return fail(f"a cluster is running at {state['dashboard']}; end it with: make cluster-stop")
     started = time.monotonic()
     folder = state_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # also one that was there
     token = folder / "token"
-    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    write_private(token, secrets.token_hex(32))
     # Short, because the paths of Ray's sockets may not exceed about 100 characters.
     temporary = Path(tempfile.mkdtemp(prefix="fedprompt-cluster-", dir="/tmp"))
     env = environment(token)
@@ -247,7 +255,8 @@ def start(workers: int, cpus: int, worker_cpus: int) -> int:
         f"--dashboard-host={HOST}",
         f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}",
-        f"--temp-dir={temporary}",
+        # Ray lets everyone write in its folder: nobody else gets through the outer one.
+        f"--temp-dir={temporary / 'r'}",
         f"--num-cpus={cpus}",
         *agent_ports(listen, grpc, metrics, runtime_env),
     ]

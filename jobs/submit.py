@@ -17,6 +17,7 @@ import datetime
 import json
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -52,7 +53,7 @@ def with_storage(command: str, name: str, arguments: list[str], storage: Path) -
 
     A job's current folder is a temporary copy of the code; results must not be there.
     """
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     folder = storage / f"{'sweep-' if command == 'sweep' else ''}{Path(name).stem}-{now}"
     if command == "sweep":
         given = any(each in ("--dir", "--resume") for each in arguments)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from fedprompt.core.errors import (
     ConfigError,
     WorkerError,
 )
-from fedprompt.core.files import Json
+from fedprompt.core.files import Json, new_name
 from fedprompt.core.types import ClientUpdate, ServerState
 from fedprompt.core.words import counted
 from fedprompt.report.live import RoundDisplay
@@ -33,6 +32,7 @@ from fedprompt.report.page import make_html
 from fedprompt.runs.checkpoint import load_latest
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.events import Event, Note, PhaseStarted, Plan, Prepared, Stage
+from fedprompt.runs.locks import check_free, sole_writer
 from fedprompt.runs.plugins import check_kept
 from fedprompt.runs.summary import whole_summary
 from fedprompt.runtime import Runtime, runtimes
@@ -48,6 +48,10 @@ RESUMABLE = (
     *("runtime.driver_node", "loggers", "callbacks"),
 )
 """What may differ when a run is continued: nothing of this changes a bit of a round."""
+
+
+WAIT_SECONDS = 5.0
+"""How long a driver that was told to end has for it before its run is noted as stopped."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -180,8 +184,8 @@ def plan_run(config: ExperimentConfig, overwrite: bool) -> Plan:
     Raises:
         ConfigError: the directory cannot take the run.
     """
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run_dir = Path(config.run_dir or Path("runs") / f"{Path(config.name).name}-{now}")
+    run_dir = Path(config.run_dir or Path("runs") / new_name(Path(config.name).name)).expanduser()
+    check_free(run_dir)
     RunDirectory.check_new(run_dir, overwrite)
     # Settled now, so that the run can be continued from another folder and on another machine.
     model = config.model.with_absolute_paths()
@@ -196,6 +200,7 @@ def plan_resume(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) 
         ConfigError: the folder is no run, or an override would change the experiment.
     """
     directory = RunDirectory.open(run_dir)
+    check_free(directory.path)
     for override in overrides:
         if override.partition("=")[0] not in RESUMABLE:
             raise ConfigError(
@@ -322,9 +327,14 @@ def mark_stopped(plan: Plan, why: str = "stopped by a signal") -> int:
         Finished rounds over all methods.
     """
     directory = RunDirectory(plan.run_dir)
-    for run in unfinished(directory):
-        status = {**run.read_status(), "state": "stopped", "message": why}
-        run.write_status(status)
+    # The driver may be about to end. A folder that stays locked is that of another process.
+    with (
+        contextlib.suppress(ConfigError, OSError),
+        sole_writer(directory.path, seconds=WAIT_SECONDS),
+    ):
+        for run in unfinished(directory):
+            status = {**run.read_status(), "state": "stopped", "message": why}
+            run.write_status(status)
     return sum(run.last_round() or 0 for run in (directory, *directory.comparisons()))
 
 

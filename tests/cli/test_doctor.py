@@ -421,6 +421,12 @@ class FakeRay:
     def is_initialized(self) -> bool:
         return False
 
+    def get_runtime_context(self) -> Any:
+        return types.SimpleNamespace(get_node_id=lambda: "here")
+
+    def nodes(self) -> list[Any]:
+        return []
+
     def init(self, **settings: Any) -> None:
         self.calls.append("init")
         self.settings = settings
@@ -436,7 +442,9 @@ class FakeRay:
 
 def test_ray_is_started_asked_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr("fedprompt.runtime.ray.local.import_ray", lambda: fake)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     found = {each.name: (each.value, each.state) for each in doctor.ray_cluster()}
     assert found == {
         "CPU": ("3", "ok"),
@@ -452,6 +460,7 @@ def test_ray_is_started_asked_and_stopped(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_cluster_that_does_not_start_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(RuntimeError("no ports\nleft"))
+    monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr("fedprompt.runtime.ray.local.import_ray", lambda: fake)
     (found,) = doctor.ray_cluster()
     assert (found.value, found.state) == ("does not start: no ports left", "warning")

@@ -6,7 +6,10 @@ import contextlib
 import json
 import os
 import pickle
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -594,6 +597,49 @@ def test_a_killed_and_stopped_run_ends_with_the_same_bits(
     assert [report["round"] for report in result.reports] == list(range(1, 9))
 
 
+QUIET = {"LC_ALL": "C", "PATH": os.defpath}
+
+
+def family() -> set[int]:
+    """This process and all that come of it."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            parents[int(folder.name)] = int(fields[1])
+    found = {os.getpid()}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="ss is not installed")
+@pytest.mark.usefixtures("local_ray")
+def test_all_sockets_of_a_local_ray_are_on_the_loopback() -> None:
+    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout
+    ours = [
+        line.split()[3].rpartition(":")[0]
+        for line in lines.splitlines()
+        if any(int(pid) in family() for pid in re.findall(r"pid=(\d+)", line))
+    ]
+    assert len(ours) >= 5  # the control service, the node, its agent, the workers
+    assert set(ours) <= {"127.0.0.1", "[::ffff:127.0.0.1]", "[::1]"}
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can be another user")
+@pytest.mark.usefixtures("local_ray")
+def test_another_user_does_not_get_to_the_token_nor_to_the_files_of_a_local_ray() -> None:
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+    assert (token.parent / "r" / "session_latest").exists()
+    for path in (token, token.parent, token.parent / "r" / "session_latest" / "sockets"):
+        result = subprocess.run(
+            ["cat", str(path)], capture_output=True, text=True, user=65534, group=65534, env=QUIET
+        )
+        assert "Permission denied" in result.stderr
+
+
 def test_ray_puts_no_signal_handler_in_the_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -607,6 +653,7 @@ def test_ray_puts_no_signal_handler_in_the_place_of_ours(monkeypatch: pytest.Mon
             signal.signal(each, signal.SIG_IGN)
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(local, "check_answers", lambda address: None)
     monkeypatch.setattr(ray, "init", init)
     try:
         local.start_ray(1, verbose=False)
@@ -647,3 +694,22 @@ def test_threads_are_limited_and_restored() -> None:
     list(SerialRuntime(RuntimeOptions("serial", threads=1)).launch(look))
     assert seen == [1]
     assert torch.get_num_threads() == 2
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that refuses, and one that takes the call and says nothing."""
+    from fedprompt.runtime.ray import local
+
+    monkeypatch.setattr(local, "ANSWER_SECONDS", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        for cause in ("Connection refused", "no answer"):
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+            with pytest.raises(
+                WorkerError, match=rf"^RAY_ADDRESS=127\.0\.0\.1:{port}: .*'{cause}'.* unset"
+            ):
+                local.start_ray(1, verbose=False)
+            silent.listen()

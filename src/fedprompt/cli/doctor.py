@@ -277,25 +277,19 @@ def ray_cluster() -> Iterator[Finding]:
     if not _installed("ray"):
         return
     try:
-        from fedprompt.runtime.ray.local import import_ray
+        from fedprompt.runtime.ray import local
 
-        ray = import_ray()
+        ray = local.import_ray()
         if ray.is_initialized():
             resources = ray.cluster_resources()
         else:
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=available_cpus(),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
+                local.start_ray(available_cpus(), verbose=False, join=False)
                 resources = ray.cluster_resources()
             finally:
-                ray.shutdown()
+                local.stop_ray()
     except Exception as error:  # whatever keeps a cluster from starting is the finding
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         yield Finding("ray", "cluster", f"does not start: {cause}", "warning", WITHOUT_RAY)
         return
     for name in ("CPU", "GPU"):

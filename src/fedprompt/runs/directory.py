@@ -111,11 +111,21 @@ class RunDirectory:
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_status({"state": "running", "round": 0})
         except OSError as error:
-            raise ConfigError(
-                f"run_dir {run.path}: expected a folder that can be written, got "
-                f"'{error.strerror or error}'; choose another run_dir"
-            ) from error
+            raise _not_writable(run.path, error) from error
         return run
+
+    @classmethod
+    def made(cls, path: str | os.PathLike[str]) -> Path:
+        """The folder of a run, made if it is not there.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_writable(Path(path), error) from error
+        return Path(path)
 
     @classmethod
     def check_new(cls, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -454,6 +464,13 @@ class RunDirectory:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
         return content
+
+
+def _not_writable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"run_dir {path}: expected a folder that can be written, got "
+        f"'{error.strerror or error}'; choose another run_dir"
+    )
 
 
 def _content(folder: Path) -> list[Path]:

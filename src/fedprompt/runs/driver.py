@@ -6,6 +6,7 @@ process (`serial`) or inside a `DriverActor` (`ray`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ from fedprompt.runs.events import (
 )
 from fedprompt.runs.federation import Federation, describe, initial_state, prepare, preparing
 from fedprompt.runs.following import follow
+from fedprompt.runs.locks import sole_writer
 from fedprompt.runs.manifest import manifest
 from fedprompt.runs.plugins import copy_of, keep, records
 from fedprompt.runs.predictions import with_predictions
@@ -65,6 +67,12 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
         plan: what to do.
         draw: called with the directory of each run that is finished.
     """
+    with contextlib.ExitStack() as held:
+        yield from _drive(runtime, plan, draw, held)
+
+
+def _drive(runtime: Runtime, plan: Plan, draw: Draw, held: contextlib.ExitStack) -> Iterator[Event]:
+    """`drive`, whose `held` keeps the run directory until all files are written."""
     config = plan.config
     try:
         runtime.warm_up()
@@ -72,9 +80,11 @@ def drive(runtime: Runtime, plan: Plan, draw: Draw) -> Iterator[Event]:
         federation = yield from preparing(config)
         if plan.resume:
             directory = RunDirectory.open(plan.run_dir)
+            held.enter_context(sole_writer(directory.path))
             check_unchanged(directory, federation)
             check_devices(directory, devices)
         else:
+            held.enter_context(sole_writer(RunDirectory.made(plan.run_dir)))
             directory = RunDirectory.create(plan.run_dir, plan.overwrite)
             write_header(directory, config, federation)
         yield Prepared(describe(federation, config))
@@ -119,15 +129,16 @@ def run_methods(
         if comparison.is_finished():
             yield PhaseStarted(variant.label, variant.rounds, variant.rounds)
             continue
-        if not comparison.has_header():
-            RunDirectory.create(comparison.path, overwrite=True)
-            write_header(comparison, variant, federation)
-        why = yield from run_method(runtime, variant, federation, comparison, directory)
-        if why is None:
-            finish(comparison, variant, draw)
-        else:
-            stop(comparison, variant, why, draw)
-            stopped.append(f"{variant.label}: {why}")
+        with sole_writer(RunDirectory.made(comparison.path)):
+            if not comparison.has_header():
+                RunDirectory.create(comparison.path, overwrite=True)
+                write_header(comparison, variant, federation)
+            why = yield from run_method(runtime, variant, federation, comparison, directory)
+            if why is None:
+                finish(comparison, variant, draw)
+            else:
+                stop(comparison, variant, why, draw)
+                stopped.append(f"{variant.label}: {why}")
     return stopped
 
 

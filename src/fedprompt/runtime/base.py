@@ -83,7 +83,8 @@ class RuntimeOptions:
                 f"runtime.gpus_per_actor: expected 0, a fraction of one GPU or whole GPUs, got "
                 f"{share:g}"
             )
-        on_cluster = "RAY_ADDRESS" in os.environ and self.name != "serial"
+        on_cluster = os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+        on_cluster = on_cluster and self.name != "serial"
         if self.device == "cuda" and not torch.cuda.is_available() and not on_cluster:
             raise ConfigError(
                 "runtime.device=cuda: no CUDA device was found; use runtime.device=auto or cpu"

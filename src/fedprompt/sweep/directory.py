@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from fedprompt.core.errors import ConfigError
-from fedprompt.core.files import Json, atomic_write
+from fedprompt.core.files import Json, atomic_write, new_name
 from fedprompt.core.plugins import Plugin
 from fedprompt.runs.directory import RunDirectory
 from fedprompt.runs.plugins import copy_of, keep
@@ -119,8 +118,7 @@ class SweepDirectory:
 
 def default_folder(sweep: Sweep) -> Path:
     """A new folder, named by sweep and time."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"sweep-{Path(sweep.name).name}-{now}"
+    return Path("runs") / new_name(f"sweep-{Path(sweep.name).name}")
 
 
 # ---------------------------------------------------------------- the table

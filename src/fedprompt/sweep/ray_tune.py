@@ -25,6 +25,7 @@ from fedprompt.core.plugins import Parcel
 from fedprompt.core.quiet import quiet_libraries
 from fedprompt.experiment import execute, mark_stopped, plan_resume, plan_run
 from fedprompt.runs.events import Event, Plan, RoundFinished
+from fedprompt.runs.locks import sole_writer
 from fedprompt.runs.plugins import check_same
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.runtime.placement import Node, plan_actors
@@ -141,6 +142,18 @@ def run_sweep(
         ConfigError: the cluster cannot hold a trial.
         WorkerError: the cluster cannot be reached.
     """
+    with sole_writer(directory.path, "--dir"):
+        return _run_sweep(sweep, trials, directory, on_event, verbose)
+
+
+def _run_sweep(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    directory: SweepDirectory,
+    on_event: Callable[[TrialEnded], None] | None,
+    verbose: bool,
+) -> list[str]:
+    """`run_sweep`, with the folder to itself."""
     todo = directory.unfinished(trials)
     progress = Progress(todo, len(trials), directory, on_event)
     if todo:

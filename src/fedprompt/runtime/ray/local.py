@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from fedprompt.core.errors import ConfigError, FedpromptError, WorkerError
 from fedprompt.runtime.ray import private
 
+ANSWER_SECONDS = 4.0
+"""How long a cluster has to say that it is there."""
 LOG_BYTES = 5_000_000
 """Of each log file of a local Ray; there is one file of each kind for every process."""
 
@@ -47,20 +50,24 @@ def import_ray() -> Any:
     return ray
 
 
-def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None:
+def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None, join: bool = True) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start a quiet local Ray on loopback.
 
-    A local Ray keeps its files in a temporary folder of its own, which `stop_ray` removes.
+    A local Ray keeps its files in a temporary folder of its own, which `stop_ray` removes. It
+    listens on the loopback alone, and asks for a token that only the owner of the folder can read.
 
     Args:
         num_cpus: CPUs of a local Ray.
         verbose: let Ray speak.
         num_gpus: GPUs of a local Ray; None means those that it finds.
+        join: whether RAY_ADDRESS counts.
 
     Raises:
         WorkerError: the cluster cannot be reached or refuses the token, or no local Ray starts.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address() if join else None
+    if address:
+        check_answers(address)
     local: dict[str, Any] = {}
     own: dict[str, Any] = {}
     # Read by the processes that Ray starts.
@@ -69,10 +76,19 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
     import_ray()
     if not address:
         remove_stale_folders()
-        local = {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
-        folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=short_folder())
-        _folders.append(Path(folder))
-        own = private.local_options(folder, num_cpus + 1)
+        local = {
+            "address": "local",
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "include_dashboard": False,
+        }
+        folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=short_folder()))
+        _own.callback(shutil.rmtree, folder, ignore_errors=True)
+        _own.enter_context(private.closed_to_others(folder))
+        # Ray lets everyone write in its folder: nobody else gets as far as that.
+        inner = folder / "r"
+        inner.mkdir()
+        own = private.local_options(str(inner), num_cpus + 1)
     with kept_signal_handlers():
         try:
             level = logging.INFO if verbose else logging.ERROR
@@ -91,6 +107,37 @@ def start_ray(num_cpus: int, verbose: bool, num_gpus: int | None = None) -> None
         replace_spare_workers({node_id(): 1})
 
 
+def cluster_address() -> str | None:
+    """The cluster that RAY_ADDRESS names; None where a run starts a Ray of its own."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def check_answers(address: str) -> None:
+    """Ask whether a Ray is there, as Ray itself tries for most of a minute.
+
+    Args:
+        address: host and port, with or without `ray://`; of anything else Ray knows more.
+
+    Raises:
+        WorkerError: nothing answers within `ANSWER_SECONDS`.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    deadline = time.monotonic() + ANSWER_SECONDS
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        cause = "" if private.speaks(f"{host}:{port}", deadline - time.monotonic()) else "no answer"
+    except (OSError, OverflowError) as error:
+        cause = str(getattr(error, "strerror", None) or error)
+    if cause:
+        raise WorkerError(
+            f"RAY_ADDRESS={address}: expected a running Ray cluster, got '{cause}'; start it, "
+            "correct the variable, or unset RAY_ADDRESS to compute on this machine"
+        )
+
+
 def replace_spare_workers(counts: Mapping[str, int]) -> None:
     """Have nodes start new spare workers in place of used ones; see `private`.
 
@@ -104,21 +151,20 @@ def replace_spare_workers(counts: Mapping[str, int]) -> None:
 
 
 FOLDER = "fedprompt-ray-"
-_folders: list[Path] = []
-"""Temporary folders of the local Ray of this process."""
+_own = contextlib.ExitStack()
+"""What the end of the local Ray of this process undoes: its folder, its settings."""
 
 
 def stop_ray() -> None:
     """Leave the cluster, or end the local Ray and remove its files."""
     import_ray().shutdown()
-    while _folders:
-        shutil.rmtree(_folders.pop(), ignore_errors=True)
+    _own.close()
 
 
 def short_folder() -> str:
     """Where Ray's folder may be: the paths of its sockets may not exceed about 100 characters."""
     usual = tempfile.gettempdir()
-    return usual if len(usual) <= 30 or not Path("/tmp").is_dir() else "/tmp"
+    return usual if len(usual) <= 10 or not Path("/tmp").is_dir() else "/tmp"
 
 
 def remove_stale_folders() -> None:

@@ -5,6 +5,7 @@
 | options of `ray.init` that start with `_` | own folder, loopback, spare workers | Ray's defaults |
 | flags of its processes: `ENVIRONMENT` | spare workers on a cluster | none are kept |
 | `ray._private`, `ray.core.generated` | spare workers in place of used ones | none come |
+| `ray._private.ray_constants`, the token's cache | loopback, a token of its own | Ray's defaults |
 | resource `node:__internal_head__` | the driver on the head node | the head's address |
 
 *Spare workers* are worker processes that have imported everything before a run asks for them:
@@ -20,7 +21,9 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,56 @@ def local_options(folder: str, at_once: int) -> dict[str, Any]:
             "worker_maximum_startup_concurrency": at_once,
         },
     }
+
+
+@contextlib.contextmanager
+def closed_to_others(folder: Path) -> Iterator[None]:
+    """While entered, a Ray that this process starts listens on the loopback and asks for a token.
+
+    Ray would otherwise put the machine's own address in the place of 127.0.0.1 and listen on all
+    interfaces, with a token in the home folder that every user of the machine can read.
+
+    Args:
+        folder: for the token; only its owner may enter it.
+    """
+    token = folder / "token"
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    own = {
+        # As on systems on which Ray forms no clusters; read by each of its processes.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,  # would count instead of the file
+    }
+    before = {name: os.environ.get(name) for name in own}
+    _set_environment(own)
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    several = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    constants.ENABLE_RAY_CLUSTER = False
+    _forget_token()
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = several
+        _set_environment(before)
+        _forget_token()
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _forget_token() -> None:
+    """Have Ray look for the mode and the token again; it keeps them for the life of a process."""
+    with contextlib.suppress(ImportError, AttributeError):
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+        raylet.Config.initialize("")
 
 
 def start(options: dict[str, Any], private: dict[str, Any]) -> None:
@@ -133,6 +186,28 @@ def _ask(address: str, count: int) -> None:
     channel: Any = utils.init_grpc_channel(address)
     with contextlib.closing(channel):
         services.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_SECONDS)
+
+
+def speaks(address: str, seconds: float) -> bool:
+    """Whether a server with Ray's protocol listens at an address; True if it cannot be asked.
+
+    Args:
+        address: host and port.
+        seconds: how long to wait for it.
+    """
+    try:
+        grpc: Any = importlib.import_module("grpc")
+        utils: Any = importlib.import_module("ray._private.grpc_utils")
+        channel: Any = utils.init_grpc_channel(address)
+    except Exception as error:  # a later Ray; its own start says what is wrong
+        logger.info("%s cannot be asked: %s", address, error)
+        return True
+    with contextlib.closing(channel):
+        try:
+            grpc.channel_ready_future(channel).result(timeout=max(0.0, seconds))
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def head_resource(known: Iterable[str]) -> str:
