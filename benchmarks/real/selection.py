@@ -6,7 +6,7 @@
 | task      | what                                                                                |
 |-----------|-------------------------------------------------------------------------------------|
 | `domains` | four drawn domains, frozen head, as `fedprompt run domains`, in four partitions     |
-| `digits`  | one domain, as `fedprompt run quickstart`: does it do harm there?                   |
+| `digits`  | one domain, as `fedprompt run digits`: does it do harm there?                   |
 | `emoji`   | four vendors, head fitted on the fifth, Dirichlet 0.5, as `emoji_frozen`            |
 
 `plain` compares queries as they are, `clients` in the metric of the spread within clients. `both`
@@ -50,7 +50,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "domains, Dirichlet 0.5": ("domains", (), DRAWN),
     "domains, Dirichlet 0.1": ("domains", ("partition.alpha=0.1",), DRAWN),
     "domains, imbalance": ("domains", ("partition=imbalance",), DRAWN),
-    "digits, Dirichlet 0.5": ("quickstart", (), DRAWN),
+    "digits, Dirichlet 0.5": ("digits", (), DRAWN),
     "emoji, Dirichlet 0.5": ("emoji_frozen/dirichlet_0.5", (), tuple(CASES)),
 }
 """Experiment or setting, its changes, and the cases that are measured there."""

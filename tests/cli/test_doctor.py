@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -413,6 +414,8 @@ def test_the_address_of_a_cluster_is_shown(monkeypatch: pytest.MonkeyPatch) -> N
 class FakeRay:
     """Remembers what it was asked for."""
 
+    __spec__ = importlib.util.find_spec("ray")  # as of a module that is installed
+
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.calls: list[str] = []
@@ -440,10 +443,16 @@ class FakeRay:
         self.calls.append("shutdown")
 
 
-def test_ray_is_started_asked_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeRay()
+def put_in_place(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported of the real one's insides has been imported before."""
+    importlib.import_module("ray._private.ray_constants")
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr("fedprompt.runtime.ray.local.import_ray", lambda: fake)
+
+
+def test_ray_is_started_asked_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay()
+    put_in_place(fake, monkeypatch)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     found = {each.name: (each.value, each.state) for each in doctor.ray_cluster()}
     assert found == {
@@ -460,8 +469,7 @@ def test_ray_is_started_asked_and_stopped(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_cluster_that_does_not_start_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(RuntimeError("no ports\nleft"))
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setattr("fedprompt.runtime.ray.local.import_ray", lambda: fake)
+    put_in_place(fake, monkeypatch)
     (found,) = doctor.ray_cluster()
     assert (found.value, found.state) == ("does not start: no ports left", "warning")
     assert "runtime=serial" in found.fix
