@@ -473,7 +473,7 @@ def test_a_cluster_that_does_not_start_is_a_warning(monkeypatch: pytest.MonkeyPa
     (found,) = doctor.ray_cluster()
     assert (found.value, found.state) == ("does not start: no ports left", "warning")
     assert "runtime=serial" in found.fix
-    assert fake.calls == ["init", "shutdown"]
+    assert fake.calls[-1] == "shutdown"
 
 
 def test_the_real_ray_sees_this_machine_s_cores() -> None:
