@@ -240,7 +240,7 @@ def test_svg_and_webp(tmp_path: Path) -> None:
         expected = np.broadcast_to(colours[split.labels][:, None, None], split.images.shape)
         np.testing.assert_array_equal(split.images[:], expected)
     (note,) = task.notes
-    assert "2 of the images are animated" in note and "0.webp" in note
+    assert "2 animated images" in note and "0.webp" in note
 
 
 def test_a_drawing_that_is_refused_can_be_skipped(tmp_path: Path) -> None:

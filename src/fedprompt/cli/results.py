@@ -75,7 +75,7 @@ def predict(
     for fault in faults:
         click.echo(f"fedprompt: {fault}", err=True)
     if not good:
-        raise InputError(f"images: expected at least one that decodes, got {len(files)} others")
+        raise InputError(f"images: expected at least one that decodes, got none of {len(files)}")
     found = model.predict([pixels for _, pixels in good], batch=batch, domain=domain)
     found = dataclasses.replace(found, names=tuple(str(file) for file, _ in good))
     _show(predictions_table(found))

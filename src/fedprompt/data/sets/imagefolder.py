@@ -20,6 +20,7 @@ import numpy as np
 
 from fedprompt.core.checks import check_choice
 from fedprompt.core.errors import ConfigError, FedpromptError, InputError, suggest
+from fedprompt.core.words import counted
 from fedprompt.data.reading.files import class_folders, data_folder
 from fedprompt.data.reading.folders import (
     LAYOUTS,
@@ -99,7 +100,7 @@ def _with_animations_noted(published: Published) -> Published:
     if not found:
         return published
     note = (
-        f"imagefolder: {len(found)} of the images are animated; the first frame is read. The "
+        f"imagefolder: {counted(len(found), 'animated image')}; the first frame is read. The "
         f"first is {found[0]}"
     )
     return dataclasses.replace(published, notes=(*published.notes, note))
