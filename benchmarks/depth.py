@@ -80,7 +80,7 @@ TASKS: dict[str, Json] = {
         "eval_every": 5,
     },
 }
-DEPTHS = {"domains": (0, 1, 2, 3, 4), "emoji": (0, 6, 9, 11)}
+DEPTHS = {"domains": (0, 1, 2, 3, 4), "emoji": (6, 9, 11)}
 SEEDS = {"domains": (0, 1, 2), "emoji": (0, 1, 2)}
 
 
