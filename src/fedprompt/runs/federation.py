@@ -131,6 +131,8 @@ def preparing(config: ExperimentConfig) -> Generator[Stage, None, Federation]:
                 f"head.mode=frozen: expected a data set with public images to fit the head on, "
                 f"got data={task.name}, which has none; use head.mode=shared"
             )
+        if config.cache.enabled:  # so that one sees how far it is
+            yield from table_of(public, task.public, "public")
         yield Stage(f"fitting the head on {len(task.public)} public images")
         frozen_head = fit_or_find_head(config, whole, public, task.public, task.num_classes)
     about_cache = dict.fromkeys((*cache.notes, *public.notes))
