@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -79,3 +80,16 @@ def test_the_command_line(tmp_path: Path, forgotten_plugins: None) -> None:
     wrong = CliRunner().invoke(main, ["list", "planets"])
     assert wrong.exit_code == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_every_option_says_what_it_means() -> None:
+    def silent(command: click.Command, path: str) -> list[str]:
+        found = [
+            f"{path} {each.opts[0]}"
+            for each in command.params
+            if isinstance(each, click.Option) and not each.help
+        ]
+        inner = command.commands if isinstance(command, click.Group) else {}
+        return found + [line for name in inner for line in silent(inner[name], f"{path} {name}")]
+
+    assert silent(main, "fedprompt") == []

@@ -217,7 +217,9 @@ def doctor(as_json: bool, use_ray: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of torch."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def bench(as_json: bool, threads: int, device: str) -> None:
     """Say how fast clients train here and how near that is to the machine's ceiling (a minute)."""

@@ -28,16 +28,28 @@ if TYPE_CHECKING:  # take seconds to import
     show_default=True,
     help="Folder for the weights and their card.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of masks, colours and weights."
+)
 @click.option("--images", type=click.IntRange(min=1), help="Masks to draw.  [default: 60000]")
 @click.option(
     "--presentations",
     type=click.IntRange(min=1),
     help="Images to train on, coloured anew each time.  [default: 500000, promptable 160000]",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="CPU threads of torch.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to train; bits differ between them.",
 )
 @click.option(
     "--promptable/--plain",
