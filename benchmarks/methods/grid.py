@@ -173,6 +173,10 @@ NEUTRAL: dict[str, object] = {
     "system.deadline": None,
     "system.over_select": 1.0,
     "system.empty": "stop",
+    "system.schedule": "rounds",
+    "system.buffer": None,
+    "system.step": None,
+    "system.staleness": "polynomial:0.5",
     "loggers": [],
     "callbacks": [],
 }

@@ -108,6 +108,24 @@ def test_ray_gives_the_bits_of_serial(local_ray: None, tmp_path: Path) -> None:
     assert len(set(hashes["serial"])) == 5
 
 
+def test_an_asynchronous_run_has_the_same_bits_on_ray(
+    local_ray: None, random_backbone: str, tmp_path: Path, tiny: Callable[..., list[str]]
+) -> None:
+    """Three clients at work, merged by two: one is always in flight when a round is saved."""
+    more = ("method=fedavg_pt", "rounds=3", "eval_every=3", "prompts.depth=4")
+    more = (*more, "system.bandwidth=uniform:1:20", "system.schedule=fedbuff", "system.buffer=2")
+    seen = []
+    for runtime in ("serial", "ray"):
+        options = (f"runtime={runtime}", f"run_dir={tmp_path / runtime}")
+        result = fedprompt.run("digits", tiny(*more, *options))
+        stale = [
+            (each["client"], each["staleness"]) for r in result.reports for each in r["clients"]
+        ]
+        seen.append((result.summary["state_sha256"], stale))
+    assert seen[0] == seen[1]
+    assert max(staleness for _, staleness in seen[0][1]) > 0
+
+
 def test_a_callback_stops_a_run_at_the_same_state_on_ray(
     local_ray: None, random_backbone: str, tmp_path: Path
 ) -> None:

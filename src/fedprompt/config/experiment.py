@@ -31,7 +31,7 @@ from fedprompt.defences import Defence, defences
 from fedprompt.models.head import HeadOptions
 from fedprompt.models.options import ModelOptions
 from fedprompt.models.selection import SELECTIONS, PromptOptions
-from fedprompt.objectives import objectives
+from fedprompt.objectives import Objective, objectives
 from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
 from fedprompt.server.virtual import SystemOptions
@@ -140,6 +140,34 @@ class ExperimentConfig:
         self._check_prompts()
         self._check_aggregator()
         self._check_trust(getattr(objective, "trains", True))
+        if self.system.asynchronous:
+            self._check_asynchronous()
+
+    def _check_asynchronous(self) -> None:
+        """Refuse an asynchronous schedule where a stale update cannot be moved to another model."""
+        schedule = f"system.schedule={self.system.schedule}"
+        buffer = self.system.buffer or 1
+        if buffer > self.clients.cohort_size:
+            raise ConfigError(
+                f"system.buffer: expected at most clients.per_round ({self.clients.cohort_size}), "
+                f"as no more clients are at work, got {buffer}"
+            )
+        if self.generator.name != "none":
+            raise ConfigError(
+                f"{schedule}: expected prompts that the server holds, got generator="
+                f"{self.generator.name}; use generator=none, or system.schedule=rounds"
+            )
+        if self.prompts.count > 0 and self.prompts.mode == "shared" and not self.keeps_rows:
+            raise ConfigError(
+                f"{schedule}: needs prompts of which row i is the same in every round, and with "
+                f"aggregator={self.aggregator.name} it is not; use aggregator=mean or server_opt"
+            )
+        factory = objectives.entry(self.objective.name).factory
+        if getattr(factory, "combine", None) is not Objective.combine:
+            raise ConfigError(
+                f"{schedule}: needs an objective without a server half, got objective="
+                f"{self.objective.name}; use objective=plain or prox, or system.schedule=rounds"
+            )
 
     def _check_trust(self, trains: bool) -> None:
         """Refuse a defence that is not defined for what travels, and attacks of nobody.

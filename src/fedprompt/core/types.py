@@ -122,6 +122,19 @@ class Parts(Travelling):
         return self.mapped(fresh)
 
 
+def by_field(flat: Tensors) -> dict[str, dict[str, Tensor]]:
+    """Tensors by what stands before the first slash of their paths, then by what comes after it.
+
+    >>> list(by_field({"a/b/c": torch.zeros(1), "d": torch.zeros(1)}).values())[0].keys()
+    dict_keys(['b/c'])
+    """
+    fields: dict[str, dict[str, Tensor]] = {}
+    for path, value in flat.items():
+        field, _, rest = path.partition("/")
+        fields.setdefault(field, {})[rest] = value
+    return fields
+
+
 def fresh(tensor: Tensor) -> Tensor:
     """A copy without history that no one else holds."""
     return tensor.detach().clone()

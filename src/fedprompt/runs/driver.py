@@ -269,6 +269,11 @@ def packed_in(report: RoundReport) -> int | None:
     return max((int(client["pack"]) for client in good), default=None)
 
 
+def _flew(report: RoundReport) -> bool:
+    """Whether updates came one by one, so that clients were trained in packs of any size."""
+    return any("staleness" in client for client in report.clients)
+
+
 def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
     """What the user should read about a round."""
     for refused in report.quarantined:
@@ -279,7 +284,7 @@ def notes_on(report: RoundReport, largest_pack: int) -> Iterator[str]:
     packed = packed_in(report)
     if packed is None:
         yield f"round {report.round}: nobody reported in time; the model stays as it is"
-    elif packed < largest_pack and not report.missed:  # without some clients, packs are smaller
+    elif packed < largest_pack and not report.missed and not _flew(report):
         yield (
             f"round {report.round}: {largest_pack} clients did not fit in memory together; "
             f"going on with packs of {packed}"

@@ -18,6 +18,7 @@ import torch
 
 from fedprompt.client.worker import ClientWorker
 from fedprompt.config import ExperimentConfig
+from fedprompt.core.errors import ConfigError
 from fedprompt.core.types import ClientJob, ClientUpdate, ServerState
 from fedprompt.data.prefix.spread import factor_size
 from fedprompt.runs.driver import settings_of
@@ -243,6 +244,11 @@ def play(federation: Federation, taken: Sample, rows: Rows) -> Iterator[Played]:
     """
     settings = taken.settings
     system, wanted = settings.system, settings.recipe.training.cohort_size
+    if system is not None and system.options.asynchronous:
+        raise ConfigError(
+            f"estimate: expected system.schedule=rounds, got {system.options.schedule}; run it, "
+            "and read virtual_hours of summary.json"
+        )
     sizes, usual = _sizes(federation, settings), _up(taken)(rows.used[1])
     received, asks = _down(taken)(rows.start), bool(taken.state.spread)
     told: set[int] = set()

@@ -46,6 +46,7 @@ from fedprompt.defences import Defence, Updates
 from fedprompt.defences.none import NoDefence, NoneOptions
 from fedprompt.prompt_generators import PromptGenerator
 from fedprompt.server.figures import Evaluation
+from fedprompt.server.flight import Flight, arrived, earliest, in_flight, remembered
 from fedprompt.server.merge import (
     merge_shared,
     next_state,
@@ -216,7 +217,7 @@ def run_round(
     """
     round_index, objective = state.round_index + 1, settings.recipe.build_objective()
     started = perf_counter()
-    cohort = Cohort(state, settings)  # 1, 2
+    cohort = cohort_of(state, settings)  # 1, 2
     arriving = runtime.map(settings.recipe, cohort.jobs)  # 3
     if before is not None:
         yield before.measured()
@@ -228,6 +229,7 @@ def run_round(
     jobs = cohort.merged_jobs(timing)
     expected = [expected_of(job, objective, settings.recipe, state, settings.sizes) for job in jobs]
     good, refused = quarantine(updates, expected)  # 5
+    refused = [*cohort.refused, *refused]
     check_not_empty(good, refused, round_index)
     used, actions = defend(good, jobs, settings.defence)
     weights = objective.weights([update.num_examples for update in used])
@@ -244,7 +246,7 @@ def run_round(
     else:
         merged, made = teach_generator(settings.generator, used, weights, jobs, state)
     memories = {"aggregator": moments, "generator": made, "objective": memory, "spread": spread}
-    memories["system"] = passed(state.system, timing, cohort.clients)
+    memories["system"] = cohort.memory(timing)
     state = next_state(state, merged, shared, good, memories)  # 8
     state = with_discriminants(state, metric)
     check_finite(state)
@@ -256,7 +258,7 @@ def run_round(
     traffic = traffic_of(settings, cohort, sound)
     seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
     known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
-    known = with_marks(known, actions, settings.recipe.attackers)
+    known = with_staleness(with_marks(known, actions, settings.recipe.attackers), cohort.staleness)
     return Unmeasured(state, with_timing(known, state, timing), evaluation, aggregated)
 
 
@@ -270,8 +272,13 @@ class Cohort:
 
     def __init__(self, state: ServerState, settings: RoundSettings) -> None:
         self.settings = settings
+        self.state = state
         self.round_index = state.round_index + 1
-        self.selected = make_jobs(state, settings)
+        self.refused: list[Refusal] = []
+        """Updates that were refused before they were to be merged."""
+        self.staleness: dict[int, int] = {}
+        """Of each merged client in an asynchronous run."""
+        self.selected = self._select()
         """The jobs of all."""
         self.jobs = self.selected
         """Those that are worth doing."""
@@ -283,6 +290,17 @@ class Cohort:
             self._begun = system.before_upload(self.selected, down, met)
             worth = system.worth_training(self.round_index, self._begun)
             self.jobs = [job for job in self.selected if job.client_id in worth]
+
+    def _select(self) -> list[ClientJob]:
+        return make_jobs(self.state, self.settings)
+
+    def memory(self, timing: Timing | None) -> Tensors:
+        """The virtual clock after the round.
+
+        Args:
+            timing: of the round; None without virtual time.
+        """
+        return passed(self.state.system, timing, self.clients)
 
     @property
     def clients(self) -> list[int]:
@@ -318,6 +336,87 @@ class Cohort:
     def merged_jobs(self, timing: Timing | None) -> list[ClientJob]:
         """The jobs whose updates came in time."""
         return [job for job in self.jobs if timing is None or job.client_id in timing.merged]
+
+
+class Arrivals(Cohort):
+    """A merge of an asynchronous run: idle places are filled, and whoever arrives first is merged.
+
+    The places of those that were merged are filled after the merge, all at its time.
+
+    Args:
+        state: before the merge.
+        settings: seed, schedule, recipe and devices.
+    """
+
+    def __init__(self, state: ServerState, settings: RoundSettings) -> None:
+        self._flights = in_flight(state.system)
+        super().__init__(state, settings)
+
+    def _select(self) -> list[ClientJob]:
+        training = self.settings.recipe.training
+        idle = [k for k in range(training.population) if k not in self._flights]
+        places = training.cohort_size - len(self._flights)
+        chosen = sample_cohort(self.settings.seed, self.round_index, len(idle), places)
+        broadcast = broadcast_of(self.state, self.settings)
+        return [make_job(self.state, self.settings, idle[k], broadcast) for k in chosen]
+
+    def settle(self, updates: list[ClientUpdate]) -> tuple[list[ClientUpdate], Timing | None]:
+        """The updates that arrive first, moved to the present model, and when the last one came.
+
+        Args:
+            updates: of the clients that have just been selected.
+
+        Raises:
+            RoundError: all were refused, and nothing else is on its way.
+        """
+        settings, state = self.settings, self.state
+        system, objective = settings.system, settings.recipe.build_objective()
+        assert system is not None  # or there is no asynchronous run
+        described = [
+            expected_of(job, objective, settings.recipe, state, settings.sizes) for job in self.jobs
+        ]
+        good, self.refused = quarantine(updates, described)
+        selects, clock = settings.recipe.prompts.selection != "all", float(state.system["seconds"])
+        for update in good:
+            client = update.client_id
+            sending = system.seconds_of(client, upload_bytes(update, selects))
+            # How long the simulator took is no part of the state: it differs from run to run.
+            flying = dataclasses.replace(update, metrics={**update.metrics, "seconds": 0.0})
+            arrival = clock + (self._begun[client] + sending)
+            self._flights[client] = Flight(arrival, state.round_index, flying)
+        check_not_empty(list(self._flights), self.refused, self.round_index)
+        options = system.options
+        schedule, step, staleness = options.build_schedule()
+        here = sorted(earliest(self._flights, options.buffer or 1))
+        came = {client: self._flights.pop(client) for client in here}
+        self.staleness = {k: state.round_index - flight.version for k, flight in came.items()}
+        merged = [
+            arrived(flight, schedule, step, staleness.weight(self.staleness[client]), state)
+            for client, flight in came.items()
+        ]
+        self._clock = max(flight.arrival for flight in came.values())
+        return merged, Timing(self._clock - clock, frozenset(came), ())
+
+    def merged_jobs(self, timing: Timing | None) -> list[ClientJob]:
+        """What those that have arrived would be sent now, by which their updates are checked."""
+        broadcast = broadcast_of(self.state, self.settings)
+        return [make_job(self.state, self.settings, k, broadcast) for k in self.staleness]
+
+    def memory(self, timing: Timing | None) -> Tensors:
+        """The virtual clock after the merge, and what is still on its way."""
+        before = self.state.system
+        return {
+            **passed(before, timing, self.clients),
+            "seconds": torch.tensor(self._clock, dtype=torch.float64),
+            **remembered(self._flights, before, self.state),
+        }
+
+
+def cohort_of(state: ServerState, settings: RoundSettings) -> Cohort:
+    """The clients of the next round, or of the next merge of an asynchronous run."""
+    system = settings.system
+    kind = Arrivals if system is not None and system.options.asynchronous else Cohort
+    return kind(state, settings)
 
 
 def is_due(round_index: int, settings: RoundSettings) -> bool:
@@ -441,9 +540,23 @@ def with_marks(
     return dataclasses.replace(report, clients=clients)
 
 
-def check_not_empty(
-    good: Sequence[ClientUpdate], refused: Sequence[Refusal], round_index: int
-) -> None:
+def with_staleness(report: RoundReport, staleness: Mapping[int, int]) -> RoundReport:
+    """The report with the staleness of each client's update, if the run is asynchronous; how long
+    the simulator took for one is not known any more when it arrives.
+    """
+    if not staleness:
+        return report
+    clients = tuple(
+        {
+            **{name: value for name, value in each.items() if name != "seconds"},
+            "staleness": staleness[each["client"]],
+        }
+        for each in report.clients
+    )
+    return dataclasses.replace(report, clients=clients)
+
+
+def check_not_empty(good: Sequence[object], refused: Sequence[Refusal], round_index: int) -> None:
     """Refuse a round without a usable update.
 
     Args:

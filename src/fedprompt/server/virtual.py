@@ -32,16 +32,19 @@ from pathlib import Path
 
 import torch
 
-from fedprompt.core.checks import check_choice, check_number, is_number
+from fedprompt.core.checks import check_choice, check_integer, check_number, is_number
 from fedprompt.core.errors import ConfigError, RoundError
 from fedprompt.core.seeding import numpy_generator
 from fedprompt.core.types import ClientJob, Tensors
+from fedprompt.server.schedules import SCHEDULES, Schedule, Staleness
 
 GIGA = 1e9
 BITS = 1e6 / 8
 """Bytes a second of one Mbit/s."""
 DISTRIBUTIONS = {"lognormal": ("median", "sigma"), "uniform": ("low", "high")}
 EMPTY = ("stop", "skip")
+ROUNDS = "rounds"
+"""The synchronous schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,18 @@ class SystemOptions:
     empty: str = "stop"
     """What happens when nobody reports in time: `stop` ends the run, `skip` goes on to the next
     round with the model as it is."""
+    schedule: str = ROUNDS
+    """When the server merges: `rounds`, when the cohort has reported; `fedbuff`, when `buffer`
+    updates have arrived; `fedasync`, at each. The last two keep `clients.per_round` clients at
+    work, and a round is one merge."""
+    buffer: int | None = None
+    """Updates that `fedbuff` merges together, at most `clients.per_round`."""
+    step: float | None = None
+    """The server's learning rate of `fedbuff`, the mixing weight alpha of `fedasync`; null: 1 and
+    0.6."""
+    staleness: str = "polynomial:0.5"
+    """What an update counts after tau merges: `constant` 1, `polynomial:A` (1 + tau)^-A,
+    `hinge:A:B` 1 up to tau = B and then 1 / (A (tau - B) + 1)."""
 
     def __post_init__(self) -> None:
         for field in ("speed", "bandwidth"):
@@ -87,6 +102,56 @@ class SystemOptions:
                     f"system.{field}: expected system.speed or system.bandwidth as well, by which "
                     f"clients take time, got {getattr(self, field):g} alone; set one of them"
                 )
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Refuse an asynchronous schedule without times, and rules of rounds in one."""
+        check_choice("system.schedule", self.schedule, (ROUNDS, *SCHEDULES))
+        Staleness.of("system.staleness", self.staleness)
+        if self.buffer is not None:
+            check_integer("system.buffer", self.buffer, 1)
+        if self.step is not None:
+            check_number("system.step", self.step, 0, above=True)
+        fields, schedule = type(self).__dataclass_fields__, f"system.schedule={self.schedule}"
+
+        def refuse(field: str, why: str) -> None:
+            default, given = fields[field].default, getattr(self, field)
+            if given != default:
+                raise ConfigError(f"system.{field}: {why}, got {given}; leave it out")
+
+        if self.schedule == ROUNDS:
+            for field in ("buffer", "step", "staleness"):
+                refuse(field, f"expected nothing with {schedule}, which waits for its cohort")
+            return
+        if self.speed is None and self.bandwidth is None:
+            raise ConfigError(
+                f"{schedule}: expected system.speed or system.bandwidth, without which all updates "
+                "arrive at once, got neither; set one of them"
+            )
+        for field in ("dropout", "deadline", "over_select", "empty"):
+            refuse(field, f"expected nothing with {schedule}, which waits for no cohort")
+        if not SCHEDULES[self.schedule].takes_buffer:
+            refuse("buffer", f"expected nothing with {schedule}, which merges each update alone")
+            if self.step is not None and self.step > 1:
+                raise ConfigError(
+                    f"system.step: expected at most 1 with {schedule}, got {self.step:g}"
+                )
+        elif self.buffer is None:
+            raise ConfigError(
+                f"{schedule}: expected system.buffer, the number of updates that are merged "
+                "together, got null; set system.buffer=5 or so"
+            )
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the server merges without waiting for a cohort."""
+        return self.schedule != ROUNDS
+
+    def build_schedule(self) -> tuple[Schedule, float, Staleness]:
+        """The asynchronous schedule, its step, and what stale updates count."""
+        made = SCHEDULES[self.schedule]()
+        step = made.default_step if self.step is None else self.step
+        return made, step, Staleness.of("system.staleness", self.staleness)
 
     @property
     def enabled(self) -> bool:
