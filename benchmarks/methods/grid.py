@@ -173,6 +173,11 @@ NEUTRAL: dict[str, object] = {
     "system.deadline": None,
     "system.over_select": 1.0,
     "system.empty": "stop",
+    "privacy.unit": None,
+    "privacy.clip": None,
+    "privacy.noise_multiplier": None,
+    "privacy.epsilon": None,
+    "privacy.delta": None,
     "loggers": [],
     "callbacks": [],
 }
