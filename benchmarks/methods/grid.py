@@ -177,6 +177,11 @@ NEUTRAL: dict[str, object] = {
     "system.buffer": None,
     "system.step": None,
     "system.staleness": "polynomial:0.5",
+    "privacy.unit": None,
+    "privacy.clip": None,
+    "privacy.noise_multiplier": None,
+    "privacy.epsilon": None,
+    "privacy.delta": None,
     "loggers": [],
     "callbacks": [],
 }

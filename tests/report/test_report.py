@@ -137,6 +137,7 @@ def test_comparison_table_by_hand(tmp_path: Path) -> None:
         "mb_down": 8.0,
         "seconds": 11.0,
         "virtual_hours": None,
+        "epsilon": None,
         "state_sha256": DIGEST,
     }
     assert (second["best_round"], second["prompts"]) == (1, 0)  # the earliest of equals

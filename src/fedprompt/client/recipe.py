@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedprompt.attacks import Attack, attacks
 from fedprompt.client.callbacks import callbacks
+from fedprompt.client.privacy import GaussianMechanism
 from fedprompt.core.checks import check_choice, check_integer, check_number
 from fedprompt.core.errors import ConfigError
 from fedprompt.core.types import Part
@@ -91,6 +92,8 @@ class LocalRecipe:
     attack_options: dict[str, object] = dataclasses.field(default_factory=dict)
     attackers: frozenset[int] = frozenset()
     """The clients that attack; all others are honest."""
+    privacy: GaussianMechanism | None = None
+    """What clients do to their updates before they send them; None: nothing."""
 
     def build_objective(self) -> Objective:
         """The objective that the recipe names."""

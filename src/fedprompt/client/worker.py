@@ -266,7 +266,8 @@ def collect(
     """The update of a fitted module.
 
     A client returns the prompts that it used, each with the client's mean query as its address if
-    keys travel at all. What is personal goes into the client's own state.
+    keys travel at all. What is personal goes into the client's own state. With privacy, what it
+    sends is clipped and noisy.
 
     Args:
         module: the client's.
@@ -322,6 +323,9 @@ def collect(
         },
         spread=triangular_factor(batches.own_queries) if job.tells_spread else None,
     )
+    if recipe.privacy is not None:
+        draws = torch_generator(job.seed, "privacy")
+        update = recipe.privacy.release(update, job.broadcast, draws)
     attack = recipe.attack_of(job.client_id)
     if attack is None:
         return update

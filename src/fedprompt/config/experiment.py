@@ -34,6 +34,7 @@ from fedprompt.models.selection import SELECTIONS, PromptOptions
 from fedprompt.objectives import Objective, objectives
 from fedprompt.prompt_generators import PromptGenerator, generators
 from fedprompt.runtime.base import RuntimeOptions
+from fedprompt.server.privacy import Accountant, PrivacyOptions
 from fedprompt.server.virtual import SystemOptions
 
 WHEN = ("last", "every", "never")
@@ -76,6 +77,7 @@ class ExperimentConfig:
     clients: TrainingOptions
     cache: CacheOptions
     system: SystemOptions
+    privacy: PrivacyOptions
     loggers: tuple[Choice, ...]
     """Who gets the figures of each round, beside `rounds.jsonl`; see `tracking.loggers`."""
     callbacks: tuple[Choice, ...]
@@ -142,6 +144,9 @@ class ExperimentConfig:
         self._check_trust(getattr(objective, "trains", True))
         if self.system.asynchronous:
             self._check_asynchronous()
+        leaks = self._leaks() if self.privacy.enabled else []
+        if leaks:
+            raise ConfigError(f"privacy.unit={self.privacy.unit} does not cover {'; '.join(leaks)}")
 
     def _check_asynchronous(self) -> None:
         """Refuse an asynchronous schedule where a stale update cannot be moved to another model."""
@@ -168,6 +173,43 @@ class ExperimentConfig:
                 f"{schedule}: needs an objective without a server half, got objective="
                 f"{self.objective.name}; use objective=plain or prox, or system.schedule=rounds"
             )
+
+    def _leaks(self) -> list[str]:
+        """What would say something of clients' images beside their noisy updates, with remedies."""
+        objective, leaks = objectives.entry(self.objective.name).factory, []
+        server = ("begin", "reply", "combine")
+        own = any(getattr(objective, each) is not getattr(Objective, each) for each in server)
+        if not getattr(objective, "trains", True):
+            leaks.append(
+                f"the class sums and counts of objective={self.objective.name}; use a method that "
+                "trains, such as method=fedavg_pt"
+            )
+        elif own:
+            leaks.append(
+                f"the objective's own tensors of objective={self.objective.name}, such as control "
+                "variates; use objective=plain"
+            )
+        if self.head.start != "drawn":
+            leaks.append(f"the class sums of head.start={self.head.start}; set head.start=drawn")
+        if self.prompts.count and self.prompts.selection != "all":
+            keys = "mean queries (keys), " if self.prompts.sends_keys else ""
+            spread = "scatters of queries (prompts.whiten=clients), "
+            leaks.append(
+                f"{keys}{spread if self.prompts.tells_spread else ''}origins and use counts of "
+                f"prompts.selection={self.prompts.selection}; set prompts.selection=all"
+            )
+        if not has_global_model(self.prompts, self.head):
+            leaks.append(
+                "the figures of personal models; use a method whose prompts and head are shared"
+            )
+        if self.eval_clients != "never":
+            leaks.append(
+                f"the figures of each client of eval_clients={self.eval_clients}, on images in "
+                "proportion to its own; set eval_clients=never"
+            )
+        if self.system.enabled:
+            leaks.append("who is late, which depends on numbers of images; leave system as it is")
+        return leaks
 
     def _check_trust(self, trains: bool) -> None:
         """Refuse a defence that is not defined for what travels, and attacks of nobody.
@@ -353,6 +395,17 @@ class ExperimentConfig:
             attack=self.attack.name,
             attack_options=dataclasses.asdict(self.attack.options),
             attackers=self.attackers,
+            privacy=None if self.accountant is None else self.accountant.mechanism,
+        )
+
+    @cached_property
+    def accountant(self) -> Accountant | None:
+        """What the rounds use up of the clients' privacy; None without privacy."""
+        if not self.privacy.enabled:
+            return None
+        clients = self.clients
+        return Accountant(
+            self.privacy, self.seed, self.rounds, clients.population, clients.cohort_size
         )
 
     def with_method(self, method: str) -> ExperimentConfig:

@@ -31,6 +31,7 @@ from fedprompt.objectives import objectives
 from fedprompt.prompt_generators import generators
 from fedprompt.runtime import runtimes
 from fedprompt.runtime.base import RuntimeOptions
+from fedprompt.server.privacy import PrivacyOptions
 from fedprompt.server.virtual import SystemOptions
 from fedprompt.tracking.callbacks import run_callbacks
 from fedprompt.tracking.loggers import loggers
@@ -60,6 +61,7 @@ SECTIONS: dict[str, type] = {
     "clients": TrainingOptions,
     "cache": CacheOptions,
     "system": SystemOptions,
+    "privacy": PrivacyOptions,
 }
 """Keys whose options are the same whatever is named."""
 

@@ -403,6 +403,8 @@ class RoundReport:
     """That the round takes on the clients' devices (`server.virtual`); NaN without virtual time."""
     virtual_hours: float = math.nan
     """Of virtual time since the run began."""
+    epsilon: float = math.nan
+    """Of client-level differential privacy, that the rounds so far used up; NaN without."""
     missed: tuple[Mapping[str, Any], ...] = ()
     """`client`, `why` (`dropped`, `late` or `surplus`) and `seconds` of each client of the cohort
     that was not merged."""

@@ -62,12 +62,22 @@ def _of_run(run: Run) -> Facts:
         ("backbone", _backbone(config, manifest)),
         ("head", head if config.get("head.name") else ""),
         ("rounds", str(rounds) if done == rounds else f"{done} of {rounds}"),
+        ("privacy", _privacy(run, config)),
         ("commit", _commit(manifest)),
         ("machine", _machine(config, manifest)),
         ("versions", _versions(manifest)),
         ("date", str(manifest.get("date") or "")),
         ("note", str(config.get("note") or "")),
     ]
+
+
+def _privacy(run: Run, config: Mapping[str, object]) -> str:
+    """Unit, clip, and what the rounds used up."""
+    unit, used = config.get("privacy.unit"), run.series("epsilon")[1]
+    if unit is None or not used:
+        return ""
+    delta, clip = config.get("privacy.delta"), config.get("privacy.clip")
+    return f"\u03b5 = {used[-1]:.3g} (\u03b4 = {delta}) for each {unit}, clip {clip}"
 
 
 def _plug_in(group: str, config: Mapping[str, object]) -> str:

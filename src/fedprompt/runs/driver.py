@@ -160,6 +160,7 @@ def settings_of(config: ExperimentConfig, federation: Federation) -> RoundSettin
         config.build_defence(),
         tuple(len(data.rows(client, training.pooled)) for client in range(training.population)),
         devices_of(config, federation),
+        config.accountant,
     )
 
 

@@ -148,7 +148,8 @@ def comparison_table(run_dirs: Sequence[Path]) -> list[Json]:
         clients' own models on their own shares of the test split, the last time they were
         measured), `prompts`,
         `mb_up`, `mb_down` (10^6 bytes over all rounds), `seconds` (that passed in its rounds),
-        `virtual_hours` (of virtual time, over all rounds), `state_sha256`. What a run does not say
+        `virtual_hours` (of virtual time, over all rounds), `epsilon` (of differential privacy, that
+        all rounds used up), `state_sha256`. What a run does not say
         is None. A method without a global model has its best round by the clients' validation
         accuracy, and `best_accuracy` is theirs on test.
 
@@ -206,6 +207,7 @@ def summary_row(run: Run) -> Json:
     best = max(validation, key=lambda index: (validation[index], -index)) if validation else None
     digest = run.summary.get("state_sha256")
     hours = run.series("virtual_hours")[1]
+    epsilon = run.series("epsilon")[1]
     return {
         "name": run.name,
         "state": run.status.get("state"),
@@ -222,5 +224,6 @@ def summary_row(run: Run) -> Json:
         "mb_down": sum(run.series("bytes_down")[1]) / MEGABYTE,
         "seconds": sum(run.wall_seconds()),
         "virtual_hours": hours[-1] if hours else None,
+        "epsilon": epsilon[-1] if epsilon else None,
         "state_sha256": digest if isinstance(digest, str) else None,
     }

@@ -129,6 +129,8 @@ def expected_of(
     }
     longest = 2.0 if recipe.prompts.query == "both" else 1.0  # each kind has unit norm
     metrics = (*MEASURED, *(OF_TRAINING if objective.trains else ()))
+    if recipe.privacy is not None:
+        metrics = ("pack",)
     return Expected(
         job.client_id,
         job.round_index,

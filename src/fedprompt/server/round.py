@@ -54,6 +54,7 @@ from fedprompt.server.merge import (
     step_shared,
     teach_generator,
 )
+from fedprompt.server.privacy import Accountant
 from fedprompt.server.quarantine import (
     Refusal,
     client_of,
@@ -106,6 +107,8 @@ class RoundSettings:
     """Images of each client, the most that it can claim; None if the server does not know."""
     system: VirtualSystem | None = None
     """The clients' devices; None without virtual time."""
+    privacy: Accountant | None = None
+    """What rounds use up of the clients' privacy; None without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +262,8 @@ def run_round(
     seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": 0.0}
     known = report(state, sound, good, refused, merged, traffic, seconds)  # 10
     known = with_staleness(with_marks(known, actions, settings.recipe.attackers), cohort.staleness)
+    if settings.privacy is not None:
+        known = dataclasses.replace(known, epsilon=settings.privacy.epsilon(round_index))
     return Unmeasured(state, with_timing(known, state, timing), evaluation, aggregated)
 
 
