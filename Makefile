@@ -12,7 +12,7 @@ PYTHON ?= $(shell for each in python3 python3.12 python3.11 python3.10; do \
 	&& echo $$each && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run sweep test test-cluster lint typecheck format docs lock bench bench-methods cluster submit job-status job-stop cluster-stop pretrain real clean
+.PHONY: help setup run sweep test test-cluster test-trust lint typecheck format docs lock bench bench-methods cluster submit job-status job-stop cluster-stop pretrain real clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ test: setup ## run the whole test suite: make test [ARGS="-k name"]
 
 test-cluster: setup ## test submission, several nodes, node loss and sweeps (a few minutes)
 	@$(BIN)/python -m pytest tests/cluster -m cluster -n 0 --timeout=900 $(ARGS)
+
+test-trust: setup ## try crashes, damaged files, mutated inputs, hostile updates and ports (at most 15 minutes)
+	@$(BIN)/python -m pytest tests/trust -m "trust or not trust" --timeout=900 $(ARGS)
 
 lint: setup ## check style and formatting
 	@$(BIN)/ruff check .
